@@ -1,0 +1,161 @@
+"""ResNet50 v1.5, written by hand, with torchvision's parameter names.
+
+"v1.5" puts the stride of a downsampling bottleneck on its 3x3 convolution; the paper's v1 puts it
+on the first 1x1, which throws three of four pixels away unseen (He et al. 2015, arXiv:1512.03385;
+the change is Facebook's, github.com/facebookarchive/fb.resnet.torch, and worth about 0.5% top-1).
+
+The state dict has torchvision's keys, order and shapes (320 tensors, 25,557,032 parameters at 1000
+classes), so weights go both ways without conversion.
+
+    model = ResNet(num_classes=1000)              # ResNet50
+    load_weights(model, torch.load("weights.pt", weights_only=True))
+
+Shape letters: B batch, C channels, H and W height and width in pixels, K classes.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+# What DistributedDataParallel and torch.compile put before every key of the model they wrap.
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+
+
+class Bottleneck(nn.Module):
+    """1x1 reduce, 3x3, 1x1 expand by four, plus the shortcut.
+
+    (B, in_channels, H, W) -> (B, 4 * width, H / stride, W / stride)
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        # Three modules, not one used three times: int8 export needs one observer per activation.
+        self.relu1 = nn.ReLU(inplace=True)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.relu2(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        return self.relu3(x + shortcut)
+
+
+class ResNet(nn.Module):
+    """Bottleneck ResNet; ResNet50 by default.
+
+    layers: blocks in each of the four stages; (3, 4, 6, 3) is ResNet50, (1, 1, 1, 1) the tests'
+    `tiny`. width: channels after the stem, a multiple of 8; the last stage has 32 * width
+    channels. zero_init_gamma: start each block as the identity by zeroing the gamma of its last
+    batch norm
+        (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int] = (3, 4, 6, 3),
+        width: int = 64,
+        num_classes: int = 1000,
+        zero_init_gamma: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        in_channels = width
+        for i, num_blocks in enumerate(layers):
+            stage_width = width * 2**i
+            strides = [1 if i == 0 else 2] + [1] * (num_blocks - 1)
+            blocks = []
+            for stride in strides:
+                blocks.append(Bottleneck(in_channels, stage_width, stride))
+                in_channels = stage_width * Bottleneck.expansion
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(in_channels, num_classes)
+        self._initialise(zero_init_gamma)
+
+    def _initialise(self, zero_init_gamma: bool) -> None:
+        """Convolutions He-normal by fan-out, batch norms 1 and 0, the rest torch's default."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if zero_init_gamma:
+            for module in self.modules():
+                if isinstance(module, Bottleneck):
+                    nn.init.zeros_(module.bn3.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) float, H and W from 32 up -> logits (B, K)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (B, width, H/4, W/4)
+        x = self.layer1(x)  # (B, 4 width, H/4, W/4)
+        x = self.layer2(x)  # (B, 8 width, H/8, W/8)
+        x = self.layer3(x)  # (B, 16 width, H/16, W/16)
+        x = self.layer4(x)  # (B, 32 width, H/32, W/32)
+        return self.fc(torch.flatten(self.avgpool(x), 1))  # (B, K)
+
+
+def strip_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the keys of the bare model: `module.` and `_orig_mod.` removed."""
+
+    def bare(key: str) -> str:
+        while key.startswith(WRAPPER_PREFIXES):
+            key = key.split(".", 1)[1]
+        return key
+
+    return {bare(key): tensor for key, tensor in state_dict.items()}
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Load all tensors, strictly.
+
+    Raises ValueError naming the first missing, unexpected or differently shaped tensors, before
+    anything in the model has changed.
+    """
+    tensors, expected = strip_prefixes(state_dict), model.state_dict()
+    problems = [f"missing {key}" for key in expected if key not in tensors]
+    problems += [f"unexpected {key}" for key in tensors if key not in expected]
+    problems += [
+        f"{key} is {tuple(tensors[key].shape)}, the model has {tuple(expected[key].shape)}"
+        for key in expected
+        if key in tensors and tensors[key].shape != expected[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"these weights are not this model's: {'; '.join(problems[:3])}{more}")
+    model.load_state_dict(tensors)
+
+
+def architecture_of(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
+    """The arguments of `ResNet` that a state dict was made with, read off its keys and shapes.
+
+    Raises ValueError if it is not the state dict of such a network.
+    """
+    tensors = strip_prefixes(state_dict)
+    if "conv1.weight" not in tensors or "fc.weight" not in tensors:
+        raise ValueError("these weights are not a ResNet's: no tensor conv1.weight or fc.weight")
+    blocks = {tuple(key.split(".")[:2]) for key in tensors if key.startswith("layer")}
+    layers = tuple(sum(stage == f"layer{i}" for stage, _ in blocks) for i in range(1, 5))
+    return {
+        "layers": layers,
+        "width": tensors["conv1.weight"].shape[0],
+        "num_classes": tensors["fc.weight"].shape[0],
+    }

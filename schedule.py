@@ -1,0 +1,135 @@
+"""Steps and learning rates. Here epochs become steps, once; everywhere else time is steps.
+
+`step` counts batches consumed, which is also the position in the schedule. A checkpoint of step
+1200 continues with batch 1200 (counted from 0). A step that gradient scaling skips counts.
+"""
+
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arithmetic of a run, derived once from settings, data and number of ranks."""
+
+    num_images: int
+    epochs: int
+    total_batch_size: int
+    device_batch_size: int
+    world_size: int
+    stop_step: int  # where this start ends: total_steps, or --max_steps if that is less
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; the rest, other images every epoch, is left out."""
+        return self.num_images // self.total_batch_size
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches in a step, over all ranks."""
+        return self.total_batch_size // self.device_batch_size
+
+    @property
+    def micro_batches_per_rank(self) -> int:
+        return self.num_micro_batches // self.world_size
+
+    def epoch_of(self, step: int) -> float:
+        """Epochs behind `step`, as a fraction."""
+        return step / self.steps_per_epoch
+
+    def ends_epoch(self, step: int) -> bool:
+        return step > 0 and step % self.steps_per_epoch == 0
+
+    def evaluates_at(self, step: int, every_epochs: int) -> bool:
+        """Whether validation follows this step: every so many epochs and where the run ends."""
+        return step == self.stop_step or (
+            self.ends_epoch(step) and step // self.steps_per_epoch % every_epochs == 0
+        )
+
+    def describe(self) -> str:
+        """The arithmetic in one line, for the start of the log."""
+        return (
+            f"batch {self.total_batch_size} = {self.world_size} ranks x "
+            f"{self.micro_batches_per_rank} micro-batches x {self.device_batch_size} images; "
+            f"{self.steps_per_epoch} steps an epoch, {self.epochs} epochs, {self.total_steps} steps; "
+            f"may go on with {', '.join(map(str, possible_world_sizes(self.num_micro_batches)))} GPUs"
+        )
+
+
+def possible_world_sizes(num_micro_batches: int) -> list[int]:
+    """Numbers of ranks that give every rank the same number of micro-batches."""
+    return [n for n in range(1, num_micro_batches + 1) if num_micro_batches % n == 0]
+
+
+def make_plan(
+    num_images: int,
+    epochs: int,
+    total_batch_size: int,
+    device_batch_size: int,
+    world_size: int,
+    max_steps: int = 0,
+) -> Plan:
+    """Check that the batch divides over the ranks and the data fill it at least once.
+
+    Raises ValueError naming the option, the value and what would do.
+    """
+    if total_batch_size % device_batch_size:
+        raise ValueError(
+            f"--total_batch_size {total_batch_size} does not split into micro-batches of "
+            f"{device_batch_size}: choose a multiple of it"
+        )
+    num_micro_batches = total_batch_size // device_batch_size
+    if num_micro_batches % world_size:
+        possible = ", ".join(map(str, possible_world_sizes(num_micro_batches)))
+        raise ValueError(
+            f"--total_batch_size {total_batch_size} in micro-batches of {device_batch_size} does "
+            f"not divide over {world_size} ranks: start {possible} of them (CUDA_VISIBLE_DEVICES "
+            "picks GPUs), or choose another --device_batch_size for a new run"
+        )
+    if num_images < total_batch_size:
+        raise ValueError(
+            f"--total_batch_size {total_batch_size} is more than the {num_images} training images: "
+            "choose a smaller one"
+        )
+    total_steps = num_images // total_batch_size * epochs
+    stop_step = min(max_steps, total_steps) if max_steps else total_steps
+    return Plan(num_images, epochs, total_batch_size, device_batch_size, world_size, stop_step)
+
+
+def one_cycle(
+    optimizer: Optimizer,
+    total_steps: int,
+    *,
+    max_lr: float,
+    pct_start: float,
+    anneal_strategy: str,
+    div_factor: float,
+    final_div_factor: float,
+    cycle_momentum: bool,
+) -> OneCycleLR:
+    """torch's OneCycleLR (Smith and Topin 2017, arXiv:1708.07120), for stepping once a step."""
+    return OneCycleLR(
+        optimizer,
+        max_lr=max_lr,
+        total_steps=total_steps,
+        pct_start=pct_start,
+        anneal_strategy=anneal_strategy,
+        div_factor=div_factor,
+        final_div_factor=final_div_factor,
+        cycle_momentum=cycle_momentum,
+    )
+
+
+def advance(scheduler: LRScheduler, step: int, total_steps: int) -> None:
+    """Set the learning rate of batch `step`; after the last batch there is none to set.
+
+    OneCycleLR would allow one call more and give a rate beyond its end, a negative one when linear.
+    """
+    if step < total_steps:
+        scheduler.step()

@@ -1,0 +1,124 @@
+"""What `python train.py` is: torchrun with restarts, forwarded signals and a true exit code.
+
+torchrun ends with 1 whatever a rank ended with, so the outcome is read from the run's status.json,
+which carries this attempt's id. A crash is restarted from the newest checkpoint as long as
+checkpoints advance; a crash that repeats itself is not.
+
+Exit codes: 0 done, 1 crashed, 2 the user must change something, 3 diverged, 75 interrupted and
+resumable.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+import interruption
+
+ATTEMPT = "TRAIN_ATTEMPT"  # environment variable: the id that status.json then carries
+POLL_S = 0.1
+INTERRUPTED_CODE = 75
+
+
+class Supervisor:
+    """Runs one command under torchrun until its run has an outcome."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        num_ranks: int,
+        *,
+        read_status: Callable[[], Mapping[str, object]],
+        newest_step: Callable[[], int],
+        exit_codes: Mapping[str, int],
+    ) -> None:
+        self.command, self.num_ranks = list(command), num_ranks
+        self.read_status, self.newest_step, self.exit_codes = read_status, newest_step, exit_codes
+        self.num_signals = 0
+        self._forwarded = False
+
+    def run(self) -> int:
+        """Train to the end, restarting crashes that got further; returns the exit code."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        # A dropped SSH connection hangs up on us; training goes on, and the same command comes
+        # back.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        while True:
+            before, attempt = self.newest_step(), uuid.uuid4().hex
+            self._watch(self._start(attempt), attempt)
+            state = self._state_of(attempt)
+            if state in self.exit_codes:
+                return self.exit_codes[state]
+            if self.num_signals:
+                return INTERRUPTED_CODE
+            if self.newest_step() <= before:
+                _say("training crashed before it reached a new checkpoint: not restarting")
+                return 1
+            _say(f"training crashed; restarting from step {self.newest_step()}")
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.num_signals += 1
+
+    def _state_of(self, attempt: str) -> str:
+        """State that this attempt wrote; empty if it wrote none."""
+        status = self.read_status()
+        return str(status.get("state", "")) if status.get("attempt") == attempt else ""
+
+    def _start(self, attempt: str) -> subprocess.Popen:
+        """torchrun in a session of its own, so that Ctrl-C comes to us alone and arrives once."""
+        parent_pid = os.getpid()
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--max-restarts=0",
+        ]
+        torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]
+        torchrun += [f"--nproc_per_node={self.num_ranks}"]
+        environment = {ATTEMPT: attempt, interruption.SUPERVISOR_PID: str(parent_pid)}
+        return subprocess.Popen(
+            [*torchrun, *self.command],
+            env=os.environ | environment,
+            start_new_session=True,
+            preexec_fn=lambda: interruption.die_with_parent(parent_pid),
+        )
+
+    def _watch(self, torchrun: subprocess.Popen, attempt: str) -> None:
+        """Wait for torchrun; pass on a first signal politely, kill everything on a second."""
+        forwarded = 0
+        while torchrun.poll() is None:
+            time.sleep(POLL_S)
+            if self.num_signals == forwarded:
+                continue
+            forwarded = self.num_signals
+            # A rank that has not begun to train has nothing to save and does not listen yet.
+            if self._state_of(attempt) and forwarded == 1:
+                _say("stopping after this step, saving first; once more to stop at once")
+                _signal_ranks(torchrun.pid, signal.SIGTERM)
+            else:
+                _signal_ranks(torchrun.pid, signal.SIGKILL)
+                torchrun.kill()
+
+
+def _signal_ranks(torchrun_pid: int, signum: signal.Signals) -> None:
+    """Signal torchrun's children and not torchrun, which would report our own stop as a failure."""
+    for children in Path(f"/proc/{torchrun_pid}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            try:
+                os.kill(int(pid), signum)
+            except ProcessLookupError:
+                continue
+
+
+def _say(text: str) -> None:
+    try:
+        print(f"train.py: {text}", flush=True)
+    except OSError:  # the terminal is gone
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the process's life)

@@ -1,0 +1,347 @@
+"""Train a ResNet50 on a folder of images, resumably, on one GPU, several, or a CPU.
+
+    python train.py                                    # resume, or start the default recipe
+    python train.py --data_dir DIR --run_dir runs/NAME --recipe onecycle50
+    torchrun --standalone --nproc_per_node=2 train.py --data_dir DIR --run_dir runs/NAME
+
+`python train.py` starts torchrun on all GPUs and restarts it after a crash (supervisor.py); every
+rank then runs `train` below. The same command, after whatever interruption, resumes. SIGTERM and
+Ctrl-C save first. Exit codes: 0 done, 1 crashed, 2 change something, 3 diverged, 75 interrupted
+and resumable.
+"""
+
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+
+import assembly
+import checkpoint
+import config
+import distributed
+import engine
+import interruption
+import run_folder
+import supervisor
+from assembly import Run
+from config import Request
+from recipes import RECIPES
+from transforms import Batch
+
+RETRY_SAVE_S = 60.0  # after a checkpoint that could not be written
+
+
+@dataclass
+class Orders:
+    """What all ranks agreed on between two steps."""
+
+    stop: bool
+    save: bool
+    out_of_time: bool
+
+
+class Ended(Exception):  # noqa: N818 (not always an error)
+    """The run cannot go on; the state it ended in is the only argument."""
+
+
+def train(run: Run) -> str:
+    """The loop: agree, finish an epoch, save, take a step. Returns the state the run ended in."""
+    cfg, plan, state, log = run.cfg, run.plan, run.state, run.log
+    while True:
+        orders = agree(run)
+        ends = state.step >= plan.stop_step or orders.out_of_time
+        if (ends or plan.ends_epoch(state.step)) and not log.has_row(state.step):
+            orders.save = True
+            orders.stop = not finish_epoch(run, ends) or orders.stop
+        if orders.save or orders.stop:
+            save(run)
+        if ends and log.has_row(state.step):
+            return run_folder.DONE if run.saved_step == state.step else run_folder.INTERRUPTED
+        if orders.stop:
+            return run_folder.INTERRUPTED
+
+        start = time.monotonic()
+        micro_batches = list(islice(run.batches, plan.micro_batches_per_rank))
+        data_wait_s = time.monotonic() - start
+        lr = state.lr
+        sums = engine.train_step(state, run.network, micro_batches, cfg, run.precision, run.ranks)
+        engine.advance(state, sums, plan.total_steps)
+        note_bad_images(run, micro_batches)
+        log.step_done(state.step, time.monotonic() - start, data_wait_s)
+        if state.step % cfg.log_every_steps == 0:
+            log.train_record(
+                state.step, lr, engine.means(distributed.sum_over_ranks(sums, run.ranks))
+            )
+
+
+def agree(run: Run) -> Orders:
+    """Give every rank the same orders; one exchange of five host numbers a step.
+
+    Raises Ended when the loss is no longer finite or too many images cannot be decoded.
+    """
+    cfg, step = run.cfg, run.state.step
+    by_steps = cfg.save_every_steps and step % cfg.save_every_steps == 0 and step != run.saved_step
+    save_due = run.ranks.is_main and (by_steps or time.monotonic() >= run.save_due_s)
+    over = cfg.max_minutes and run.log.paid_s >= 60 * cfg.max_minutes
+    stop, save_now, out_of_time, non_finite, num_new_bad = distributed.agree(
+        [
+            int(run.interruption.requested),
+            int(save_due),
+            int(run.ranks.is_main and bool(over)),
+            run.non_finite.read(run.state.epoch_sums[engine.NON_FINITE]),
+            len(run.new_bad_images),
+        ],
+        run.ranks,
+    )
+    if non_finite:
+        raise_diverged(run)
+    if num_new_bad:
+        report_bad_images(run)
+    if out_of_time and step < run.plan.stop_step and not run.log.has_row(step):
+        run.log.event(
+            step, f"--max_minutes {cfg.max_minutes:g} are over: ending early, at step {step}"
+        )
+    return Orders(stop > 0, save_now > 0, out_of_time > 0)
+
+
+def finish_epoch(run: Run, ends: bool) -> bool:
+    """Evaluate if this is a time to, and add the epoch's row; False if interrupted before that."""
+    cfg, plan, state = run.cfg, run.plan, run.state
+    train_sums = distributed.sum_over_ranks(state.epoch_sums, run.ranks)
+    if train_sums[engine.NON_FINITE]:
+        raise_diverged(run)
+    val_sums = None
+    if ends or plan.evaluates_at(state.step, cfg.eval_every_epochs):
+        val_sums = evaluate(run)
+        if val_sums is None:
+            return False
+    val_means = None if val_sums is None else engine.means(val_sums)
+    run.log.epoch_row(state.step, state.lr, engine.means(train_sums), val_means)
+    if plan.ends_epoch(state.step):
+        state.epoch_sums.zero_()
+    return True
+
+
+def evaluate(run: Run) -> torch.Tensor | None:
+    """Summed results of the validation split, on all ranks; None if interrupted."""
+    num_batches = -(-run.num_eval_images // run.cfg.device_batch_size)
+    rounds = -(-num_batches // run.ranks.world_size)
+    mine = len(range(run.ranks.rank, num_batches, run.ranks.world_size))
+    batches = chain(islice(run.eval_batches, mine), [None] * (rounds - mine))
+
+    def should_stop(batch: Batch | None) -> bool:
+        note_bad_images(run, [batch] if batch else [])
+        return distributed.agree([int(run.interruption.requested)], run.ranks)[0] > 0
+
+    distributed.broadcast_buffers([run.state.model, run.state.eval_model], run.ranks)
+    return engine.evaluate(
+        run.state.eval_model, batches, run.num_eval_images, run.precision, run.ranks, should_stop
+    )
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint, and best.pt if this step is the best one; every rank must call it.
+
+    A disk that is full or gone costs this checkpoint, not the run: the old ones stand, and the next
+    try comes in a minute. Raises Ended rather than save a model that is no longer finite.
+    """
+    state, ranks, log = run.state, run.ranks, run.log
+    if run.saved_step == state.step:
+        return
+    epoch_sums = distributed.sum_over_ranks(state.epoch_sums, ranks)
+    distributed.broadcast_buffers([state.model, state.eval_model], ranks)
+    if epoch_sums[engine.NON_FINITE] or not engine.all_finite(state.model):
+        raise_diverged(run)
+    run.save_due_s = time.monotonic() + 60 * run.cfg.save_every_minutes
+    run.saved_step = state.step
+    if not ranks.is_main:
+        return
+    folder = run_folder.checkpoints_dir(Path(run.cfg.run_dir))
+    contents = state.state_dict() | run.fingerprints
+    contents |= {
+        "epoch_sums": epoch_sums.cpu(),
+        "rows": log.rows,
+        "config": config.to_json(run.cfg),
+    }
+    contents |= {"best": log.best, "commit": run_folder.commit()}
+    try:
+        path = checkpoint.save(folder, state.step, contents)
+        if log.best and log.best["step"] == state.step:
+            checkpoint.mark_best(path)
+        checkpoint.prune(folder, run.cfg.keep_checkpoints)
+    except OSError as error:
+        run.saved_step = -1
+        run.save_due_s = time.monotonic() + RETRY_SAVE_S
+        log.event(
+            state.step,
+            f"warning: no checkpoint of step {state.step}: {folder}: {error.strerror}; older ones "
+            "stand, training goes on and tries again: free some space",
+        )
+    log.status(run_folder.RUNNING, state.step)
+
+
+def raise_diverged(run: Run) -> None:
+    """End the run on all ranks; checkpoints from before stand."""
+    run.log.event(
+        run.state.step,
+        f"error: the loss is not finite at or before step {run.state.step}. The checkpoints are "
+        "from before. Try a new run with a lower --max_lr, or --clip_grad_norm 1",
+    )
+    raise Ended(run_folder.DIVERGED)
+
+
+def note_bad_images(run: Run, batches: Sequence[Batch]) -> None:
+    for batch in batches:
+        run.new_bad_images |= set(batch.bad_images) - run.bad_images
+
+
+def report_bad_images(run: Run) -> None:
+    """Name new undecodable files once; raises Ended if there are now too many."""
+    new = distributed.gather_names(run.new_bad_images, run.ranks) - run.bad_images
+    run.bad_images |= new
+    run.new_bad_images = set()
+    for name in sorted(new):
+        run.log.event(run.state.step, f"warning: cannot be decoded, replaced: {name}")
+    if len(run.bad_images) > run.cfg.max_bad_images:
+        run.log.event(
+            run.state.step,
+            f"error: {len(run.bad_images)} images cannot be decoded, more than --max_bad_images "
+            f"{run.cfg.max_bad_images}: repair or remove them (log.jsonl names them), or raise it",
+        )
+        raise Ended(run_folder.CONFIG_ERROR)
+
+
+def run_rank(request: Request) -> int:
+    """What torchrun starts: train, and leave the outcome in status.json."""
+    interruption.die_with_launcher()
+    stop = interruption.Interruption()
+    supervised = supervisor.ATTEMPT in os.environ
+    attempt = os.environ.get(supervisor.ATTEMPT) or uuid.uuid4().hex
+    is_main, lock = True, None
+    try:
+        ranks = distributed.read_ranks()
+        is_main = ranks.is_main
+        cfg = assembly.resolve(request, ranks.world_size)
+        run_dir = Path(cfg.run_dir)
+        if request.fresh and has_run(run_dir):
+            raise ValueError(f"--fresh: a run lies in {run_dir}: `python train.py` can replace it")
+        if is_main:
+            lock = distributed.FolderLock(run_dir)
+            run_folder.write_status(run_dir, state=run_folder.RUNNING, attempt=attempt)
+            run_folder.write_config(run_dir, config.to_json(cfg), sys.argv)
+        run = assembly.start(cfg, ranks, attempt, stop)
+    except (ValueError, OSError) as error:
+        if is_main:
+            say_error(error)
+        if lock:
+            state = run_folder.CONFIG_ERROR
+            run_folder.write_status(run_dir, state=state, attempt=attempt, message=str(error))
+        return 0 if supervised else 2
+
+    try:
+        state = train(run)
+    except Ended as ended:
+        state = ended.args[0]
+    if state == run_folder.INTERRUPTED:
+        run.log.say(f"interrupted at step {run.state.step}; the same command goes on from there")
+    run.log.close(state, run.state.step)
+    distributed.disconnect(ranks)
+    # The supervisor reads status.json; another exit code would only make torchrun print a
+    # traceback.
+    return 0 if supervised else run_folder.EXIT_CODES[state]
+
+
+def supervise(request: Request, argv: Sequence[str]) -> int:
+    """What `python train.py` is: check, and have torchrun do it on every GPU."""
+    try:
+        cfg = assembly.resolve(request)
+        run_dir = Path(cfg.run_dir)
+        lock = distributed.FolderLock(run_dir, ".supervisor.lock")
+        distributed.FolderLock(run_dir).release()  # a plain torchrun may be training there
+        if request.fresh:
+            make_room(run_dir, request.overwrite)
+        status = run_folder.read_status(run_dir)
+    except (ValueError, OSError) as error:
+        say_error(error)
+        return 2
+    if status.get("state") == run_folder.DONE and not prolonged(request, status):
+        print(
+            f"train.py: the run in {run_dir} is done at step {status.get('step')}, best top-1 "
+            f"{status.get('best_top1'):.2f}%. Give a new --run_dir to train another one"
+        )
+        return 0
+    flags = [word for word in argv if word not in ("--fresh", "--overwrite")]
+    command = [__file__, *flags, f"--run_dir={run_dir}", f"--data_dir={cfg.data_dir}"]
+    watcher = supervisor.Supervisor(
+        command,
+        max(1, torch.cuda.device_count()),
+        read_status=lambda: run_folder.read_status(run_dir),
+        newest_step=lambda: checkpoint.newest_step(run_folder.checkpoints_dir(run_dir)),
+        exit_codes=run_folder.EXIT_CODES,
+    )
+    code = watcher.run()
+    state = run_folder.read_status(run_dir).get("state")
+    if state == run_folder.RUNNING:  # nobody was left to write it
+        interrupted = code == run_folder.EXIT_CODES[run_folder.INTERRUPTED]
+        state = run_folder.INTERRUPTED if interrupted else run_folder.CRASHED
+        run_folder.write_status(run_dir, state=state)
+    lock.release()
+    return code
+
+
+def prolonged(request: Request, status: dict[str, object]) -> bool:
+    """Whether the command asks a run that is done to go on beyond where it ended."""
+    return "max_minutes" in request.settings or (
+        request.settings.get("max_steps", status.get("stop_step")) != status.get("stop_step")
+    )
+
+
+def has_run(run_dir: Path) -> bool:
+    return (run_dir / "config.json").exists() or run_folder.checkpoints_dir(run_dir).exists()
+
+
+def make_room(run_dir: Path, overwrite: bool) -> None:
+    """Delete the run that lies there, if told to, and nothing that is not a run's."""
+    if not has_run(run_dir):
+        return
+    if not overwrite:
+        step = run_folder.read_status(run_dir).get("step", "?")
+        raise ValueError(
+            f"--fresh: a run lies in {run_dir}, at step {step}. Leave --fresh out to resume it, "
+            "add --overwrite to delete it, or give another --run_dir"
+        )
+    if run_folder.checkpoints_dir(run_dir).exists():
+        shutil.rmtree(run_folder.checkpoints_dir(run_dir))
+    for name in run_folder.FILES:
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def say_error(error: Exception) -> None:
+    print(f"train.py: error: {error}", file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the command line; then be a rank, or the supervisor of all ranks."""
+    argv = config.with_underscores(sys.argv[1:] if argv is None else argv)
+    presets = {name: recipe.summary for name, recipe in RECIPES.items()}
+    parser = config.build_parser(presets, epilog=__doc__.split("\n", 2)[2])
+    request = config.parse(parser, argv)
+    if request.print_config:
+        try:
+            print(json.dumps(config.to_json(assembly.resolve(request)), indent=2))
+        except ValueError as error:
+            parser.error(str(error))
+        return 0
+    return run_rank(request) if distributed.launched_by_torchrun() else supervise(request, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
