@@ -54,11 +54,12 @@ class Plan:
 
     def describe(self) -> str:
         """The arithmetic in one line, for the start of the log."""
+        sizes = ", ".join(map(str, possible_world_sizes(self.num_micro_batches)))
         return (
             f"batch {self.total_batch_size} = {self.world_size} ranks x "
             f"{self.micro_batches_per_rank} micro-batches x {self.device_batch_size} images; "
-            f"{self.steps_per_epoch} steps an epoch, {self.epochs} epochs, {self.total_steps} steps; "
-            f"may go on with {', '.join(map(str, possible_world_sizes(self.num_micro_batches)))} GPUs"
+            f"{self.steps_per_epoch} steps an epoch, {self.epochs} epochs, {self.total_steps} "
+            f"steps; may go on with {sizes} GPUs"
         )
 
 

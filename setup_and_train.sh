@@ -55,21 +55,20 @@ find_python() {
 # Build the environment for a requirements file. A stamp with the hash of what it was built from is
 # written last, so that an interrupted or outdated installation is repeated.
 build_environment() {
-    local requirements=$1 python wanted
+    local requirements=$1 python wanted stamp=$venv/.stamp.$1
     wanted=$(cat requirements.txt "$requirements" | sha256sum | cut -d ' ' -f 1)
-    if [[ -x $venv/bin/python && -f $venv/.stamp && $(<"$venv/.stamp") == "$wanted" ]]; then
+    if [[ -x $venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
         say "environment $venv is up to date"
         return
     fi
-    python=$(find_python)
-    say "building the environment in $venv with $python (PyTorch is 3 GB to download)"
-    if [[ ! -x $venv/bin/python ]] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        python=$(find_python)
+        say "building the environment in $venv with $python (PyTorch is 3 GB to download)"
         run "$python" -m venv --clear "$venv"
     fi
-    run rm -f "$venv/.stamp"
     run "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
     run "$venv/bin/python" -c 'import torch, torchvision; print("torch", torch.__version__)'
-    if [[ $dry_run == no ]]; then printf '%s\n' "$wanted" >"$venv/.stamp"; fi
+    if [[ $dry_run == no ]]; then printf '%s\n' "$wanted" >"$stamp"; fi
 }
 
 demo() {
@@ -80,7 +79,7 @@ demo() {
     say "3/3 training; Ctrl-C saves first, and the same command goes on"
     # exec: signals to this script are signals to train.py, and its exit code is ours.
     run exec "$venv/bin/python" train.py --recipe demo --data_dir data/fashion-mnist \
-        --run_dir runs/demo "${max_steps[@]}"
+        --run_dir runs/demo --max_steps "${max_steps:-0}"
 }
 
 tests() {
@@ -99,7 +98,7 @@ tests() {
 main() {
     local mode=""
     dry_run=no
-    max_steps=()
+    max_steps=
     while (($#)); do
         case ${1//-/_} in
             __demo | __test)
@@ -109,7 +108,7 @@ main() {
             __dry_run) dry_run=yes ;;
             __max_steps)
                 [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || die "--max_steps ${2:-}: give a number from 1 up"
-                max_steps=("--max_steps=$2")
+                max_steps=$2
                 shift
                 ;;
             __help | _h)
@@ -124,7 +123,10 @@ main() {
     venv=${VENV:-.venv}
     case $mode in
         --demo) demo ;;
-        --test) [[ ${#max_steps[@]} == 0 ]] || die "--max_steps goes with --demo" && tests ;;
+        --test)
+            [[ -z $max_steps ]] || die "--max_steps goes with --demo"
+            tests
+            ;;
         *)
             usage >&2
             die "say what to do: --demo or --test"

@@ -268,11 +268,13 @@ def supervise(request: Request, argv: Sequence[str]) -> int:
         distributed.FolderLock(run_dir).release()  # a plain torchrun may be training there
         if request.fresh:
             make_room(run_dir, request.overwrite)
-        status = run_folder.read_status(run_dir)
+        status, stored = run_folder.read_status(run_dir), run_folder.read_settings(run_dir)
     except (ValueError, OSError) as error:
         say_error(error)
         return 2
-    if status.get("state") == run_folder.DONE and not prolonged(request, status):
+    limits = ("max_steps", "max_minutes")
+    unchanged = stored and all(stored[name] == getattr(cfg, name) for name in limits)
+    if status.get("state") == run_folder.DONE and unchanged:
         print(
             f"train.py: the run in {run_dir} is done at step {status.get('step')}, best top-1 "
             f"{status.get('best_top1'):.2f}%. Give a new --run_dir to train another one"
@@ -295,13 +297,6 @@ def supervise(request: Request, argv: Sequence[str]) -> int:
         run_folder.write_status(run_dir, state=state)
     lock.release()
     return code
-
-
-def prolonged(request: Request, status: dict[str, object]) -> bool:
-    """Whether the command asks a run that is done to go on beyond where it ended."""
-    return "max_minutes" in request.settings or (
-        request.settings.get("max_steps", status.get("stop_step")) != status.get("stop_step")
-    )
 
 
 def has_run(run_dir: Path) -> bool:
