@@ -59,16 +59,8 @@ def read_weights(path: Path, raw: bool) -> tuple[dict, str, dict]:
     return state["model"], "trained", state.get("config", {})
 
 
-def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
-    """Run the evaluation on all ranks. Raises ValueError for what the user must change."""
-    split = data.open_split(args.data_dir, args.split)
-    weights, kind, trained = read_weights(args.weights, args.raw)
-    architecture = architecture_of(weights)
-    if architecture["num_classes"] != len(split.classes):
-        raise ValueError(
-            f"--weights {args.weights} knows {architecture['num_classes']} classes, "
-            f"{split.root} has {len(split.classes)}: give the data it was trained on"
-        )
+def sizes(args: argparse.Namespace, trained: dict) -> tuple[int, int, int]:
+    """Side of the crop, shorter side before it, images a batch: as given, as trained, or usual."""
     crop_size = args.image_size or trained.get("eval_image_size") or trained.get("image_size", 224)
     resize_size = args.resize_size or round(crop_size * 256 / 224)
     if trained.get("eval_resize_size") and not (args.image_size or args.resize_size):
@@ -79,6 +71,20 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
             f"--image_size {crop_size}, --resize_size {resize_size}, --batch_size {batch_size}: "
             "must be at least 1, and the crop no larger than the picture"
         )
+    return crop_size, resize_size, batch_size
+
+
+def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
+    """Run the evaluation on all ranks. Raises ValueError for what the user must change."""
+    split = data.open_split(args.data_dir, args.split)
+    weights, kind, trained = read_weights(args.weights, args.raw)
+    architecture = architecture_of(weights)
+    if architecture["num_classes"] != len(split.classes):
+        raise ValueError(
+            f"--weights {args.weights} knows {architecture['num_classes']} classes, "
+            f"{split.root} has {len(split.classes)}: give the data it was trained on"
+        )
+    crop_size, resize_size, batch_size = sizes(args, trained)
     num_workers = args.num_workers
     if num_workers < 0:
         on_gpu = ranks.device.type == "cuda"

@@ -4,6 +4,7 @@
 1200 continues with batch 1200 (counted from 0). A step that gradient scaling skips counts.
 """
 
+import warnings
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
@@ -133,4 +134,7 @@ def advance(scheduler: LRScheduler, step: int, total_steps: int) -> None:
     OneCycleLR would allow one call more and give a rate beyond its end, a negative one when linear.
     """
     if step < total_steps:
-        scheduler.step()
+        with warnings.catch_warnings():
+            # torch complains if gradient scaling skips the very first step; here it counts.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            scheduler.step()

@@ -1,0 +1,220 @@
+"""One step, one evaluation, averages: against plain torch."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import engine
+import transforms
+from config import TrainConfig
+from distributed import Ranks
+from model import ResNet
+from schedule import one_cycle
+from transforms import Batch
+
+CPU = torch.device("cpu")
+FP32 = engine.Precision(CPU, torch.float32)
+
+
+def tiny(num_classes: int = 7) -> ResNet:
+    torch.manual_seed(0)
+    return ResNet((1, 1, 1, 1), 8, num_classes)
+
+
+def make_state(cfg: TrainConfig, fp16: bool = False) -> engine.TrainState:
+    model = tiny()
+    optimizer = engine.build_optimizer(model, cfg)
+    scheduler = one_cycle(
+        optimizer, 20, max_lr=cfg.max_lr, pct_start=0.3, anneal_strategy="cos", div_factor=25.0,
+        final_div_factor=1e4, cycle_momentum=cfg.cycle_momentum,
+    )  # fmt: skip
+    scaler = torch.amp.GradScaler("cpu", enabled=fp16)
+    sums = torch.zeros(5, dtype=torch.int64)
+    return engine.TrainState(
+        model, optimizer, scheduler, scaler, engine.build_ema(model, cfg.ema_decay), sums
+    )
+
+
+def make_batch(seed: int, size: int = 8) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (size, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 7, (size,), generator=generator)
+    return Batch(images, labels, torch.rand(size, generator=generator) < 0.5, [])
+
+
+def step(state: engine.TrainState, batches: list[Batch], cfg: TrainConfig) -> torch.Tensor:
+    return engine.train_step(state, state.model, batches, cfg, FP32, Ranks())
+
+
+def test_weight_decay_goes_to_convolutions_and_classifier_alone():
+    model = ResNet()
+    decayed, others = engine.build_optimizer(model, TrainConfig(weight_decay=1e-4)).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (1e-4, 0.0)
+    assert len(decayed["params"]) == 54 and len(others["params"]) == 107
+    norms = {
+        id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()
+    }
+    assert not norms & {id(p) for p in decayed["params"]}  # downsample.1 among them
+    assert id(model.fc.bias) in {id(p) for p in others["params"]}
+
+
+def test_a_step_is_plain_torchs():
+    cfg = TrainConfig(max_lr=0.1, nesterov=True, label_smoothing=0.1, weight_decay=0.0)
+    state, reference, batch = make_state(cfg), tiny().train(), make_batch(1)
+    sums = step(state, [batch], cfg)
+    optimizer = torch.optim.SGD(reference.parameters(), state.lr, 0.9, nesterov=True)
+    logits = reference(transforms.normalize(batch.images, batch.flips))
+    loss = functional.cross_entropy(logits, batch.labels, label_smoothing=0.1)
+    loss.backward()
+    optimizer.step()
+    for (name, ours), theirs in zip(
+        state.model.state_dict().items(), reference.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, msg=name)
+    assert engine.means(sums)["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    hits = (logits.argmax(1) == batch.labels).float().mean().item()
+    assert engine.means(sums)["top1"] == pytest.approx(100 * hits)
+
+
+def test_accumulated_gradients_are_means_and_running_statistics_the_first_batchs():
+    cfg = TrainConfig(weight_decay=0.0, clip_grad_norm=1e9)
+    state, reference = make_state(cfg), tiny().train()
+    batches = [make_batch(seed) for seed in range(3)]
+    gradients = {}
+    hook = state.optimizer.register_step_pre_hook(
+        lambda *_: gradients.update(
+            {name: p.grad.clone() for name, p in state.model.named_parameters()}
+        )
+    )
+    step(state, batches, cfg)
+    hook.remove()
+    for i, batch in enumerate(batches):
+        if i == 1:
+            expected = {name: b.clone() for name, b in reference.named_buffers()}
+        logits = reference(transforms.normalize(batch.images, batch.flips))
+        (functional.cross_entropy(logits, batch.labels) / 3).backward()
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
+    for name, buffer in state.model.named_buffers():
+        assert torch.equal(buffer, expected[name]), name
+
+
+def test_clipping_bounds_the_gradient_and_a_large_bound_changes_nothing():
+    ends = []
+    for bound in (0.0, 1e9, 1e-3):
+        cfg = TrainConfig(clip_grad_norm=bound, weight_decay=0.0, momentum=0.0, max_lr=1.0)
+        state = make_state(cfg)
+        before = nn.utils.parameters_to_vector(state.model.parameters()).clone()
+        lr = state.lr
+        step(state, [make_batch(1)], cfg)
+        moved = nn.utils.parameters_to_vector(state.model.parameters()) - before
+        ends.append(moved.norm().item() / lr)
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+    assert ends[2] == pytest.approx(1e-3, rel=1e-2) and ends[0] > 1e-2
+
+
+def test_the_average_is_an_exponential_one_of_weights_and_statistics():
+    cfg = TrainConfig(ema_decay=0.8, max_lr=0.5)
+    state = make_state(cfg)
+    expected = None
+    for seed in range(4):
+        step(state, [make_batch(seed)], cfg)
+        now = {key: value.clone() for key, value in state.model.state_dict().items()}
+        if expected is None:
+            expected = now
+        for key, value in now.items():
+            blend = value.is_floating_point()
+            expected[key] = 0.8 * expected[key] + 0.2 * value if blend else value
+    for key, value in state.eval_model.state_dict().items():
+        torch.testing.assert_close(value, expected[key], msg=key)
+    assert state.eval_model is not state.model
+    assert make_state(TrainConfig()).ema is None
+
+
+def test_state_survives_a_round_trip_under_another_seed():
+    cfg = TrainConfig(ema_decay=0.9, cycle_momentum=True)
+    state = make_state(cfg, fp16=True)
+    for seed in range(3):
+        engine.advance(state, step(state, [make_batch(seed)], cfg), 20)
+    saved = copy.deepcopy(state.state_dict())
+    torch.manual_seed(99)
+    other = make_state(cfg, fp16=True)
+    for parameter in other.model.parameters():
+        nn.init.normal_(parameter)
+    other.load_state_dict(saved)
+    for s in (state, other):
+        engine.advance(s, step(s, [make_batch(9)], cfg), 20)
+    one, two = state.state_dict(), other.state_dict()
+    assert one["step"] == two["step"] == 4 and one["scheduler"] == two["scheduler"]
+    assert one["scaler"] == two["scaler"] and one["num_averaged"] == two["num_averaged"] == 4
+    for part in ("model", "ema"):
+        assert all(torch.equal(one[part][key], two[part][key]) for key in one[part])
+
+
+def test_fp16_scales_gradients_and_a_skipped_step_counts():
+    cfg = TrainConfig(amp="fp16")
+    state = make_state(cfg, fp16=True)
+    fp16 = engine.Precision(CPU, torch.float16)
+    before = state.model.fc.weight.clone()
+    state.model.fc.weight.register_hook(lambda grad: grad * math.inf)
+    sums = engine.train_step(state, state.model, [make_batch(1)], cfg, fp16, Ranks())
+    engine.advance(state, sums, 20)
+    assert torch.equal(state.model.fc.weight, before) and state.step == 1
+    assert state.scaler.get_scale() == 2.0**15  # halved from its first 2**16
+
+
+def test_evaluation_counts_as_plain_torch_does():
+    model = tiny(num_classes=12)
+    batches = [make_batch(seed, size) for seed, size in ((1, 8), (2, 8), (3, 5))]
+    sums = engine.evaluate(model, batches, 21, FP32, Ranks())
+    model.eval()
+    with torch.no_grad():
+        logits = torch.cat([model(transforms.normalize(b.images, b.flips)) for b in batches])
+    labels = torch.cat([b.labels for b in batches])
+    ranked = logits.argsort(1, descending=True)
+    assert sums[engine.TOP1] == (ranked[:, 0] == labels).sum()
+    assert sums[engine.TOP5] == (ranked[:, :5] == labels[:, None]).sum()
+    loss = functional.cross_entropy(logits, labels).item()
+    assert engine.means(sums)["loss"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_evaluation_that_missed_an_image_is_an_error():
+    with pytest.raises(AssertionError, match="counted 8 of 9 images"):
+        engine.evaluate(tiny(), [make_batch(1)], 9, FP32, Ranks())
+
+
+def test_evaluation_stops_when_told():
+    assert engine.evaluate(tiny(), [make_batch(1)] * 3, 24, FP32, Ranks(), lambda _: True) is None
+
+
+def test_a_loss_that_is_not_finite_is_counted_and_leaves_the_sums_whole():
+    losses = torch.tensor([1.0, math.nan])
+    logits, labels = torch.eye(7)[:2], torch.arange(2)
+    sums = engine.batch_sums(logits, labels, losses)
+    assert sums.tolist() == [0, 2, 2, 2, 1]
+    model = tiny()
+    assert engine.all_finite(model)
+    model.layer2[0].bn1.running_var[3] = math.inf
+    assert not engine.all_finite(model)
+
+
+def test_fewer_than_five_classes_make_top5_certain():
+    sums = engine.batch_sums(torch.eye(3), torch.arange(3), torch.zeros(3))
+    assert sums.tolist() == [0, 3, 3, 3, 0]
+
+
+def test_precision_follows_the_request_and_the_hardware():
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+        precision = engine.choose_precision(name, CPU)
+        assert precision.dtype == dtype and precision.name == name
+    features = torch.cpu.get_capabilities()
+    fast = features.get("amx_bf16") or features.get("avx512_bf16")
+    assert engine.choose_precision("auto", CPU).name == ("bf16" if fast else "fp32")
+
+
+def test_the_late_counter_is_not_late_on_a_cpu():
+    assert engine.LateCounter(CPU).read(torch.tensor(3)) == 3

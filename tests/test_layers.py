@@ -1,0 +1,99 @@
+"""Imports go down: commands, library, leaves; and nothing happens at import."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+COMMANDS = {"train", "evaluate", "prepare_data"}
+ASSEMBLY = {"assembly"}  # puts the library together for commands that train
+LIBRARY = {"data", "engine", "checkpoint", "run_log"}
+LEAVES = {
+    "config", "recipes", "dataset_paths", "transforms", "model", "schedule", "distributed",
+    "interruption", "supervisor", "run_folder", "curves",
+}  # fmt: skip
+MAY_IMPORT = {
+    **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
+    **dict.fromkeys(ASSEMBLY, LIBRARY | LEAVES),
+    **dict.fromkeys(LIBRARY, LEAVES),
+    **{name: set() for name in LEAVES},
+    "supervisor": {"interruption"},  # what a parent and its children must agree on
+}
+MODULES = sorted(path.stem for path in REPOSITORY.glob("*.py"))
+
+
+def tree_of(name: str) -> ast.Module:
+    return ast.parse((REPOSITORY / f"{name}.py").read_text())
+
+
+def imports_of(name: str) -> set[str]:
+    found = set()
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+def test_every_module_has_its_layer():
+    assert set(MODULES) == COMMANDS | ASSEMBLY | LIBRARY | LEAVES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down(name):
+    ours = imports_of(name) & set(MODULES)
+    assert ours <= MAY_IMPORT[name], f"{name} imports {ours - MAY_IMPORT[name]}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_declared_packages_are_imported(name):
+    requirements = (REPOSITORY / "requirements.txt").read_text().splitlines()
+    packages = {line.partition("==")[0] for line in requirements if "==" in line}
+    packages = (packages - {"pillow"}) | {"PIL"}
+    others = imports_of(name) - set(MODULES) - set(sys.stdlib_module_names)
+    assert others <= packages
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_happens_at_import(name):
+    harmless = (
+        ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign,
+    )  # fmt: skip
+    for node in tree_of(name).body:
+        text = ast.unparse(node)
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        guarded = isinstance(node, ast.If) and text.startswith("if __name__ == '__main__'")
+        chooses_no_screen = text == "matplotlib.use('Agg')"
+        assert isinstance(node, harmless) or docstring or guarded or chooses_no_screen, text
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_commands_have_a_main_that_takes_arguments(name):
+    (main,) = (n for n in tree_of(name).body if isinstance(n, ast.FunctionDef) and n.name == "main")
+    assert [argument.arg for argument in main.args.args] == ["argv"]
+    assert ast.unparse(main.returns) == "int"
+
+
+def test_only_distributed_reads_the_launchers_variables():
+    for name in set(MODULES) - {"distributed"}:
+        text = (REPOSITORY / f"{name}.py").read_text()
+        for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+            assert f'"{variable}"' not in text, f"{name} reads {variable}"
+
+
+def test_functions_are_short_and_flat():
+    """The house's measure: functions up to 60 lines, nesting up to 4."""
+    nests = (ast.For, ast.While, ast.If, ast.With, ast.Try)
+
+    def depth(node: ast.AST, outer: int = 0) -> int:
+        inner = [depth(c, outer + isinstance(c, nests)) for c in ast.iter_child_nodes(node)]
+        return max([outer, *inner])
+
+    for path in [*REPOSITORY.glob("*.py"), *Path(REPOSITORY, "benchmarks").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name} is too long"
+                assert depth(node) <= 4, f"{path.name}: {node.name} nests too deep"

@@ -1,0 +1,112 @@
+"""Several real gloo processes against one: the same images, gradients, statistics and figures."""
+
+import json
+
+import pytest
+import torch
+from conftest import (
+    REPOSITORY,
+    assert_same,
+    environment,
+    newest_checkpoint,
+    run,
+    steps_logged,
+    tiny_flags,
+    torchrun_words,
+)
+
+
+@pytest.fixture(scope="module")
+def runs(image_folder, tmp_path_factory) -> dict[int, dict]:
+    """Checkpoints of one step and of the whole run, by number of ranks; batch 16 = 2 x 8."""
+    folder = tmp_path_factory.mktemp("ranks")
+    ends = {}
+    for num_ranks in (1, 2):
+        for steps in (1, 12):
+            run_dir = folder / f"{num_ranks}-{steps}"
+            flags = [
+                *tiny_flags(image_folder, run_dir),
+                f"--max_steps={steps}",
+                "--clip_grad_norm=0",
+            ]
+            result = run(torchrun_words(num_ranks, "train.py", *flags), folder)
+            assert result.code == 0, result.err
+            ends[num_ranks, steps] = torch.load(newest_checkpoint(run_dir), weights_only=True)
+            ends[num_ranks, steps]["logged"] = steps_logged(run_dir)
+    return ends
+
+
+def test_two_ranks_have_the_gradients_of_one_rank_with_two_micro_batches(runs):
+    # After one step without decay the momentum buffer is the gradient.
+    one, two = (runs[ranks, 1]["optimizer"]["state"] for ranks in (1, 2))
+    for number in one:
+        a, b = one[number]["momentum_buffer"], two[number]["momentum_buffer"]
+        assert (a - b).norm() <= 1e-5 * a.norm(), number
+
+
+def test_two_ranks_have_the_batch_norm_buffers_of_one(runs):
+    one, two = (runs[ranks, 1]["model"] for ranks in (1, 2))
+    for key in one:
+        if "running" in key or "num_batches" in key:
+            assert torch.equal(one[key], two[key]), key
+    assert one["bn1.num_batches_tracked"] == 1
+
+
+def test_two_ranks_log_the_losses_of_one(runs):
+    for a, b in zip(runs[1, 12]["logged"], runs[2, 12]["logged"], strict=True):
+        assert (a["step"], a["lr"]) == (b["step"], b["lr"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(image_folder, tmp_path, runs):
+    flags = [*tiny_flags(image_folder, tmp_path / "run"), "--clip_grad_norm=0"]
+    for num_ranks, steps in ((2, 5), (1, 9), (2, 12)):
+        words = torchrun_words(num_ranks, "train.py", *flags, f"--max_steps={steps}")
+        result = run(words, tmp_path)
+        assert result.code == 0, result.err
+    end = torch.load(newest_checkpoint(tmp_path / "run"), weights_only=True)
+    assert_same(end["model"], runs[1, 12]["model"], "2 and 1 ranks add the same two numbers")
+
+
+def test_a_number_of_ranks_that_does_not_divide_is_refused_with_those_that_do(
+    image_folder, tmp_path
+):
+    result = run(
+        torchrun_words(3, "train.py", *tiny_flags(image_folder, tmp_path / "run")), tmp_path
+    )
+    assert "does not divide over 3 ranks: start 1, 2 of them" in result.err
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["state"] == "config error" and "start 1, 2 of them" in status["message"]
+
+
+CHECK_PIXELS = """
+import hashlib, sys, data
+from pathlib import Path
+rank, world_size, num_workers = map(int, sys.argv[2:])
+train, _ = data.open_dataset(Path(sys.argv[1]))
+keys = data.train_keys(len(train), 0, 16, 4, 0, 8, rank, world_size)
+for batch in data.start_loader(data.TrainImages(train, 0, 32, 0.08, True), keys, num_workers):
+    tensors = (batch.images, batch.labels, batch.flips)
+    print(hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("world_size, num_workers", [(1, 2), (2, 0), (4, 1)])
+def test_ranks_in_processes_of_their_own_see_the_pixels_of_one(
+    image_folder, world_size, num_workers
+):
+    def hashes(rank: int, ranks: int, workers: int) -> list[str]:
+        import subprocess
+        import sys
+
+        words = [sys.executable, "-c", CHECK_PIXELS, image_folder, rank, ranks, workers]
+        printed = subprocess.run(
+            [str(word) for word in words], cwd=REPOSITORY, env=environment(), check=True,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        return printed.stdout.split()
+
+    alone = hashes(0, 1, 0)
+    shared = [hashes(rank, world_size, num_workers) for rank in range(world_size)]
+    assert len(alone) == 32
+    assert alone == [shared[m % world_size][m // world_size] for m in range(32)]

@@ -1,0 +1,130 @@
+"""The promise: a run that was killed, anywhere, ends bit for bit like one that was not."""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import (
+    ONE_RANK,
+    STEPS_PER_EPOCH,
+    assert_same_end,
+    finish,
+    newest_checkpoint,
+    run,
+    start,
+    status_of,
+    steps_logged,
+    tiny_flags,
+    torchrun_words,
+    train_words,
+    wait_for,
+)
+
+LAST_STEP = 3 * STEPS_PER_EPOCH
+
+
+def kill(process) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def straight(image_folder, tmp_path_factory) -> Path:
+    """A run that nothing interrupts."""
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    result = run(train_words(*tiny_flags(image_folder, run_dir)), run_dir.parent, **ONE_RANK)
+    assert result.code == 0, result.err
+    return run_dir
+
+
+def test_the_same_command_gives_the_same_bits(straight, image_folder, tmp_path):
+    words = train_words(*tiny_flags(image_folder, tmp_path / "run"))
+    assert run(words, tmp_path, **ONE_RANK).code == 0
+    assert_same_end(straight, tmp_path / "run")
+    state = torch.load(newest_checkpoint(straight), weights_only=True)
+    assert state["step"] == LAST_STEP == 12
+    assert [row["step"] for row in state["rows"]] == [4, 8, 12]
+    assert len(steps_logged(straight)) == LAST_STEP
+
+
+# Checkpoints come at steps 3, 4, 6, 8, 9, 12: step 5 is in mid-epoch and repeats a step, 8 is an
+# epoch's edge, 10 repeats one in the last epoch.
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kill_at", [5, 8, 10])
+def test_killed_and_resumed_equals_straight(straight, image_folder, tmp_path, kill_at, num_workers):
+    words = train_words(*tiny_flags(image_folder, tmp_path / "run"), f"--num_workers={num_workers}")
+    process = start(words, tmp_path, **ONE_RANK)
+    wait_for(lambda: len(steps_logged(tmp_path / "run")) >= kill_at)
+    kill(process)
+    result = run(words, tmp_path, **ONE_RANK)
+    assert result.code == 0, result.err
+    assert "resuming at step" in result.out
+    assert_same_end(straight, tmp_path / "run")
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_killed_at_random_moments_equals_straight(image_folder, tmp_path, num_ranks):
+    """SIGKILL of every process at once, again and again, until a start gets to the end."""
+    rng = random.Random(num_ranks)
+    ends = []
+    for name in ("straight", "killed"):
+        flags = [*tiny_flags(image_folder, tmp_path / name), "--num_workers=1", "--epochs=5"]
+        words = torchrun_words(num_ranks, "train.py", *flags)
+        for _ in range(3 if name == "killed" else 0):
+            process = start(words, tmp_path)
+            goal = len(steps_logged(tmp_path / name)) + rng.randrange(1, 5)
+            wait_for(
+                lambda goal=goal, process=process, name=name: (
+                    len(steps_logged(tmp_path / name)) >= goal or process.poll() is not None
+                )
+            )
+            kill(process)
+        result = run(words, tmp_path)
+        assert result.code == 0, result.err
+        ends.append(tmp_path / name)
+    assert_same_end(*ends)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_it_came_in(straight, image_folder, tmp_path, signum):
+    flags = [*tiny_flags(image_folder, tmp_path / "run"), "--num_workers=2", "--save_every_steps=0"]
+    words = train_words(*flags)
+    process = start(words, tmp_path, **ONE_RANK)
+    wait_for(lambda: len(steps_logged(tmp_path / "run")) >= 2)
+    os.killpg(process.pid, signum)  # the loaders too, as torchrun and terminals do
+    logged = len(steps_logged(tmp_path / "run"))
+    result = finish(process)
+    assert result.code == 75, result.err
+    assert "Traceback" not in result.err and "interrupted at step" in result.out
+    status = status_of(tmp_path / "run")
+    assert status["state"] == "interrupted"
+    saved = torch.load(newest_checkpoint(tmp_path / "run"), weights_only=True)["step"]
+    assert saved == status["step"] >= logged
+    assert run(words, tmp_path, **ONE_RANK).code == 0
+    assert_same_end(straight, tmp_path / "run")
+
+
+def test_longer_runs_go_on_from_where_a_limit_ended_them(straight, image_folder, tmp_path):
+    words = train_words(*tiny_flags(image_folder, tmp_path / "run"))
+    first = run([*words, "--max_steps=8"], tmp_path, **ONE_RANK)
+    assert first.code == 0 and "done: 2 epochs" in first.out
+    assert status_of(tmp_path / "run")["state"] == "done"
+    assert run([*words, "--max_steps=0"], tmp_path, **ONE_RANK).code == 0
+    assert_same_end(straight, tmp_path / "run")
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
+    straight, image_folder, tmp_path
+):
+    words = train_words(*tiny_flags(image_folder, tmp_path / "run"))
+    assert run([*words, "--max_steps=7"], tmp_path, **ONE_RANK).code == 0
+    newest = newest_checkpoint(tmp_path / "run")
+    assert newest.name == "step_000000007.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    result = run([*words, "--max_steps=0"], tmp_path, **ONE_RANK)
+    assert result.code == 0 and "is damaged" in result.out and "resuming at step 6" in result.out
+    assert newest.with_name("step_000000007.pt.corrupt").exists()
+    assert_same_end(straight, tmp_path / "run")

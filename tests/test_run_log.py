@@ -1,0 +1,104 @@
+"""The record of a run: rows, tables, and a log that survives kills and full disks."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from conftest import needs_root
+
+import run_log
+from run_log import RunLog
+from schedule import make_plan
+
+MEANS = {"loss": 1.5, "top1": 40.0, "top5": 90.0}
+
+
+def make_log(run_dir: Path, is_main: bool = True, price: float = 0.0) -> RunLog:
+    plan = make_plan(66, 3, 16, 8, 1)
+    return RunLog(
+        run_dir, plan, is_main=is_main, attempt="a1", title="test", price_per_hour=price,
+        log_every_s=0.0,
+    )  # fmt: skip
+
+
+def fill(log: RunLog, first: int, last: int) -> None:
+    for step in range(first, last + 1):
+        log.step_done(step, 0.5, 0.1)
+        log.train_record(step, 0.01 * step, MEANS)
+        if step % 4 == 0:
+            val = {**MEANS, "top1": 10.0 + step % 8} if step % 8 == 0 else None
+            log.epoch_row(step, 0.01 * step, MEANS, val)
+
+
+def test_rows_become_tables_and_epochs_without_validation_stay_empty(tmp_path, capsys):
+    log = make_log(tmp_path)
+    fill(log, 1, 8)
+    with open(tmp_path / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == run_log.COLUMNS
+    assert [(row["step"], row["val_top1"]) for row in rows] == [("4", ""), ("8", "10.0")]
+    assert rows[0]["images_per_s"] == "32.0" and rows[0]["data_wait_pct"] == "20.0"
+    table = (tmp_path / "metrics.md").read_text().splitlines()
+    assert table[2].endswith("| - | - | - |") and table[3].endswith("| 1.500 | 10.00 | 90.00 |")
+    out = capsys.readouterr().out
+    assert "epoch 1/3: train loss 1.500 top-1 40.00%, validation top-1 -%" in out
+    assert "epoch 0.25/3 step 1/12 loss 1.500 lr 0.01 waiting 20% left 0:06 32 img/s" in out
+
+
+def test_a_resume_drops_what_came_after_its_checkpoint_and_keeps_events(tmp_path):
+    log = make_log(tmp_path)
+    fill(log, 1, 6)
+    log.event(6, "warning: something")
+    rows = list(log.rows)
+    fill(log, 7, 8)
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"kind": "train", "st')  # cut by a kill
+    again = make_log(tmp_path)
+    again.resume(5, rows)
+    fill(again, 6, 12)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 13))
+    assert [r["text"] for r in records if r["kind"] == "event"] == ["warning: something"]
+    assert [row["step"] for row in again.rows] == [4, 8, 12]
+
+
+def test_best_is_the_earliest_of_the_highest(tmp_path):
+    log = make_log(tmp_path)
+    assert log.best is None
+    for step, top1 in ((4, 20.0), (8, 30.0), (12, 30.0)):
+        log.epoch_row(step, 0.1, MEANS, {**MEANS, "top1": top1})
+    assert log.best["step"] == 8
+    assert log.has_row(12) and not log.has_row(13)
+
+
+def test_dollars_count_every_attempt(tmp_path):
+    (tmp_path / "status.json").write_text('{"paid_s": 7200.0}')
+    log = make_log(tmp_path, price=1.5)
+    assert log.cost_usd == pytest.approx(3.0, abs=0.01)
+    log.status("running", 4)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["cost_usd"] == pytest.approx(3.0, abs=0.01) and status["attempt"] == "a1"
+
+
+def test_other_ranks_keep_the_rows_and_write_nothing(tmp_path, capsys):
+    log = make_log(tmp_path, is_main=False)
+    fill(log, 1, 8)
+    log.close("done", 8)
+    assert len(log.rows) == 2 and not list(tmp_path.iterdir()) and not capsys.readouterr().out
+
+
+@needs_root
+def test_a_full_disk_costs_lines_and_is_said(tmp_path, capsys):
+    import subprocess
+
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=True)
+    try:
+        log = make_log(tmp_path)
+        (tmp_path / "ballast").write_bytes(b"x" * 60_000)
+        for _ in range(30):
+            fill(log, 1, 8)
+        log.close("done", 8)
+        assert "No space left on device: going on without this record" in capsys.readouterr().out
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)

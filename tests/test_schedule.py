@@ -1,0 +1,90 @@
+"""Steps and learning rates."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.optim.lr_scheduler import OneCycleLR
+
+import schedule
+
+ONE_CYCLE = {
+    "max_lr": 1.0, "pct_start": 0.3, "div_factor": 25.0, "final_div_factor": 1e4,
+    "cycle_momentum": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "images, epochs, total, device, world_size, max_steps, steps_per_epoch, stop_step",
+    [
+        (1_281_167, 50, 256, 256, 1, 0, 5004, 250_200),
+        (1_281_167, 50, 256, 32, 8, 0, 5004, 250_200),
+        (3068, 10, 64, 64, 1, 0, 47, 470),
+        (66, 3, 16, 8, 2, 5, 4, 5),
+        (66, 3, 16, 8, 2, 99, 4, 12),
+        (16, 1, 16, 16, 1, 0, 1, 1),
+    ],
+)
+def test_epochs_become_steps(
+    images, epochs, total, device, world_size, max_steps, steps_per_epoch, stop_step
+):
+    plan = schedule.make_plan(images, epochs, total, device, world_size, max_steps)
+    assert (plan.steps_per_epoch, plan.stop_step) == (steps_per_epoch, stop_step)
+    assert plan.micro_batches_per_rank * world_size * device == total
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((1000, 1, 100, 64, 1), "--total_batch_size 100 does not split into micro-batches of 64"),
+        ((1000, 1, 96, 32, 2), r"does not divide over 2 ranks: start 1, 3 of them"),
+        ((50, 1, 64, 64, 1), "--total_batch_size 64 is more than the 50 training images"),
+    ],
+)
+def test_batches_that_do_not_divide_are_refused_with_what_would(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        schedule.make_plan(*arguments)
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_possible_world_sizes_are_exactly_the_accepted_ones(num_micro_batches, world_size):
+    total = 4 * num_micro_batches
+    possible = schedule.possible_world_sizes(num_micro_batches)
+    try:
+        schedule.make_plan(1000, 1, total, 4, world_size)
+        assert world_size in possible
+    except ValueError:
+        assert world_size not in possible
+
+
+def test_evaluation_comes_every_so_many_epochs_and_at_the_end():
+    plan = schedule.make_plan(66, 5, 16, 8, 1)
+    steps = [step for step in range(plan.total_steps + 1) if plan.evaluates_at(step, 2)]
+    assert steps == [8, 16, 20]
+    assert schedule.make_plan(66, 5, 16, 8, 1, max_steps=6).evaluates_at(6, 2)
+
+
+@pytest.mark.parametrize("strategy", ["cos", "linear"])
+def test_rates_are_onecycles_at_every_step_and_never_beyond_its_end(strategy):
+    def optimizer() -> torch.optim.SGD:
+        return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+
+    total_steps = 90
+    ours = optimizer()
+    scheduler = schedule.one_cycle(ours, total_steps, anneal_strategy=strategy, **ONE_CYCLE)
+    rates = []
+    for step in range(total_steps):
+        rates.append(ours.param_groups[0]["lr"])
+        ours.step()
+        schedule.advance(scheduler, step + 1, total_steps)
+    reference = optimizer()
+    theirs = OneCycleLR(reference, total_steps=total_steps, anneal_strategy=strategy, **ONE_CYCLE)
+    expected = []
+    for _ in range(total_steps):
+        expected.append(theirs.get_last_lr()[0])
+        reference.step()
+        theirs.step()
+    assert rates == expected
+    assert rates[0] == pytest.approx(1 / 25) and max(rates) == pytest.approx(1.0)
+    assert ours.param_groups[0]["lr"] == rates[-1] == pytest.approx(1 / 25e4)
+    assert scheduler.last_epoch == total_steps - 1

@@ -1,0 +1,120 @@
+"""setup_and_train.sh: options, dry run, interrupted installation, and a short real demo."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, environment
+from test_prepare_data import originals  # noqa: F401 (a fixture)
+
+SCRIPT = "setup_and_train.sh"
+
+
+def clone(folder: Path) -> Path:
+    """The files of the repository that git would give a user, as they are now."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    for name in listed.stdout.splitlines():
+        if (REPOSITORY / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, folder / name)
+    return folder
+
+
+def call(folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [f"./{SCRIPT}", *flags], cwd=folder, env=environment(**more), stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "say what to do: --demo or --test"),
+        (["--demo", "--test"], "--demo and --test exclude each other"),
+        (["--demo", "--quick"], "unknown option --quick; see --help"),
+        (["--demo", "--max_steps", "many"], "--max_steps many: give a number from 1 up"),
+        (["--demo", "--max_steps"], "--max_steps : give a number from 1 up"),
+        (["--test", "--max_steps", "3"], "--max_steps goes with --demo"),
+        (["extra"], "unknown option extra"),
+    ],
+)
+def test_mistakes_end_with_2_and_do_nothing(tmp_path, flags, message):
+    result = call(clone(tmp_path), *flags)
+    assert result.returncode == 2 and f"error: {message}" in result.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("mode", ["--demo", "--test"])
+def test_a_dry_run_prints_every_command_and_runs_none(tmp_path, mode):
+    result = call(clone(tmp_path), mode, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    commands = [line for line in result.stdout.splitlines() if line.startswith("+ ")]
+    wanted = {"--demo": ["venv", "install", "prepare_data.py", "train.py"]}.get(
+        mode, ["venv", "install", "ruff check", "ruff format", "shellcheck", "shfmt", "pytest"]
+    )
+    for word in wanted:
+        assert any(word in command for command in commands), word
+    assert not (tmp_path / ".venv").exists() and not (tmp_path / "data").exists()
+
+
+def test_without_a_python_it_says_how_to_get_one(tmp_path):
+    folder = clone(tmp_path)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "cat", "sha256sum", "cut", "dirname"):
+        (tools / name).symlink_to(shutil.which(name))
+    result = call(folder, "--demo", PATH=str(tools))
+    assert result.returncode == 2
+    assert "no Python >= 3.11" in result.stderr and "apt-get install python3-venv" in result.stderr
+
+
+def test_an_interrupted_installation_is_done_over_and_a_finished_one_not(tmp_path):
+    """A pip that dies half-way, then one that works; both are stand-ins for a 3 GB download."""
+    folder = clone(tmp_path)
+    venv = folder / ".venv" / "bin"
+    venv.mkdir(parents=True)
+    log = tmp_path / "log"
+    (venv / "python").write_text(
+        f'#!/bin/sh\necho "$*" >>{log}\ncase "$*" in *install*) test -e {tmp_path}/works ;; esac\n'
+    )
+    (venv / "python").chmod(0o755)
+    assert call(folder, "--demo").returncode == 1
+    (tmp_path / "works").touch()
+    assert call(folder, "--demo").returncode == 0
+    assert call(folder, "--demo").returncode == 0
+    calls = log.read_text().splitlines()
+    assert sum("install" in line for line in calls) == 2
+    (folder / "requirements.txt").write_text("torch==9.9\n")
+    assert call(folder, "--demo").returncode == 0
+    assert sum("install" in line for line in log.read_text().splitlines()) == 3
+
+
+def test_the_demo_trains_resumes_and_says_when_it_is_done(tmp_path, originals):  # noqa: F811
+    folder = clone(tmp_path / "clone")
+    # The environment that runs this test stands for the one that the script builds.
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (folder / ".venv" / "bin" / "python").chmod(0o755)
+    requirements = (folder / "requirements.txt").read_bytes()
+    digest = hashlib.sha256(requirements * 2).hexdigest()  # what build_environment hashes for it
+    (folder / ".venv" / ".stamp.requirements.txt").write_text(f"{digest}\n")
+    subprocess.run(
+        [sys.executable, "prepare_data.py", "fashion-mnist", "--source_dir", originals],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    threads = str(os.cpu_count())
+    result = call(folder, "--demo", "--max_steps", "6", OMP_NUM_THREADS=threads)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "60000 training and 10000 validation images" in result.stdout
+    assert "final top-1" in result.stdout and "curves: runs/demo/curves.png" in result.stdout
+    assert (folder / "runs" / "demo" / "curves.png").exists()
+    result = call(folder, "--demo", "--max_steps", "6", OMP_NUM_THREADS=threads)
+    assert result.returncode == 0 and "is done at step 6" in result.stdout
