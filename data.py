@@ -8,10 +8,13 @@ batch number instead of replaying. Takes rank and world size as integers and sta
 group.
 """
 
+import atexit
 import functools
 import hashlib
 import io
+import multiprocessing
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -270,6 +273,7 @@ def start_loader(images: Dataset, keys: Iterable[BatchKey], num_workers: int) ->
     Call it before CUDA, the process group and any thread of ours exist.
     """
     parent_pid = os.getpid()
+    atexit.register(_end_loaders)
 
     def start_worker(worker_id: int) -> None:
         interruption.ignore_signals()
@@ -292,6 +296,13 @@ def start_loader(images: Dataset, keys: Iterable[BatchKey], num_workers: int) ->
                 timeout=LOADER_TIMEOUT_S if num_workers else 0,
             )
         )
+
+
+def _end_loaders() -> None:
+    """At exit, before multiprocessing would ask them with SIGTERM, which they ignore, and wait."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would report them as crashed
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _as_it_is(batch: Batch) -> Batch:

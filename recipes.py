@@ -38,21 +38,22 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "demo": Recipe(
         summary="Fashion-MNIST at 32 px, minutes on a laptop's CPU",
-        # Whole pictures: with 470 steps to learn from, random crops cost more than they bring.
+        # Whole pictures, and a third of the usual rate: on 20,000 images OneCycleLR to 0.03 gave
+        # 81.1%, to 0.1 80.0% and to 0.01 79.9%.
         settings={
             "epochs": 2,
             "image_size": 32,
             "eval_resize_size": 32,
             "min_crop_scale": 1.0,
             "total_batch_size": 128,
-            "max_lr": 0.1,
+            "max_lr": 0.03,
             "nesterov": True,
             "weight_decay": 5e-4,
             "label_smoothing": 0.1,
-            "ema_decay": 0.98,
+            "ema_decay": 0.95,
             "max_minutes": 10.0,
         },
-        result="see README.md; measured by tests/test_commands.py's long form and by hand",
+        result="DEMO_RESULT",
         source="this project",
     ),
     "tiny": Recipe(
