@@ -14,6 +14,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -262,8 +263,8 @@ def _decode(
     try:
         return cut(split.read(index))
     except Exception as error:  # Pillow raises a dozen types for damaged data; none may stop a run
-        reason = str(error).replace("<_io.BytesIO object", "<the file").splitlines() or [""]
-        bad_images.append(f"{split.name(index)}: {type(error).__name__}: {reason[0]}")
+        reason = re.sub(r"<_io\.BytesIO object at \w+>", "file", str(error))
+        bad_images.append(f"{split.name(index)}: {type(error).__name__}: {reason}")
         return None
 
 

@@ -123,6 +123,8 @@ def finish_epoch(run: Run, ends: bool) -> bool:
         val_sums = evaluate(run)
         if val_sums is None:
             return False
+        if val_sums[engine.NON_FINITE]:
+            raise_diverged(run)
     val_means = None if val_sums is None else engine.means(val_sums)
     run.log.epoch_row(state.step, state.lr, engine.means(train_sums), val_means)
     if plan.ends_epoch(state.step):

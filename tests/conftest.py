@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -77,13 +78,15 @@ def environment(**more: str) -> dict[str, str]:
 ONE_RANK = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 
 
-def start(words: Sequence[object], cwd: Path, **more: str) -> subprocess.Popen:
+def start(
+    words: Sequence[object], cwd: Path, stdout: IO | int = subprocess.PIPE, **more: str
+) -> subprocess.Popen:
     """Start a command of this repository in a folder, in a session of its own."""
     return subprocess.Popen(
         [str(word) for word in words],
         cwd=cwd,
         env=environment(**more),
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         text=True,

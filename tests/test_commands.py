@@ -181,7 +181,10 @@ def test_help_shows_commands_to_copy(script, tmp_path):
         (["--data_dir=/nowhere"], ["--data_dir /nowhere: no such folder"]),
         (["--recipe=fast"], ["invalid choice: 'fast'"]),
         (["--epoch=3"], ["unrecognized arguments: --epoch=3"]),
-        (["--total_batch_size=100", "--device_batch_size=64"], ["take a multiple, such as 128"]),
+        (
+            ["--run_dir=new", "--total_batch_size=100", "--device_batch_size=64"],
+            ["--total_batch_size 100", "take a multiple, such as 128"],
+        ),
         (["--total_batch_size=64"], ["cannot go on with other settings", "(the run has 16)"]),
         (
             ["--max_lr=9", "--epochs=7"],
@@ -194,6 +197,7 @@ def test_mistakes_are_met_before_anything_starts(done, image_folder, tmp_path, f
     before = (done / "status.json").read_bytes()
     data = [] if any("data_dir" in flag for flag in flags) else [f"--data_dir={image_folder}"]
     fails(train_words(*data, f"--run_dir={done}", *flags), tmp_path, *texts)
+    assert not (tmp_path / "new").exists()
     assert (done / "status.json").read_bytes() == before
 
 
@@ -276,28 +280,23 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(image_folder, tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
     try:
         flags = [*tiny_flags(image_folder, disk / "run"), "--epochs=4000", "--save_every_steps=40"]
-        process = start(train_words(*flags, "--log_every_steps=20"), tmp_path, **ONE_RANK)
+        with open(tmp_path / "out", "w") as out:
+            words = train_words(*flags, "--log_every_steps=20")
+            process = start(words, tmp_path, stdout=out, **ONE_RANK)
         checkpoints = disk / "run" / "checkpoints"
         wait_for(lambda: len(list(checkpoints.glob("step_*.pt"))) >= 2)
         ballast = disk / "ballast"
-        with pytest.raises(OSError), open(ballast, "wb", buffering=0) as file:
+        with pytest.raises(OSError, match="No space left"), open(ballast, "wb") as file:
             while True:
-                file.write(b"x" * 65536)
+                os.write(file.fileno(), b"x" * 65536)
         kept = newest_checkpoint(disk / "run")
-        wait_for(lambda: "warning: no checkpoint of step" in read_so_far(process))
+        wait_for(lambda: "warning: no checkpoint of step" in (tmp_path / "out").read_text())
         ballast.unlink()
         wait_for(lambda: newest_checkpoint(disk / "run") > kept)
         process.terminate()
         assert finish(process).code == 75
         assert status_of(disk / "run")["state"] == "interrupted"
     finally:
+        process.kill()
+        process.wait()
         subprocess.run(["umount", disk], check=True)
-
-
-def read_so_far(process: subprocess.Popen) -> str:
-    """What a process has printed by now, without waiting for more; collected on the process."""
-    os.set_blocking(process.stdout.fileno(), False)
-    chunk = process.stdout.read()
-    process.printed = getattr(process, "printed", "") + (chunk or "")
-    os.set_blocking(process.stdout.fileno(), True)
-    return process.printed
