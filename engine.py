@@ -226,9 +226,8 @@ def forward(
     network: nn.Module, batch: Batch, precision: Precision, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Batch from the loader -> float32 logits (B, K) and losses (B,) on the device."""
-    images = batch.images.to(precision.device, non_blocking=True)
-    labels = batch.labels.to(precision.device, non_blocking=True)
-    inputs = transforms.normalize(images, batch.flips.to(precision.device, non_blocking=True))
+    images, labels, flips = (_to_device(tensor, precision.device) for tensor in batch[:3])
+    inputs = transforms.normalize(images, flips)
     with precision.autocast():
         logits = network(inputs)
     logits = logits.float()
@@ -236,6 +235,13 @@ def forward(
         logits, labels, reduction="none", label_smoothing=label_smoothing
     )
     return logits, losses
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy without waiting for what the device is at; only from pinned memory that is possible."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @torch.inference_mode()

@@ -57,7 +57,7 @@ RECIPES: Mapping[str, Recipe] = {
         source="this project",
     ),
     "tiny": Recipe(
-        summary="a ResNet of 0.4 M parameters at 32 px, so that tests can kill it a hundred times",
+        summary="a ResNet of 0.1 M parameters at 32 px, for tests that kill it again and again",
         settings={
             "layers": (1, 1, 1, 1),
             "width": 8,

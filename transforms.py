@@ -5,6 +5,7 @@ Needs Pillow and torch only, so that the demo page can use the very same code.
 Shape letters: B batch, H and W height and width in pixels, S side of a square crop.
 """
 
+import functools
 import math
 import warnings
 from typing import NamedTuple
@@ -117,6 +118,12 @@ def normalize(images: Tensor, flips: Tensor | None = None) -> Tensor:
     pixels = images.permute(0, 3, 1, 2)  # NHWC bytes are channels_last already: no copy
     if flips is not None:
         pixels = torch.where(flips[:, None, None, None], pixels.flip(3), pixels)
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).mul_(255).view(1, 3, 1, 1)
-    scale = torch.tensor(IMAGENET_STD, device=images.device).mul_(255).reciprocal_()
-    return (pixels - mean).mul_(scale.view(1, 3, 1, 1))
+    mean, scale = _mean_and_scale(images.device)
+    return (pixels - mean).mul_(scale)
+
+
+@functools.cache
+def _mean_and_scale(device: torch.device) -> tuple[Tensor, Tensor]:
+    """What to subtract and multiply by, (1, 3, 1, 1); made once: the copy to a GPU waits for it."""
+    mean, std = (torch.tensor(v, device=device) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.view(1, 3, 1, 1), std.reciprocal().view(1, 3, 1, 1)

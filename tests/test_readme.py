@@ -1,0 +1,88 @@
+"""Every command of README and guide: run where it can be, checked flag by flag where it cannot."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+from conftest import REPOSITORY, environment
+from PIL import Image
+
+import config
+import evaluate
+from recipes import RECIPES
+from schedule import make_plan
+
+PAGES = ("README.md", "ImageNet_Setup_Guide.md")
+BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+COMMANDS = [
+    (page, line.partition("   #")[0].strip())
+    for page in PAGES
+    for block in BLOCK.findall((REPOSITORY / page).read_text())
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+def check(words: list[str]) -> None:
+    """Read a command's flags with the parser of its script; ends the program on an unknown one."""
+    if words[0] == "torchrun":
+        words = ["python", *words[words.index("train.py") :]]
+    match words:
+        case ["./setup_and_train.sh", mode]:
+            result = subprocess.run(
+                words + ["--dry_run"],
+                cwd=REPOSITORY,
+                env=environment(),
+                capture_output=True,
+                text=True,
+            )
+            assert result.returncode == 0 and mode in ("--demo", "--test")
+        case ["python", "train.py", *flags]:
+            presets = {name: recipe.summary for name, recipe in RECIPES.items()}
+            settings = config.parse(config.build_parser(presets, ""), flags).settings
+            recipe = RECIPES[settings.get("recipe", "onecycle50")].settings
+            cfg = config.TrainConfig(**{**recipe, **settings})
+            make_plan(10**6, cfg.epochs, cfg.total_batch_size, cfg.total_batch_size, 1)
+        case ["python", "evaluate.py", *flags]:
+            evaluate.build_parser().parse_args(flags)
+        case ["tmux", "new-session", "-d", "-s", _, inner]:
+            check(shlex.split(inner))
+        case ["python", "dataset_paths.py"] | ["python", "benchmarks/loop_overhead.py"]:
+            assert (REPOSITORY / words[1]).is_file()
+        case ["source", ".venv/bin/activate"]:
+            pass
+        case _:
+            raise AssertionError(f"this test does not know how to check: {words}")
+
+
+@pytest.mark.parametrize("page, command", COMMANDS, ids=[f"{p}: {c}" for p, c in COMMANDS])
+def test_command_is_understood(page, command):
+    check(shlex.split(command))
+
+
+def test_the_two_commands_come_first():
+    first = [command for page, command in COMMANDS if page == "README.md"][:2]
+    assert first == ["./setup_and_train.sh --demo", "./setup_and_train.sh --test"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_picture_a_page_names_is_there(page):
+    text = (REPOSITORY / page).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        assert (REPOSITORY / target).is_file(), target
+        if target.endswith(".png"):
+            Image.open(REPOSITORY / target).verify()
+    for name in re.findall(r"`([a-z_]+\.(?:py|sh))`", text):
+        assert (REPOSITORY / name).is_file(), name
+
+
+def test_the_reading_order_names_every_module():
+    text = (REPOSITORY / "README.md").read_text()
+    order = text[text.index("## Reading order") : text.index("## Measured")]
+    assert {path.name for path in REPOSITORY.glob("*.py")} == set(re.findall(r"`(\w+\.py)`", order))
+
+
+def test_the_recipe_table_names_every_recipe():
+    text = (REPOSITORY / "README.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)) == set(RECIPES)
