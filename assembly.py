@@ -47,7 +47,7 @@ class Run:
     batches: Iterator[Batch]
     eval_batches: Iterator[Batch]
     num_eval_images: int
-    fingerprints: dict[str, object]  # of data and schedule, for the checkpoint
+    origin: dict[str, object]  # what a checkpoint tells of where it comes from
     log: RunLog
     interruption: Interruption
     non_finite: engine.LateCounter
@@ -79,7 +79,12 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
     if not Path(cfg.data_dir).is_dir():
         raise ValueError(f"--data_dir {cfg.data_dir}: no such folder")
     if world_size and not cfg.device_batch_size:
-        device_batch_size = max(1, cfg.total_batch_size // world_size)
+        if cfg.total_batch_size % world_size:
+            raise ValueError(
+                f"--total_batch_size {cfg.total_batch_size} does not divide over {world_size} "
+                "ranks: choose a multiple, or fewer GPUs (CUDA_VISIBLE_DEVICES picks them)"
+            )
+        device_batch_size = cfg.total_batch_size // world_size
         cfg = dataclasses.replace(cfg, device_batch_size=device_batch_size)
     return cfg
 
@@ -107,21 +112,34 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     distributed.connect(ranks)
     engine.set_up_device(ranks.device, cfg.deterministic)
     state = build_state(cfg, ranks, len(train_set.classes), plan)
-    fingerprints = {
+    origin = {
+        "config": config.to_json(cfg),
         "data": {"train": data.fingerprint(train_set), "val": data.fingerprint(val_set)},
         "schedule": schedule_fingerprint(cfg, plan),
+        "commit": run_folder.commit(),
     }
     if saved_step >= 0:
         contents = checkpoint.load(checkpoint.step_path(folder, saved_step))
-        refuse_other_run(contents, fingerprints, cfg)
+        refuse_other_run(contents, origin, cfg)
         restore(state, contents, log, ranks)
     model = torch.compile(state.model) if cfg.compile else state.model
     run = Run(
-        cfg, ranks, plan, engine.choose_precision(cfg.amp, ranks.device), state,
-        distributed.replicate(model, ranks), batches, eval_batches, len(val_set), fingerprints, log,
-        stop, engine.LateCounter(ranks.device), saved_step=saved_step,
+        cfg=cfg,
+        ranks=ranks,
+        plan=plan,
+        precision=engine.choose_precision(cfg.amp, ranks.device),
+        state=state,
+        network=distributed.replicate(model, ranks),
+        batches=batches,
+        eval_batches=eval_batches,
+        num_eval_images=len(val_set),
+        origin=origin,
+        log=log,
+        interruption=stop,
+        non_finite=engine.LateCounter(ranks.device),
+        saved_step=saved_step,
         save_due_s=time.monotonic() + 60 * cfg.save_every_minutes,
-    )  # fmt: skip
+    )
     introduce(run, train_set)
     return run
 
@@ -186,9 +204,9 @@ def schedule_fingerprint(cfg: TrainConfig, plan: schedule.Plan) -> dict[str, obj
     }
 
 
-def refuse_other_run(contents: dict, fingerprints: dict, cfg: TrainConfig) -> None:
+def refuse_other_run(contents: dict, origin: dict, cfg: TrainConfig) -> None:
     """Raise ValueError if a checkpoint belongs to other data or another schedule."""
-    for split, now in fingerprints["data"].items():
+    for split, now in origin["data"].items():
         then = contents["data"][split]
         if then != now:
             raise ValueError(
@@ -197,7 +215,7 @@ def refuse_other_run(contents: dict, fingerprints: dict, cfg: TrainConfig) -> No
                 f"the run's had {then['num_images']} in {then['num_classes']}, or other file "
                 "names. Give the same data, or a new --run_dir"
             )
-    then, now = contents["schedule"], fingerprints["schedule"]
+    then, now = contents["schedule"], origin["schedule"]
     differing = [f"{key} {then[key]} -> {now[key]}" for key in now if then[key] != now[key]]
     if differing:
         raise ValueError(

@@ -167,13 +167,8 @@ def save(run: Run) -> None:
     if not ranks.is_main:
         return
     folder = run_folder.checkpoints_dir(Path(run.cfg.run_dir))
-    contents = state.state_dict() | run.fingerprints
-    contents |= {
-        "epoch_sums": epoch_sums.cpu(),
-        "rows": log.rows,
-        "config": config.to_json(run.cfg),
-    }
-    contents |= {"best": log.best, "commit": run_folder.commit()}
+    contents = run.origin | state.state_dict()
+    contents |= {"epoch_sums": epoch_sums.cpu(), "rows": log.rows, "best": log.best}
     try:
         path = checkpoint.save(folder, state.step, contents)
         if log.best and log.best["step"] == state.step:

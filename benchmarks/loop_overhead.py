@@ -57,11 +57,22 @@ def make_run(cfg: TrainConfig, folder: Path) -> assembly.Run:
         folder, plan, is_main=True, attempt="", title="", price_per_hour=0.0, log_every_s=1e9
     )
     state = assembly.build_state(cfg, ranks, 1000, plan)
-    precision = engine.choose_precision(cfg.amp, ranks.device)
     return assembly.Run(
-        cfg, ranks, plan, precision, state, state.model, iter(()), iter(()), 0, {}, log,
-        interruption.Interruption(), engine.LateCounter(ranks.device), save_due_s=float("inf"),
-    )  # fmt: skip
+        cfg=cfg,
+        ranks=ranks,
+        plan=plan,
+        precision=engine.choose_precision(cfg.amp, ranks.device),
+        state=state,
+        network=state.model,
+        batches=iter(()),
+        eval_batches=iter(()),
+        num_eval_images=0,
+        origin={},
+        log=log,
+        interruption=interruption.Interruption(),
+        non_finite=engine.LateCounter(ranks.device),
+        save_due_s=float("inf"),
+    )
 
 
 def time_ours(run: assembly.Run, batch: Batch, steps: int) -> float:
