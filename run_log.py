@@ -187,7 +187,9 @@ class RunLog:
             f"best top-1 {best['val_top1']:.2f}% after epoch {best['epoch']:g}",
         ]
         if self.price_per_hour:
-            lines.append(f"cost ${self.cost_usd:.2f} at ${self.price_per_hour:g} an hour")
+            lines.append(
+                f"cost {_dollars(self.cost_usd)} at {_dollars(self.price_per_hour)} an hour"
+            )
         lines.append(f"curves: {self.run_dir / 'curves.png'}")
         lines.append(f"weights: {run_folder.checkpoints_dir(self.run_dir) / 'best.pt'}")
         return "\n".join(lines)
@@ -240,7 +242,7 @@ class RunLog:
             f"loss {means['loss']:.3f} lr {lr:.4g} waiting {speed['data_wait_pct']:.0f}% left {eta}"
         )
         if self.price_per_hour:
-            text += f" ${self.cost_usd:.2f}"
+            text += f" {_dollars(self.cost_usd)}"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
         elif not self._on_terminal and self._due("print", self.log_every_s):
@@ -307,6 +309,10 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(min(seconds, 1e9)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}"
 
 
 def _percent(value: float | None) -> str:
