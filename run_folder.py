@@ -10,6 +10,7 @@ Both files are replaced in one step, so that a reader never sees half of one.
 import json
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -28,11 +29,34 @@ def checkpoints_dir(run_dir: Path) -> Path:
     return run_dir / "checkpoints"
 
 
+def has_run(run_dir: Path) -> bool:
+    return (run_dir / "config.json").exists() or checkpoints_dir(run_dir).exists()
+
+
+def make_room(run_dir: Path, overwrite: bool) -> None:
+    """Delete the run that lies there, if told to, and nothing that is not a run's."""
+    if not has_run(run_dir):
+        return
+    if not overwrite:
+        step = read_status(run_dir).get("step", "?")
+        raise ValueError(
+            f"--fresh: a run lies in {run_dir}, at step {step}. Leave --fresh out to resume it, "
+            "add --overwrite to delete it, or give another --run_dir"
+        )
+    if checkpoints_dir(run_dir).exists():
+        shutil.rmtree(checkpoints_dir(run_dir))
+    for name in FILES:
+        (run_dir / name).unlink(missing_ok=True)
+
+
 def write_json(path: Path, values: dict[str, object]) -> None:
     """Replace a file in one step. Raises OSError, and then the old file stands."""
     partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(json.dumps(values, indent=2) + "\n")
+        with open(partial, "w") as file:
+            file.write(json.dumps(values, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave an empty file under the name
         os.replace(partial, path)
     except OSError:
         partial.unlink(missing_ok=True)

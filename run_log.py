@@ -7,8 +7,6 @@ dollars.
 Every rank keeps the rows, rank 0 writes. A disk that is full costs log lines, never the run.
 """
 
-import csv
-import io
 import json
 import sys
 import time
@@ -20,12 +18,9 @@ from tqdm import tqdm
 
 import curves
 import run_folder
+import tables
 from schedule import Plan
 
-COLUMNS = (
-    "epoch", "step", "seconds", "lr", "train_loss", "train_top1", "train_top5", "val_loss",
-    "val_top1", "val_top5", "images_per_s", "data_wait_pct", "cost_usd",
-)  # fmt: skip
 STATUS_EVERY_S = 10.0
 CURVES_EVERY_S = 60.0  # drawing takes half a second, which a tiny run would feel every epoch
 
@@ -134,7 +129,7 @@ class RunLog:
             self._write_tables()
         if self._due("curves", CURVES_EVERY_S):
             self._draw_curves()
-        self.say(_epoch_line(row, self.plan.epochs))
+        self.say(tables.epoch_line(row, self.plan.epochs))
 
     def event(self, step: int, text: str) -> None:
         """Say something and keep it in log.jsonl, whatever becomes of the steps around it."""
@@ -181,15 +176,14 @@ class RunLog:
         last, best = self.rows[-1], self.best
         ends = [0.0] + [row["seconds"] for row in self.rows]
         lines = [
-            f"done: {last['epoch']:g} epochs in {_clock(self.paid_s)}, "
-            f"{_clock(ends[-1] / max(last['epoch'], 1e-9))} an epoch on average",
+            f"done: {last['epoch']:g} epochs in {tables.clock(self.paid_s)}, "
+            f"{tables.clock(ends[-1] / max(last['epoch'], 1e-9))} an epoch on average",
             f"final top-1 {last['val_top1']:.2f}%, top-5 {last['val_top5']:.2f}%",
             f"best top-1 {best['val_top1']:.2f}% after epoch {best['epoch']:g}",
         ]
         if self.price_per_hour:
-            lines.append(
-                f"cost {_dollars(self.cost_usd)} at {_dollars(self.price_per_hour)} an hour"
-            )
+            price = tables.dollars(self.price_per_hour)
+            lines.append(f"cost {tables.dollars(self.cost_usd)} at {price} an hour")
         lines.append(f"curves: {self.run_dir / 'curves.png'}")
         lines.append(f"weights: {run_folder.checkpoints_dir(self.run_dir) / 'best.pt'}")
         return "\n".join(lines)
@@ -237,12 +231,12 @@ class RunLog:
         """The numbers beside the bar, or the plain line where there is no terminal."""
         speed = self._speed()
         remaining = (self.plan.stop_step - step) * self.plan.total_batch_size
-        eta = _clock(remaining / max(speed["images_per_s"], 1e-9))
+        eta = tables.clock(remaining / max(speed["images_per_s"], 1e-9))
         text = (
             f"loss {means['loss']:.3f} lr {lr:.4g} waiting {speed['data_wait_pct']:.0f}% left {eta}"
         )
         if self.price_per_hour:
-            text += f" {_dollars(self.cost_usd)}"
+            text += f" {tables.dollars(self.cost_usd)}"
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
         elif not self._on_terminal and self._due("print", self.log_every_s):
@@ -257,12 +251,8 @@ class RunLog:
             file.write(json.dumps(record) + "\n")
 
     def _write_tables(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        _replace(self.run_dir / "metrics.csv", text.getvalue())
-        _replace(self.run_dir / "metrics.md", _markdown(self.rows))
+        _replace(self.run_dir / "metrics.csv", tables.as_csv(self.rows))
+        _replace(self.run_dir / "metrics.md", tables.as_markdown(self.rows))
 
     def _draw_curves(self) -> None:
         with self._disk_may_be_full():
@@ -302,43 +292,3 @@ def _replace(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
-
-
-def _clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    minutes, seconds = divmod(round(min(seconds, 1e9)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def _dollars(amount: float) -> str:
-    return f"${amount:.2f}" if amount >= 1 else f"${amount:.4f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _epoch_line(row: dict, epochs: int) -> str:
-    return (
-        f"epoch {row['epoch']:g}/{epochs}: train loss {row['train_loss']:.3f} top-1 "
-        f"{row['train_top1']:.2f}%, validation top-1 {_percent(row['val_top1'])}% top-5 "
-        f"{_percent(row['val_top5'])}%, {row['images_per_s']:.0f} img/s, waiting "
-        f"{row['data_wait_pct']:.1f}%, {_clock(row['seconds'])}"
-    )
-
-
-def _markdown(rows: list[dict]) -> str:
-    """The table epoch, minutes, loss, top-1, top-5 for train and validation."""
-    lines = [
-        "| epoch | minutes | train loss | top-1 % | top-5 % | val loss | top-1 % | top-5 % |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.3f}"
-        lines.append(
-            f"| {row['epoch']:g} | {row['seconds'] / 60:.1f} | {row['train_loss']:.3f} "
-            f"| {_percent(row['train_top1'])} | {_percent(row['train_top5'])} | {loss} "
-            f"| {_percent(row['val_top1'])} | {_percent(row['val_top5'])} |"
-        )
-    return "\n".join(lines) + "\n"

@@ -12,7 +12,6 @@ and resumable.
 
 import json
 import os
-import shutil
 import sys
 import time
 import uuid
@@ -228,7 +227,7 @@ def run_rank(request: Request) -> int:
         is_main = ranks.is_main
         cfg = assembly.resolve(request, ranks.world_size)
         run_dir = Path(cfg.run_dir)
-        if request.fresh and has_run(run_dir):
+        if request.fresh and run_folder.has_run(run_dir):
             raise ValueError(f"--fresh: a run lies in {run_dir}: `python train.py` can replace it")
         if is_main:
             lock = distributed.FolderLock(run_dir)
@@ -264,7 +263,7 @@ def supervise(request: Request, argv: Sequence[str]) -> int:
         lock = distributed.FolderLock(run_dir, ".supervisor.lock")
         distributed.FolderLock(run_dir).release()  # a plain torchrun may be training there
         if request.fresh:
-            make_room(run_dir, request.overwrite)
+            run_folder.make_room(run_dir, request.overwrite)
         status, stored = run_folder.read_status(run_dir), run_folder.read_settings(run_dir)
     except (ValueError, OSError) as error:
         say_error(error)
@@ -294,26 +293,6 @@ def supervise(request: Request, argv: Sequence[str]) -> int:
         run_folder.write_status(run_dir, state=state)
     lock.release()
     return code
-
-
-def has_run(run_dir: Path) -> bool:
-    return (run_dir / "config.json").exists() or run_folder.checkpoints_dir(run_dir).exists()
-
-
-def make_room(run_dir: Path, overwrite: bool) -> None:
-    """Delete the run that lies there, if told to, and nothing that is not a run's."""
-    if not has_run(run_dir):
-        return
-    if not overwrite:
-        step = run_folder.read_status(run_dir).get("step", "?")
-        raise ValueError(
-            f"--fresh: a run lies in {run_dir}, at step {step}. Leave --fresh out to resume it, "
-            "add --overwrite to delete it, or give another --run_dir"
-        )
-    if run_folder.checkpoints_dir(run_dir).exists():
-        shutil.rmtree(run_folder.checkpoints_dir(run_dir))
-    for name in run_folder.FILES:
-        (run_dir / name).unlink(missing_ok=True)
 
 
 def say_error(error: Exception) -> None:

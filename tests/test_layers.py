@@ -12,7 +12,7 @@ ASSEMBLY = {"assembly"}  # puts the library together for commands that train
 LIBRARY = {"data", "engine", "checkpoint", "run_log"}
 LEAVES = {
     "config", "recipes", "dataset_paths", "transforms", "model", "schedule", "distributed",
-    "interruption", "supervisor", "run_folder", "curves",
+    "interruption", "supervisor", "run_folder", "curves", "tables",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import needs_root
 
-import run_log
+import tables
 from run_log import RunLog
 from schedule import make_plan
 
@@ -36,7 +36,7 @@ def test_rows_become_tables_and_epochs_without_validation_stay_empty(tmp_path, c
     fill(log, 1, 8)
     with open(tmp_path / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == run_log.COLUMNS
+    assert tuple(rows[0]) == tables.COLUMNS
     assert [(row["step"], row["val_top1"]) for row in rows] == [("4", ""), ("8", "10.0")]
     assert rows[0]["images_per_s"] == "32.0" and rows[0]["data_wait_pct"] == "20.0"
     table = (tmp_path / "metrics.md").read_text().splitlines()
