@@ -232,8 +232,9 @@ def run_rank(request: Request) -> int:
         if is_main:
             lock = distributed.FolderLock(run_dir)
             run_folder.write_status(run_dir, state=run_folder.RUNNING, attempt=attempt)
-            run_folder.write_config(run_dir, config.to_json(cfg), sys.argv)
         run = assembly.start(cfg, ranks, attempt, stop)
+        if is_main:  # only now: settings that cannot start are not those of a run to resume
+            run_folder.write_config(run_dir, config.to_json(cfg), sys.argv)
     except (ValueError, OSError) as error:
         if is_main:
             say_error(error)

@@ -207,6 +207,9 @@ def test_class_mismatch_and_tiny_data_are_refused_by_the_supervised_run(image_fo
     words = train_words("--recipe=tiny", f"--data_dir={tmp_path / 'data'}")
     fails(words, tmp_path, "the splits' classes differ: 1 only in", "such as cat")
     assert status_of(tmp_path / "runs" / "tiny")["state"] == "config error"
+    (tmp_path / "data" / "val" / "dog").rename(tmp_path / "data" / "val" / "cat")
+    words += ["--epochs=1", "--amp=fp32"]  # the refused start has left no settings behind
+    assert run(words, tmp_path, **ONE_RANK).code == 0
 
 
 def test_other_data_and_another_schedule_are_refused_and_the_run_stands(
