@@ -101,9 +101,14 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         ranks.world_size, cfg.max_steps,
     )  # fmt: skip
     log = RunLog(
-        run_dir, plan, is_main=ranks.is_main, attempt=attempt, title=f"{cfg.recipe}: {run_dir}",
-        price_per_hour=cfg.price_per_hour, log_every_s=cfg.log_every_s,
-    )  # fmt: skip
+        run_dir,
+        plan,
+        is_main=ranks.is_main,
+        attempt=attempt,
+        title=f"{run_dir.name} ({cfg.recipe})",
+        price_per_hour=cfg.price_per_hour,
+        log_every_s=cfg.log_every_s,
+    )
     folder = run_folder.checkpoints_dir(run_dir)
     saved_step = checkpoint.find_newest(folder, log.say, may_rename=ranks.is_main)
     first_step = max(saved_step, 0)
@@ -122,6 +127,8 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         contents = checkpoint.load(checkpoint.step_path(folder, saved_step))
         refuse_other_run(contents, origin, cfg)
         restore(state, contents, log, ranks)
+    else:
+        log.begin(0, [])
     model = torch.compile(state.model) if cfg.compile else state.model
     run = Run(
         cfg=cfg,
@@ -227,10 +234,11 @@ def refuse_other_run(contents: dict, origin: dict, cfg: TrainConfig) -> None:
 def restore(state: TrainState, contents: dict, log: RunLog, ranks: Ranks) -> None:
     """Put a checkpoint's state in place; rank 0 takes its epoch sums, the others start at zero."""
     state.load_state_dict(contents)
-    if ranks.is_main:
-        state.epoch_sums.copy_(contents["epoch_sums"])
-    log.resume(state.step, contents["rows"])
-    if ranks.is_main and log.best and log.best["step"] == state.step:
+    log.begin(state.step, contents["rows"])
+    if not ranks.is_main:
+        return
+    state.epoch_sums.copy_(contents["epoch_sums"])
+    if log.best and log.best["step"] == state.step:
         # A kill between writing the checkpoint and linking it would have left the link behind.
         folder = run_folder.checkpoints_dir(log.run_dir)
         checkpoint.mark_best(checkpoint.step_path(folder, state.step))

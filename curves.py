@@ -1,6 +1,6 @@
 """curves.png: how a run went, in six panels.
 
-Blue is training, orange validation, in every panel (Okabe and Ito's colour-blind safe palette).
+Blue is training, orange validation (Okabe and Ito's colour-blind safe palette).
 """
 
 from collections.abc import Sequence
@@ -17,34 +17,45 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 def draw(path: Path, rows: Sequence[dict], steps: Sequence[dict], title: str) -> None:
-    """Draw the rows of metrics.csv and the training records of log.jsonl into one picture."""
+    """Draw the rows of metrics.csv and the training records of log.jsonl into one picture.
+
+    A row of less than half an epoch, where a limit ended the run, shows its validation only: the
+    training figures of a few steps would be a spike.
+    """
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), dpi=100, layout="constrained")
     figure.suptitle(title)
     (loss, top1, top5), (by_step, rate, speed) = axes
-    epochs = [row["epoch"] for row in rows]
+    spans = _differences([row["epoch"] for row in rows])
+    whole = [row for row, span in zip(rows, spans, strict=True) if span >= 0.5 or len(rows) == 1]
     for axis, name, unit in (
         (loss, "loss", "cross-entropy"),
         (top1, "top1", "top-1, %"),
         (top5, "top5", "top-5, %"),
     ):
-        _line(axis, epochs, [row[f"train_{name}"] for row in rows], BLUE, "train")
-        _line(axis, epochs, [row[f"val_{name}"] for row in rows], ORANGE, "validation")
+        _line(axis, whole, "epoch", f"train_{name}", BLUE, "train")
+        _line(axis, rows, "epoch", f"val_{name}", ORANGE, "validation")
         axis.set(xlabel="epoch", ylabel=unit)
         axis.legend()
-    numbers = [record["step"] for record in steps]
-    _line(by_step, numbers, [record["top1"] for record in steps], BLUE, "train, single batches")
-    _line(by_step, [row["step"] for row in rows], [row["val_top1"] for row in rows], ORANGE, "val")
+    _line(by_step, steps, "step", "top1", BLUE, "train, single batches")
+    _line(by_step, rows, "step", "val_top1", ORANGE, "validation")
     by_step.set(xlabel="step", ylabel="top-1, %")
     by_step.legend()
-    _line(rate, numbers, [record["lr"] for record in steps], BLUE, "")
+    _line(rate, steps, "step", "lr", BLUE, "")
     rate.set(xlabel="step", ylabel="learning rate")
-    _line(speed, epochs, [row["images_per_s"] for row in rows], BLUE, "images/s")
-    speed.set(xlabel="epoch", ylabel="training images/s", ylim=(0, None))
-    durations = speed.twinx()
-    seconds = [row["seconds"] for row in rows]
-    lengths = [b - a for a, b in zip([0.0, *seconds], seconds, strict=False)]
-    _line(durations, epochs, lengths, ORANGE, "seconds")
-    durations.set(ylabel="seconds an epoch, all in", ylim=(0, None))
+    _line(speed, whole, "epoch", "images_per_s", BLUE, "images/s")
+    speed.set(xlabel="epoch", ylim=(0, None))
+    speed.set_ylabel("training images/s", color=BLUE)
+    times = [
+        {"epoch": row["epoch"], "seconds": seconds / span}
+        for row, seconds, span in zip(
+            rows, _differences([row["seconds"] for row in rows]), spans, strict=True
+        )
+        if row in whole
+    ]
+    seconds_axis = speed.twinx()
+    _line(seconds_axis, times, "epoch", "seconds", ORANGE, "seconds")
+    seconds_axis.set(ylim=(0, None))
+    seconds_axis.set_ylabel("seconds an epoch, evaluation included", color=ORANGE)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     partial = path.with_name(f"{path.name}.partial")
@@ -53,9 +64,14 @@ def draw(path: Path, rows: Sequence[dict], steps: Sequence[dict], title: str) ->
     partial.replace(path)
 
 
-def _line(axis: Axes, x: Sequence, y: Sequence, color: str, label: str) -> None:
-    """Points joined by a line, without the epochs that were not evaluated."""
-    points = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
+def _differences(numbers: Sequence[float]) -> list[float]:
+    """Each number less the one before it, the first less zero."""
+    return [b - a for a, b in zip([0.0, *numbers], numbers, strict=False)]
+
+
+def _line(axis: Axes, rows: Sequence[dict], x: str, y: str, color: str, label: str) -> None:
+    """Points joined by a line, without the rows that have no value there."""
+    points = [(row[x], row[y]) for row in rows if row[y] is not None]
     marker = "o" if len(points) < 30 else None
     xs, ys = [a for a, _ in points], [b for _, b in points]
     axis.plot(xs, ys, color=color, label=label, marker=marker, markersize=3)

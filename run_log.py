@@ -1,5 +1,4 @@
-"""What a run tells: progress on the terminal, log.jsonl, metrics.csv, metrics.md, curves.png,
-dollars.
+"""What a run tells: progress, log.jsonl, metrics.csv, metrics.md, curves.png, dollars.
 
     runs/NAME/log.jsonl      one JSON object a line: training steps, epochs, events
     runs/NAME/metrics.csv    one row an epoch; metrics.md the same as a table to read
@@ -70,8 +69,8 @@ class RunLog:
     def has_row(self, step: int) -> bool:
         return bool(self.rows) and self.rows[-1]["step"] >= step
 
-    def resume(self, step: int, rows: list[dict]) -> None:
-        """Take over the rows of a checkpoint and drop what was logged after it."""
+    def begin(self, step: int, rows: list[dict]) -> None:
+        """Take over the rows of the checkpoint of `step`, and drop what was logged after it."""
         self.rows = list(rows)
         if not self.is_main:
             return

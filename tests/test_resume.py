@@ -114,6 +114,23 @@ def test_longer_runs_go_on_from_where_a_limit_ended_them(straight, image_folder,
     assert_same_end(straight, tmp_path / "run")
 
 
+def test_a_resnet50_resumes_to_the_bit_as_well(image_folder, tmp_path):
+    flags = [f"--data_dir={image_folder}", "--epochs=2", "--image_size=32", "--ema_decay=0.9"]
+    flags += ["--total_batch_size=16", "--device_batch_size=8", "--num_workers=2", "--amp=fp32"]
+    flags += ["--log_every_steps=1", "--eval_every_epochs=2", "--max_lr=0.02", "--max_steps=6"]
+    words = train_words(*flags, f"--run_dir={tmp_path / 'straight'}")
+    assert run(words, tmp_path, **ONE_RANK).code == 0
+    words = train_words(*flags, f"--run_dir={tmp_path / 'killed'}")
+    process = start(words, tmp_path, **ONE_RANK)
+    wait_for(lambda: len(steps_logged(tmp_path / "killed")) >= 5)  # one after the epoch's save
+    kill(process)
+    result = run(words, tmp_path, **ONE_RANK)
+    assert result.code == 0 and "resuming at step 4" in result.out
+    assert_same_end(tmp_path / "straight", tmp_path / "killed")
+    state = torch.load(newest_checkpoint(tmp_path / "killed"), weights_only=True)
+    assert len(state["model"]) == 320
+
+
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
     straight, image_folder, tmp_path
 ):

@@ -55,7 +55,7 @@ def test_a_resume_drops_what_came_after_its_checkpoint_and_keeps_events(tmp_path
     with open(tmp_path / "log.jsonl", "a") as file:
         file.write('{"kind": "train", "st')  # cut by a kill
     again = make_log(tmp_path)
-    again.resume(5, rows)
+    again.begin(5, rows)
     fill(again, 6, 12)
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 13))
