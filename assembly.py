@@ -251,6 +251,8 @@ def introduce(run: Run, train_set: data.ImageFolder) -> None:
         f"{cfg.data_dir}: {len(train_set)} training and {run.num_eval_images} validation images, "
         f"{len(train_set.classes)} classes"
     )
+    if amiss := dataset_paths.shortfall(train_set.classes, len(train_set), run.num_eval_images):
+        log.say(f"warning: {amiss}: results will not compare with published ones")
     log.say(run.plan.describe())
     log.say(
         f"{run.ranks.device.type}, {run.precision.name}, learning rate up to {cfg.max_lr:g}, "

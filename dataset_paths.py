@@ -6,8 +6,9 @@ A data folder holds `train/CLASS/*` and `val/CLASS/*` (or `validation/CLASS/*`).
 """
 
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,24 @@ FASHION_MNIST_CLASSES = (
     "bag",
     "ankle-boot",
 )
+
+
+def known_dataset(classes: Sequence[str]) -> Dataset | None:
+    """The data set that has these class folders, if it is one of ours."""
+    if len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        return DATASETS["imagenet"]
+    return DATASETS["fashion-mnist"] if set(classes) == set(FASHION_MNIST_CLASSES) else None
+
+
+def shortfall(classes: Sequence[str], num_train: int, num_val: int) -> str:
+    """What a known data set should have and has not; empty if nothing is amiss."""
+    dataset = known_dataset(classes)
+    if dataset is None or (num_train, num_val) == (dataset.num_train, dataset.num_val):
+        return ""
+    return (
+        f"{dataset.title} has {dataset.num_train:,} training and {dataset.num_val:,} validation "
+        f"images, here are {num_train:,} and {num_val:,}"
+    )
 
 
 def split_dir(data_dir: Path, split: str) -> Path:

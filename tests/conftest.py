@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 REPOSITORY = Path(__file__).parent.parent
@@ -27,6 +28,8 @@ sys.path.insert(0, str(REPOSITORY))
 def pytest_configure() -> None:
     # One thread: what the tests compare bit by bit must not depend on the machine's cores.
     torch.set_num_threads(1)
+    settings.register_profile("no deadline", deadline=None)  # tests do not measure speed
+    settings.load_profile("no deadline")
 
 
 def make_picture(seed: int, label: int) -> Image.Image:

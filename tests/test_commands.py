@@ -212,7 +212,7 @@ def test_class_mismatch_and_tiny_data_are_refused_by_the_supervised_run(image_fo
     assert run(words, tmp_path, **ONE_RANK).code == 0
 
 
-def test_other_data_and_another_schedule_are_refused_and_the_run_stands(
+def test_other_data_schedules_and_files_are_refused_and_the_run_stands(
     done, image_folder, tmp_path
 ):
     run_dir = tmp_path / "run"
@@ -227,6 +227,11 @@ def test_other_data_and_another_schedule_are_refused_and_the_run_stands(
     (run_dir / "config.json").write_text(json.dumps(record))
     fails(words, tmp_path, "another schedule (max_lr 0.05 -> 0.2, epochs 3 -> 9)", **ONE_RANK)
     assert newest_checkpoint(run_dir).read_bytes() == newest_checkpoint(done).read_bytes()
+    shutil.copy(done / "config.json", run_dir / "config.json")
+    for path in (run_dir / "checkpoints").glob("step_*.pt"):
+        path.write_bytes(b"something else")
+    fails(words, tmp_path, "no checkpoint in", "step_000000012.pt is damaged", **ONE_RANK)
+    assert len(list((run_dir / "checkpoints").glob("step_*.pt"))) == 3
 
 
 def test_fresh_with_overwrite_replaces_the_run_and_nothing_else(done, image_folder, tmp_path):

@@ -207,3 +207,12 @@ def test_data_are_found_where_the_variable_says_and_the_search_is_told(tmp_path,
     monkeypatch.chdir(tmp_path)
     make_folder(tmp_path / "data", 1, 1)
     assert dataset_paths.find_data_dir() == Path("data")
+
+
+def test_a_known_data_set_that_is_not_complete_is_noticed():
+    wnids = [f"n{i:08d}" for i in range(1000)]
+    assert dataset_paths.shortfall(wnids, 1_281_167, 50_000) == ""
+    text = dataset_paths.shortfall(wnids, 1_281_166, 50_000)
+    assert "has 1,281,167 training and 50,000" in text and "here are 1,281,166 and" in text
+    assert dataset_paths.shortfall(["ant", "bee"], 3, 1) == ""
+    assert "Fashion-MNIST" in dataset_paths.shortfall(dataset_paths.FASHION_MNIST_CLASSES, 3, 1)

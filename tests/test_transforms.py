@@ -19,7 +19,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(20, 120), st.integers(20, 120), st.integers(16, 64), st.integers(0, 20))
 def test_evaluation_crop_is_torchvisions(width, height, size, margin):
     image = noise(width, height)
@@ -28,7 +28,7 @@ def test_evaluation_crop_is_torchvisions(width, height, size, margin):
     assert np.array_equal(ours, reference.permute(1, 2, 0).numpy())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(10, 120), st.integers(10, 120), st.integers(8, 64), st.data())
 def test_training_crop_is_torchvisions_resized_crop(width, height, size, data):
     left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
@@ -63,7 +63,7 @@ def plain_crop(draws: np.ndarray, width: int, height: int, min_scale: float) -> 
     return [left, top, left + w, top + h]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.floats(0.01, 1), st.integers(0, 2**32))
 def test_crop_boxes_are_torchvisions_rule_for_each_picture(width, height, min_scale, seed):
     draws = np.random.default_rng(seed).random((3, transforms.CROP_DRAWS))
