@@ -51,9 +51,9 @@ RECIPES: Mapping[str, Recipe] = {
             "weight_decay": 5e-4,
             "label_smoothing": 0.1,
             "ema_decay": 0.95,
-            "max_minutes": 10.0,
+            "max_minutes": 11.0,
         },
-        result="DEMO_RESULT",
+        result="top-1 88.01, top-5 99.70 on Fashion-MNIST's test images, once, seed 0, bf16 on 2 cores",
         source="this project",
     ),
     "tiny": Recipe(
