@@ -34,9 +34,8 @@ from transforms import Batch
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 NUM_DRAWS = transforms.CROP_DRAWS + 1  # the last one is the flip
-LOADER_TIMEOUT_S = (
-    600  # a loader that gives nothing for so long hangs; a cold disk may take a minute
-)
+# A loader that gives nothing for so long hangs; a cold network volume may take a minute.
+LOADER_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,13 @@ def prepare(cwd: Path, *flags: object):
 
 
 def test_it_becomes_an_ordinary_image_folder(originals, tmp_path):
+    out = tmp_path / "data" / "fashion-mnist"
+    left = tmp_path / "data" / "fashion-mnist.partial" / "train" / "bag"
+    left.mkdir(parents=True)  # by a start that was killed
+    (left / "junk.png").write_bytes(b"")
     result = prepare(tmp_path, "--source_dir", originals, "--num_workers", "2")
     assert result.code == 0, result.err
-    out = tmp_path / "data" / "fashion-mnist"
+    assert not (out / "train" / "bag" / "junk.png").exists() and not left.exists()
     assert "60000 training and 10000 validation images, 10 classes" in result.out
     train, val = data.open_dataset(out)
     assert np.bincount(train.labels).tolist() == [6000] * 10
@@ -53,15 +57,6 @@ def test_it_becomes_an_ordinary_image_folder(originals, tmp_path):
     again = prepare(tmp_path, "--source_dir", originals)
     assert again.code == 0 and "is complete already" in again.out
     assert (out / "train").stat().st_mtime_ns == before
-
-
-def test_a_killed_start_is_done_over(originals, tmp_path):
-    left = tmp_path / "out.partial" / "train" / "bag"
-    left.mkdir(parents=True)
-    (left / "junk.png").write_bytes(b"")
-    result = prepare(tmp_path, "--source_dir", originals, "--out", "out")
-    assert result.code == 0 and not (tmp_path / "out.partial").exists()
-    assert not (tmp_path / "out" / "train" / "bag" / "junk.png").exists()
 
 
 def write_other(folder: Path) -> None:

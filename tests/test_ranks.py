@@ -1,19 +1,30 @@
 """Several real gloo processes against one: the same images, gradients, statistics and figures."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import (
+    ONE_RANK,
     REPOSITORY,
+    Result,
     assert_same,
-    environment,
     newest_checkpoint,
     run,
     steps_logged,
     tiny_flags,
     torchrun_words,
+    train_words,
 )
+
+
+def run_ranks(num_ranks: int, flags: list[object], cwd: Path) -> Result:
+    """train.py as so many gloo processes; a single one does without torchrun."""
+    if num_ranks == 1:
+        return run(train_words(*flags), cwd, **ONE_RANK)
+    return run(torchrun_words(num_ranks, "train.py", *flags), cwd)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +40,7 @@ def runs(image_folder, tmp_path_factory) -> dict[int, dict]:
                 f"--max_steps={steps}",
                 "--clip_grad_norm=0",
             ]
-            result = run(torchrun_words(num_ranks, "train.py", *flags), folder)
+            result = run_ranks(num_ranks, flags, folder)
             assert result.code == 0, result.err
             ends[num_ranks, steps] = torch.load(newest_checkpoint(run_dir), weights_only=True)
             ends[num_ranks, steps]["logged"] = steps_logged(run_dir)
@@ -61,8 +72,7 @@ def test_two_ranks_log_the_losses_of_one(runs):
 def test_a_run_goes_on_with_another_number_of_ranks(image_folder, tmp_path, runs):
     flags = [*tiny_flags(image_folder, tmp_path / "run"), "--clip_grad_norm=0"]
     for num_ranks, steps in ((2, 5), (1, 9), (2, 12)):
-        words = torchrun_words(num_ranks, "train.py", *flags, f"--max_steps={steps}")
-        result = run(words, tmp_path)
+        result = run_ranks(num_ranks, [*flags, f"--max_steps={steps}"], tmp_path)
         assert result.code == 0, result.err
     end = torch.load(newest_checkpoint(tmp_path / "run"), weights_only=True)
     assert_same(end["model"], runs[1, 12]["model"], "2 and 1 ranks add the same two numbers")
@@ -91,22 +101,16 @@ for batch in data.start_loader(data.TrainImages(train, 0, 32, 0.08, True), keys,
 """
 
 
-@pytest.mark.parametrize("world_size, num_workers", [(1, 2), (2, 0), (4, 1)])
-def test_ranks_in_processes_of_their_own_see_the_pixels_of_one(
-    image_folder, world_size, num_workers
-):
-    def hashes(rank: int, ranks: int, workers: int) -> list[str]:
-        import subprocess
-        import sys
+def pixel_hashes(data_dir: Path, rank: int, world_size: int, num_workers: int) -> list[str]:
+    words = [sys.executable, "-c", CHECK_PIXELS, data_dir, rank, world_size, num_workers]
+    result = run(words, REPOSITORY)
+    assert result.code == 0, result.err
+    return result.out.split()
 
-        words = [sys.executable, "-c", CHECK_PIXELS, image_folder, rank, ranks, workers]
-        printed = subprocess.run(
-            [str(word) for word in words], cwd=REPOSITORY, env=environment(), check=True,
-            capture_output=True, text=True,
-        )  # fmt: skip
-        return printed.stdout.split()
 
-    alone = hashes(0, 1, 0)
-    shared = [hashes(rank, world_size, num_workers) for rank in range(world_size)]
+def test_ranks_in_processes_of_their_own_see_the_pixels_of_one(image_folder):
+    alone = pixel_hashes(image_folder, 0, 1, 0)
     assert len(alone) == 32
-    assert alone == [shared[m % world_size][m // world_size] for m in range(32)]
+    for world_size, num_workers in ((2, 0), (4, 1)):
+        shared = [pixel_hashes(image_folder, r, world_size, num_workers) for r in range(world_size)]
+        assert alone == [shared[m % world_size][m // world_size] for m in range(32)]
