@@ -3,9 +3,9 @@
     python evaluate.py --data_dir DIR --weights runs/NAME/checkpoints/best.pt
     torchrun --standalone --nproc_per_node=4 evaluate.py --data_dir DIR --weights FILE
 
-Takes the settings from a checkpoint (averaged weights, picture sizes, batch) and ImageNet's usual
-ones for other files: torchvision's keys, 224 px cut from 256. Whole batches go round the ranks, so
-that any number of them gives the same figures.
+Takes the settings from a checkpoint (averaged weights, sizes, batch, precision) and ImageNet's
+usual ones for other files: torchvision's keys, 224 px cut from 256, fp32. Whole batches go round
+the ranks, so that any number of them gives the same figures.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from transforms import Batch
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line; what is not given comes from the checkpoint."""
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
         description=__doc__,
@@ -44,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--num_workers", type=int, default=-1, metavar="N", help="loaders a GPU; -1: from the cores"
     )
-    add("--amp", choices=("auto", "bf16", "fp16", "fp32"), default="fp32", help="precision [fp32]")
+    add("--amp", choices=("auto", "bf16", "fp16", "fp32"), help="precision [as trained; fp32]")
     add("--json", type=Path, help="file for the result, a JSON object")
     return parser
 
@@ -107,7 +108,7 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
         model.to(ranks.device),
         chain(batches, [None] * (rounds - len(keys))),
         len(split),
-        engine.choose_precision(args.amp, ranks.device),
+        engine.choose_precision(args.amp or trained.get("amp", "fp32"), ranks.device),
         ranks,
         note_bad_images,
     )

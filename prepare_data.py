@@ -176,6 +176,7 @@ def prepare_fashion_mnist(out: Path, source_dir: Path | None, num_workers: int) 
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="prepare_data.py",
         description=__doc__,
