@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 
 import pytest
 from conftest import REPOSITORY, environment
@@ -48,7 +49,14 @@ def check(words: list[str]) -> None:
             evaluate.build_parser().parse_args(flags)
         case ["tmux", "new-session", "-d", "-s", _, inner]:
             check(shlex.split(inner))
-        case ["python", "dataset_paths.py"] | ["python", "benchmarks/loop_overhead.py"]:
+        case ["python", "benchmarks/loop_overhead.py", *flags]:
+            quick = ["--tiny", "--image_size=32", "--batch_size=4", "--steps=2", "--rounds=1"]
+            result = subprocess.run(
+                [sys.executable, *words[1:2], *flags, *quick],
+                cwd=REPOSITORY, env=environment(), check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            assert "train.py" in result.stdout and "ratio" in result.stdout
+        case ["python", "dataset_paths.py"]:
             assert (REPOSITORY / words[1]).is_file()
         case ["source", ".venv/bin/activate"]:
             pass
