@@ -62,7 +62,7 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
 
     Without any flag that is the newest unfinished run, else the default recipe's. world_size: the
     number of ranks, where it is known, to settle the batch-norm group of a new run.
-    Raises ValueError for settings that a resume cannot change, and for data that are not there.
+    Raises ValueError for settings that a resume cannot change.
     """
     settings = dict(request.settings)
     recipe = settings.get("recipe", DEFAULT_RECIPE)
@@ -74,10 +74,6 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
         cfg = TrainConfig(**settings)
     else:
         cfg = config.resumed(config.from_json(stored | {"run_dir": run_dir}), settings)
-    if not cfg.data_dir:
-        cfg = dataclasses.replace(cfg, data_dir=str(dataset_paths.find_data_dir()))
-    if not Path(cfg.data_dir).is_dir():
-        raise ValueError(f"--data_dir {cfg.data_dir}: no such folder")
     if world_size and not cfg.device_batch_size:
         if cfg.total_batch_size % world_size:
             raise ValueError(
@@ -86,6 +82,15 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
             )
         device_batch_size = cfg.total_batch_size // world_size
         cfg = dataclasses.replace(cfg, device_batch_size=device_batch_size)
+    return cfg
+
+
+def with_data(cfg: TrainConfig) -> TrainConfig:
+    """The settings with a data folder that is there. Raises ValueError if there is none."""
+    if not cfg.data_dir:
+        cfg = dataclasses.replace(cfg, data_dir=str(dataset_paths.find_data_dir()))
+    if not Path(cfg.data_dir).is_dir():
+        raise ValueError(f"--data_dir {cfg.data_dir}: no such folder")
     return cfg
 
 

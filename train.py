@@ -225,7 +225,7 @@ def run_rank(request: Request) -> int:
     try:
         ranks = distributed.read_ranks()
         is_main = ranks.is_main
-        cfg = assembly.resolve(request, ranks.world_size)
+        cfg = assembly.with_data(assembly.resolve(request, ranks.world_size))
         run_dir = Path(cfg.run_dir)
         if request.fresh and run_folder.has_run(run_dir):
             raise ValueError(f"--fresh: a run lies in {run_dir}: `python train.py` can replace it")
@@ -259,7 +259,7 @@ def run_rank(request: Request) -> int:
 def supervise(request: Request, argv: Sequence[str]) -> int:
     """What `python train.py` is: check, and have torchrun do it on every GPU."""
     try:
-        cfg = assembly.resolve(request)
+        cfg = assembly.with_data(assembly.resolve(request))
         run_dir = Path(cfg.run_dir)
         lock = distributed.FolderLock(run_dir, ".supervisor.lock")
         distributed.FolderLock(run_dir).release()  # a plain torchrun may be training there

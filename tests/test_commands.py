@@ -167,6 +167,8 @@ def test_print_config_shows_flags_over_recipe_over_defaults(image_folder, tmp_pa
     values = json.loads(run(words, tmp_path).out)
     assert (values["max_lr"], values["width"], values["momentum"]) == (3.0, 8, 0.9)
     assert not (tmp_path / "runs").exists()
+    values = json.loads(run(train_words("--print_config"), tmp_path).out)  # needs no data
+    assert (values["recipe"], values["run_dir"]) == ("onecycle50", "runs/onecycle50")
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "prepare_data.py"])
