@@ -15,7 +15,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import curves
 import run_folder
 import tables
 from schedule import Plan
@@ -254,6 +253,8 @@ class RunLog:
         _replace(self.run_dir / "metrics.md", tables.as_markdown(self.rows))
 
     def _draw_curves(self) -> None:
+        import curves  # matplotlib takes half a second, which every supervisor would pay
+
         with self._disk_may_be_full():
             curves.draw(self.run_dir / "curves.png", self.rows, self._steps, self.title)
 
