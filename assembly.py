@@ -68,6 +68,8 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
     recipe = settings.get("recipe", DEFAULT_RECIPE)
     newest = None if settings else run_folder.newest_unfinished()
     run_dir = str(settings.pop("run_dir", newest or run_folder.RUNS / recipe))
+    if Path(run_dir).exists() and not Path(run_dir).is_dir():
+        raise ValueError(f"--run_dir {run_dir} is a file: give a folder, new or of a run")
     stored = None if request.fresh else run_folder.read_settings(Path(run_dir))
     if stored is None:
         settings = {**RECIPES[recipe].settings, **settings, "recipe": recipe, "run_dir": run_dir}

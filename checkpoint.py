@@ -182,9 +182,12 @@ def load_weights_file(path: Path) -> dict:
         raise ValueError(f"--weights {path}: {error.strerror}") from error
     except DamagedCheckpointError:
         raise
-    except Exception as error:  # torch raises half a dozen types for files that are not its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"--weights {path} is not a file of tensors: {reason}") from error
+    except Exception as error:
+        # torch raises half a dozen types for files that are not its own, and for those that hold
+        # more than tensors it advises to load them as code: that advice is not passed on.
+        raise ValueError(
+            f"--weights {path} is not a file of tensors written by torch.save"
+        ) from error
     if not isinstance(state, dict):
         raise ValueError(f"--weights {path} holds a {type(state).__name__}, not a state dict")
     return state

@@ -40,7 +40,10 @@ class TrainConfig:
         may_change=True,
     )  # fmt: skip
     run_dir: str = setting(
-        "", "folder of this run: checkpoints, log, curves (default: runs/RECIPE)", may_change=True
+        "",
+        "folder of this run: checkpoints, log, curves (default: runs/RECIPE; without any flag the "
+        "newest unfinished run)",
+        may_change=True,
     )
     recipe: str = setting("", "name of the preset these settings started from")
 
@@ -227,6 +230,7 @@ def build_parser(presets: Mapping[str, str], epilog: str) -> argparse.ArgumentPa
     """The command line: one flag a field; `presets` maps recipe names to summaries."""
     parser = argparse.ArgumentParser(
         prog="train.py",
+        usage="train.py [--data_dir DIR] [--run_dir DIR] [--recipe NAME] [--FLAG VALUE ...]",
         description="Train a ResNet50 on a folder of images. The same command resumes it.",
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,

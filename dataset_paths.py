@@ -5,6 +5,7 @@
 A data folder holds `train/CLASS/*` and `val/CLASS/*` (or `validation/CLASS/*`).
 """
 
+import argparse
 import os
 import re
 import sys
@@ -94,13 +95,15 @@ def find_data_dir() -> Path:
             return place
     looked = ", ".join(str(place) for place in places)
     raise ValueError(
-        f"no data found: no train/ and val/ in {looked}. Give --data_dir DIR or set "
+        f"no data found: no train/ and val/ in {looked}. Give train.py --data_dir DIR or set "
         f"{ENVIRONMENT_VARIABLE}; `python prepare_data.py fashion-mnist` makes a small one to try"
     )
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the data folder that would be used."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args(argv)
     try:
         print(find_data_dir())
     except ValueError as error:

@@ -60,7 +60,7 @@ class Plan:
             f"batch {self.total_batch_size} = {self.world_size} ranks x "
             f"{self.micro_batches_per_rank} micro-batches x {self.device_batch_size} images; "
             f"{self.steps_per_epoch} steps an epoch, {self.epochs} epochs, {self.total_steps} "
-            f"steps; may go on with {sizes} GPUs"
+            f"steps; may go on with {sizes} ranks"
         )
 
 

@@ -106,6 +106,7 @@ main() {
                 mode=$1
                 ;;
             __dry_run) dry_run=yes ;;
+            __max_steps=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
             __max_steps)
                 [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || die "--max_steps ${2:-}: give a number from 1 up"
                 max_steps=$2

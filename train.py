@@ -31,7 +31,7 @@ import interruption
 import run_folder
 import supervisor
 from assembly import Run
-from config import Request
+from config import Request, TrainConfig
 from recipes import RECIPES
 from transforms import Batch
 
@@ -231,7 +231,7 @@ def run_rank(request: Request) -> int:
             raise ValueError(f"--fresh: a run lies in {run_dir}: `python train.py` can replace it")
         if is_main:
             lock = distributed.FolderLock(run_dir)
-            run_folder.write_status(run_dir, state=run_folder.RUNNING, attempt=attempt)
+            run_folder.write_status(run_dir, state=run_folder.RUNNING, attempt=attempt, message="")
         run = assembly.start(cfg, ranks, attempt, stop)
         if is_main:  # only now: settings that cannot start are not those of a run to resume
             run_folder.write_config(run_dir, config.to_json(cfg), sys.argv)
@@ -269,9 +269,7 @@ def supervise(request: Request, argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         say_error(error)
         return 2
-    limits = ("max_steps", "max_minutes")
-    unchanged = stored and all(stored[name] == getattr(cfg, name) for name in limits)
-    if status.get("state") == run_folder.DONE and unchanged:
+    if status.get("state") == run_folder.DONE and not prolonged(cfg, stored, status["step"]):
         print(
             f"train.py: the run in {run_dir} is done at step {status.get('step')}, best top-1 "
             f"{status.get('best_top1'):.2f}%. Give a new --run_dir to train another one"
@@ -294,6 +292,13 @@ def supervise(request: Request, argv: Sequence[str]) -> int:
         run_folder.write_status(run_dir, state=state)
     lock.release()
     return code
+
+
+def prolonged(cfg: TrainConfig, stored: dict[str, object], step: int) -> bool:
+    """Whether new limits let a run that ended at `step` go on."""
+    if cfg.max_minutes != stored["max_minutes"]:
+        return True
+    return cfg.max_steps != stored["max_steps"] and not 0 < cfg.max_steps <= step
 
 
 def say_error(error: Exception) -> None:

@@ -40,6 +40,7 @@ def call(folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess:
         (["--demo", "--quick"], "unknown option --quick; see --help"),
         (["--demo", "--max_steps", "many"], "--max_steps many: give a number from 1 up"),
         (["--demo", "--max_steps"], "--max_steps : give a number from 1 up"),
+        (["--demo", "--max-steps=0"], "--max_steps 0: give a number from 1 up"),
         (["--test", "--max_steps", "3"], "--max_steps goes with --demo"),
         (["extra"], "unknown option extra"),
     ],
@@ -107,7 +108,7 @@ def test_the_demo_trains_resumes_and_says_when_it_is_done(tmp_path):
     (folder / ".venv" / ".stamp.requirements.txt").write_text(f"{digest}\n")
     make_folder(folder / "data" / "fashion-mnist", 90, 5)  # two steps an epoch
     for steps, text in ((1, "final top-1"), (3, "resuming at step 1"), (3, "is done at step 3")):
-        result = call(folder, "--demo", "--max_steps", str(steps))
+        result = call(folder, "--demo", f"--max_steps={steps}")
         assert result.returncode == 0, result.stdout + result.stderr
         assert "data/fashion-mnist is complete already" in result.stdout
         assert text in result.stdout

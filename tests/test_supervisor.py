@@ -65,6 +65,10 @@ def test_it_trains_and_tells_when_done(image_folder, tmp_path):
     began = time.monotonic()
     again = run(words, tmp_path)
     assert again.code == 0 and "is done at step 12" in again.out
+    before = (tmp_path / "run" / "status.json").read_bytes()
+    fewer = run([*words, "--max_steps=5"], tmp_path)
+    assert fewer.code == 0 and "is done at step 12" in fewer.out
+    assert (tmp_path / "run" / "status.json").read_bytes() == before
     assert time.monotonic() - began < 60
 
 
