@@ -146,7 +146,7 @@ while True:
 
 def test_a_kill_at_any_moment_of_a_save_loses_nothing(tmp_path):
     rng = random.Random(1)
-    for _ in range(6):
+    for _ in range(4):
         process = subprocess.Popen(
             [sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path)],
             cwd=REPOSITORY,

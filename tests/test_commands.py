@@ -128,7 +128,7 @@ def test_no_arguments_start_the_default_and_resume_it(tmp_path):
     make_folder(tmp_path / "data", 90, 1)  # a batch of 256 must fit
     run_dir = tmp_path / "runs" / "onecycle50"
     attempts = []
-    for words in (train_words(), train_words(), torchrun_words(1, "train.py")):
+    for words in (train_words(), torchrun_words(1, "train.py")):
         process = start(words, tmp_path)
         wait_for(lambda: status_of(run_dir).get("attempt") not in [None, *attempts])
         attempts.append(status_of(run_dir)["attempt"])
@@ -138,7 +138,7 @@ def test_no_arguments_start_the_default_and_resume_it(tmp_path):
         assert ("resuming at step 0" in result.out) == (len(attempts) > 1)
         assert "interrupted at step 0" in result.out
         assert status_of(run_dir)["state"] == "interrupted"
-        assert result.code == (75 if len(attempts) < 3 else 1)  # torchrun knows no other code
+        assert result.code == (75 if len(attempts) == 1 else 1)  # torchrun knows no other code
     settings = json.loads((run_dir / "config.json").read_text())["settings"]
     assert (settings["recipe"], settings["epochs"]) == ("onecycle50", 50)
     assert settings["data_dir"] == "data"

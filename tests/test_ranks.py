@@ -19,6 +19,8 @@ from conftest import (
     train_words,
 )
 
+PLAIN = ("--clip_grad_norm=0", "--weight_decay=0")
+
 
 def run_ranks(num_ranks: int, flags: list[object], cwd: Path) -> Result:
     """train.py as so many gloo processes; a single one does without torchrun."""
@@ -29,26 +31,21 @@ def run_ranks(num_ranks: int, flags: list[object], cwd: Path) -> Result:
 
 @pytest.fixture(scope="module")
 def runs(image_folder, tmp_path_factory) -> dict[int, dict]:
-    """Checkpoints of one step and of the whole run, by number of ranks; batch 16 = 2 x 8."""
+    """Checkpoints after (ranks, steps) of the same run; batch 16 = 2 x 8."""
     folder = tmp_path_factory.mktemp("ranks")
     ends = {}
-    for num_ranks in (1, 2):
-        for steps in (1, 12):
-            run_dir = folder / f"{num_ranks}-{steps}"
-            flags = [
-                *tiny_flags(image_folder, run_dir),
-                f"--max_steps={steps}",
-                "--clip_grad_norm=0",
-            ]
-            result = run_ranks(num_ranks, flags, folder)
-            assert result.code == 0, result.err
-            ends[num_ranks, steps] = torch.load(newest_checkpoint(run_dir), weights_only=True)
-            ends[num_ranks, steps]["logged"] = steps_logged(run_dir)
+    for num_ranks, steps in ((1, 1), (2, 1), (1, 12)):
+        run_dir = folder / f"{num_ranks}-{steps}"
+        flags = [*tiny_flags(image_folder, run_dir), *PLAIN, f"--max_steps={steps}"]
+        result = run_ranks(num_ranks, flags, folder)
+        assert result.code == 0, result.err
+        ends[num_ranks, steps] = torch.load(newest_checkpoint(run_dir), weights_only=True)
+        ends[num_ranks, steps]["logged"] = steps_logged(run_dir)
     return ends
 
 
 def test_two_ranks_have_the_gradients_of_one_rank_with_two_micro_batches(runs):
-    # After one step without decay the momentum buffer is the gradient.
+    # After one step, without decay and clipping, the momentum buffer is the gradient.
     one, two = (runs[ranks, 1]["optimizer"]["state"] for ranks in (1, 2))
     for number in one:
         a, b = one[number]["momentum_buffer"], two[number]["momentum_buffer"]
@@ -63,19 +60,14 @@ def test_two_ranks_have_the_batch_norm_buffers_of_one(runs):
     assert one["bn1.num_batches_tracked"] == 1
 
 
-def test_two_ranks_log_the_losses_of_one(runs):
-    for a, b in zip(runs[1, 12]["logged"], runs[2, 12]["logged"], strict=True):
-        assert (a["step"], a["lr"]) == (b["step"], b["lr"])
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
-
-
 def test_a_run_goes_on_with_another_number_of_ranks(image_folder, tmp_path, runs):
-    flags = [*tiny_flags(image_folder, tmp_path / "run"), "--clip_grad_norm=0"]
+    flags = [*tiny_flags(image_folder, tmp_path / "run"), *PLAIN]
     for num_ranks, steps in ((2, 5), (1, 9), (2, 12)):
         result = run_ranks(num_ranks, [*flags, f"--max_steps={steps}"], tmp_path)
         assert result.code == 0, result.err
     end = torch.load(newest_checkpoint(tmp_path / "run"), weights_only=True)
     assert_same(end["model"], runs[1, 12]["model"], "2 and 1 ranks add the same two numbers")
+    assert steps_logged(tmp_path / "run") == runs[1, 12]["logged"]
 
 
 def test_a_number_of_ranks_that_does_not_divide_is_refused_with_those_that_do(

@@ -71,9 +71,12 @@ def test_killed_at_random_moments_equals_straight(image_folder, tmp_path, num_ra
     ends = []
     for name in ("straight", "killed"):
         flags = [*tiny_flags(image_folder, tmp_path / name), "--num_workers=1", "--epochs=5"]
-        words = torchrun_words(num_ranks, "train.py", *flags)
+        words = (
+            torchrun_words(num_ranks, "train.py", *flags) if num_ranks > 1 else train_words(*flags)
+        )
+        alone = ONE_RANK if num_ranks == 1 else {}
         for _ in range(3 if name == "killed" else 0):
-            process = start(words, tmp_path)
+            process = start(words, tmp_path, **alone)
             goal = len(steps_logged(tmp_path / name)) + rng.randrange(1, 5)
             wait_for(
                 lambda goal=goal, process=process, name=name: (
@@ -81,7 +84,7 @@ def test_killed_at_random_moments_equals_straight(image_folder, tmp_path, num_ra
                 )
             )
             kill(process)
-        result = run(words, tmp_path)
+        result = run(words, tmp_path, **alone)
         assert result.code == 0, result.err
         ends.append(tmp_path / name)
     assert_same_end(*ends)

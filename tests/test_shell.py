@@ -96,7 +96,7 @@ def test_an_interrupted_installation_is_done_over_and_a_finished_one_not(tmp_pat
     assert sum("install" in line for line in log.read_text().splitlines()) == 3
 
 
-def test_the_demo_trains_resumes_and_says_when_it_is_done(tmp_path):
+def test_the_demo_trains_and_says_when_it_is_done(tmp_path):
     """On a smaller data set in Fashion-MNIST's place; the real one is in test_prepare_data.py."""
     folder = clone(tmp_path / "clone")
     # The environment that runs this test stands for the one that the script builds.
@@ -107,7 +107,7 @@ def test_the_demo_trains_resumes_and_says_when_it_is_done(tmp_path):
     digest = hashlib.sha256(requirements * 2).hexdigest()  # what build_environment hashes for it
     (folder / ".venv" / ".stamp.requirements.txt").write_text(f"{digest}\n")
     make_folder(folder / "data" / "fashion-mnist", 90, 5)  # two steps an epoch
-    for steps, text in ((1, "final top-1"), (3, "resuming at step 1"), (3, "is done at step 3")):
+    for steps, text in ((2, "final top-1"), (2, "is done at step 2")):
         result = call(folder, "--demo", f"--max_steps={steps}")
         assert result.returncode == 0, result.stdout + result.stderr
         assert "data/fashion-mnist is complete already" in result.stdout
