@@ -40,7 +40,6 @@ class Supervisor:
         self.command, self.num_ranks = list(command), num_ranks
         self.read_status, self.newest_step, self.exit_codes = read_status, newest_step, exit_codes
         self.num_signals = 0
-        self._forwarded = False
 
     def run(self) -> int:
         """Train to the end, restarting crashes that got further; returns the exit code."""
@@ -73,15 +72,10 @@ class Supervisor:
     def _start(self, attempt: str) -> subprocess.Popen:
         """torchrun in a session of its own, so that Ctrl-C comes to us alone and arrives once."""
         parent_pid = os.getpid()
-        torchrun = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--max-restarts=0",
-        ]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        torchrun += ["--max-restarts=0", f"--nproc_per_node={self.num_ranks}"]
+        # Not SIGHUP: torchrun would take it up again and end the job when a connection drops.
         torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]
-        torchrun += [f"--nproc_per_node={self.num_ranks}"]
         environment = {ATTEMPT: attempt, interruption.SUPERVISOR_PID: str(parent_pid)}
         return subprocess.Popen(
             [*torchrun, *self.command],

@@ -70,7 +70,7 @@ def test_killed_at_random_moments_equals_straight(image_folder, tmp_path, num_ra
     rng = random.Random(num_ranks)
     ends = []
     for name in ("straight", "killed"):
-        flags = [*tiny_flags(image_folder, tmp_path / name), "--num_workers=1", "--epochs=5"]
+        flags = [*tiny_flags(image_folder, tmp_path / name), "--num_workers=1", "--epochs=12"]
         words = (
             torchrun_words(num_ranks, "train.py", *flags) if num_ranks > 1 else train_words(*flags)
         )
@@ -83,6 +83,7 @@ def test_killed_at_random_moments_equals_straight(image_folder, tmp_path, num_ra
                     len(steps_logged(tmp_path / name)) >= goal or process.poll() is not None
                 )
             )
+            assert process.poll() is None, "it ended before the kill, which then shows nothing"
             kill(process)
         result = run(words, tmp_path, **alone)
         assert result.code == 0, result.err

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -90,8 +91,6 @@ def test_other_ranks_keep_the_rows_and_write_nothing(tmp_path, capsys):
 
 @needs_root
 def test_a_full_disk_costs_lines_and_is_said(tmp_path, capsys):
-    import subprocess
-
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], check=True)
     try:
         log = make_log(tmp_path)
