@@ -10,7 +10,6 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -22,16 +21,20 @@ import data
 import dataset_paths
 import distributed
 import engine
+import feeding
 import run_folder
+import sampling
 import schedule
 from config import Request, TrainConfig
 from distributed import Ranks
 from engine import TrainState
+from feeding import Batch
 from interruption import Interruption
 from model import ResNet
 from recipes import DEFAULT_RECIPE, RECIPES
 from run_log import RunLog
-from transforms import Batch
+
+TRAIN, EVAL = range(2)  # the streams of a feeder
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Run:
     state: TrainState
     network: nn.Module  # state.model, compiled and replicated
     batches: Iterator[Batch]
-    eval_batches: Iterator[Batch]
+    feeder: feeding.Feeder
     num_eval_images: int
     origin: dict[str, object]  # what a checkpoint tells of where it comes from
     log: RunLog
@@ -119,17 +122,13 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     folder = run_folder.checkpoints_dir(run_dir)
     saved_step = checkpoint.find_newest(folder, log.say, may_rename=ranks.is_main)
     first_step = max(saved_step, 0)
-    batches, eval_batches = start_loaders(cfg, ranks, plan, train_set, val_set, first_step)
+    feeder = start_feeder(cfg, ranks, train_set, val_set)
+    batches = feeder.batches(TRAIN, train_keys(cfg, ranks, plan, first_step))
 
     distributed.connect(ranks)
     engine.set_up_device(ranks.device, cfg.deterministic)
     state = build_state(cfg, ranks, len(train_set.classes), plan)
-    origin = {
-        "config": config.to_json(cfg),
-        "data": {"train": data.fingerprint(train_set), "val": data.fingerprint(val_set)},
-        "schedule": schedule_fingerprint(cfg, plan),
-        "commit": run_folder.commit(),
-    }
+    origin = origin_of(cfg, plan, train_set, val_set)
     if saved_step >= 0:
         contents = checkpoint.load(checkpoint.step_path(folder, saved_step))
         refuse_other_run(contents, origin, cfg)
@@ -145,7 +144,7 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         state=state,
         network=distributed.replicate(model, ranks),
         batches=batches,
-        eval_batches=eval_batches,
+        feeder=feeder,
         num_eval_images=len(val_set),
         origin=origin,
         log=log,
@@ -158,30 +157,38 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     return run
 
 
-def start_loaders(
-    cfg: TrainConfig,
-    ranks: Ranks,
-    plan: schedule.Plan,
-    train_set: data.ImageFolder,
-    val_set: data.ImageFolder,
-    first_step: int,
-) -> tuple[Iterator[Batch], Iterator[Batch]]:
-    """Fork the loader processes of the whole run: for training, and for every evaluation."""
-    num_workers = cfg.num_workers
-    if num_workers < 0:
-        on_gpu = ranks.device.type == "cuda"
-        num_workers = data.default_num_workers(ranks.local_world_size, on_gpu)
-    eval_images = data.EvalImages(val_set, cfg.eval_resize, cfg.eval_crop)
-    eval_keys = data.eval_keys(len(val_set), cfg.device_batch_size, ranks.rank, ranks.world_size)
-    eval_batches = data.start_loader(eval_images, cycle(eval_keys), num_workers)
-    train_images = data.TrainImages(
-        train_set, cfg.seed, cfg.image_size, cfg.min_crop_scale, cfg.flip
+def start_feeder(
+    cfg: TrainConfig, ranks: Ranks, train_set: data.Split, val_set: data.Split
+) -> feeding.Feeder:
+    """Fork the loader processes of the whole run, for training and for every evaluation."""
+    on_gpu = ranks.device.type == "cuda"
+    return feeding.Feeder(
+        [
+            data.TrainImages(train_set, cfg.seed, cfg.min_crop_scale, cfg.flip),
+            data.EvalImages(val_set, cfg.eval_resize),
+        ],
+        cfg.device_batch_size,
+        max(cfg.image_size, cfg.eval_crop),
+        feeding.choose_num_workers(cfg.num_workers, ranks.local_world_size, on_gpu),
+        ranks.device,
     )
-    train_keys = data.train_keys(
-        len(train_set), cfg.seed, cfg.total_batch_size, cfg.device_batch_size,
+
+
+def train_keys(
+    cfg: TrainConfig, ranks: Ranks, plan: schedule.Plan, first_step: int
+) -> Iterator[sampling.BatchKey]:
+    """This rank's micro-batches from a step to the end of the run."""
+
+    def image_size(epoch: int) -> int:
+        return schedule.image_size_at(
+            epoch, cfg.start_image_size, cfg.image_size, cfg.grow_start_epoch, cfg.grow_end_epoch,
+            cfg.image_size_multiple,
+        )  # fmt: skip
+
+    return sampling.train_keys(
+        plan.num_images, cfg.seed, cfg.total_batch_size, cfg.device_batch_size, image_size,
         first_step, plan.total_steps, ranks.rank, ranks.world_size,
     )  # fmt: skip
-    return data.start_loader(train_images, train_keys, num_workers), eval_batches
 
 
 def build_state(
@@ -218,6 +225,18 @@ def schedule_fingerprint(cfg: TrainConfig, plan: schedule.Plan) -> dict[str, obj
     }
 
 
+def origin_of(
+    cfg: TrainConfig, plan: schedule.Plan, train_set: data.Split, val_set: data.Split
+) -> dict[str, object]:
+    """What a checkpoint tells of where it comes from."""
+    return {
+        "config": config.to_json(cfg),
+        "data": {"train": data.fingerprint(train_set), "val": data.fingerprint(val_set)},
+        "schedule": schedule_fingerprint(cfg, plan),
+        "commit": run_folder.commit(),
+    }
+
+
 def refuse_other_run(contents: dict, origin: dict, cfg: TrainConfig) -> None:
     """Raise ValueError if a checkpoint belongs to other data or another schedule."""
     for split, now in origin["data"].items():
@@ -251,7 +270,7 @@ def restore(state: TrainState, contents: dict, log: RunLog, ranks: Ranks) -> Non
         checkpoint.mark_best(checkpoint.step_path(folder, state.step))
 
 
-def introduce(run: Run, train_set: data.ImageFolder) -> None:
+def introduce(run: Run, train_set: data.Split) -> None:
     """Say once what will happen: data, arithmetic, device, and where the run stands."""
     cfg, log, step = run.cfg, run.log, run.state.step
     log.say(

@@ -36,9 +36,11 @@ class TrainConfig:
     """All settings of one run. Raises ValueError naming the option, its value and what to do."""
 
     data_dir: str = setting(
-        "", "folder with train/CLASS/* and val/CLASS/* (default: found, see dataset_paths.py)",
+        "",
+        "folder with train.pack and val.pack, or train/CLASS/* and val/CLASS/* (default: found, "
+        "see dataset_paths.py)",
         may_change=True,
-    )  # fmt: skip
+    )
     run_dir: str = setting(
         "",
         "folder of this run: checkpoints, log, curves (default: runs/RECIPE; without any flag the "
@@ -54,6 +56,18 @@ class TrainConfig:
 
     # Images
     image_size: int = setting(224, "side of a training crop in pixels", at_least=32)
+    start_image_size: int = setting(
+        0, "side of a training crop before grow_start_epoch; 0: image_size all the time", at_least=0
+    )
+    grow_start_epoch: float = setting(
+        0.0, "epochs after which training crops grow from start_image_size", at_least=0
+    )
+    grow_end_epoch: float = setting(
+        0.0, "epochs after which they have reached image_size", at_least=0
+    )
+    image_size_multiple: int = setting(
+        32, "growing sizes are rounded to multiples of this many pixels", at_least=1
+    )
     eval_image_size: int = setting(
         0, "side of the evaluation crop in pixels; 0: image_size", at_least=0
     )
@@ -120,8 +134,9 @@ class TrainConfig:
 
     # The run
     num_workers: int = setting(
-        -1, "loader processes per GPU; -1: from the CPU cores", at_least=-1, may_change=True
-    )
+        -1, "loader processes per GPU; -1: from the CPU cores", at_least=-1, at_most=1024,
+        may_change=True,
+    )  # fmt: skip
     max_steps: int = setting(
         0, "stop after this many optimizer steps, schedule unchanged; 0: after all epochs",
         at_least=0, may_change=True,
@@ -172,6 +187,16 @@ class TrainConfig:
             raise ValueError(f"--layers needs four numbers, got {_shown(self.layers)}")
         if self.nesterov and not self.momentum:
             raise ValueError("--nesterov needs --momentum above 0")
+        if self.start_image_size and not 32 <= self.start_image_size <= self.image_size:
+            raise ValueError(
+                f"--start_image_size {self.start_image_size}: must be from 32 to --image_size "
+                f"{self.image_size}"
+            )
+        if self.grow_end_epoch < self.grow_start_epoch:
+            raise ValueError(
+                f"--grow_end_epoch {self.grow_end_epoch:g} comes before --grow_start_epoch "
+                f"{self.grow_start_epoch:g}"
+            )
         if self.eval_resize < self.eval_crop:
             raise ValueError(
                 f"--eval_resize_size {self.eval_resize} is smaller than the crop of "

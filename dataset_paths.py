@@ -2,7 +2,8 @@
 
     python dataset_paths.py          # print the folder that `python train.py` would take
 
-A data folder holds `train/CLASS/*` and `val/CLASS/*` (or `validation/CLASS/*`).
+A data folder holds `train.pack` and `val.pack`, which prepare_data.py makes, or `train/CLASS/*` and
+`val/CLASS/*` (or `validation/CLASS/*`). A pack goes before a folder.
 """
 
 import argparse
@@ -22,25 +23,71 @@ SEARCHED_DIRS = (
     Path("data"),
 )
 VAL_NAMES = ("val", "validation")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a complete data set must have."""
+    """What a complete data set must have, and where its archive is, if it may be had by a URL.
+
+    num_val 0: the data set has no validation split, and num_train counts all images.
+    """
 
     title: str
     num_classes: int
     num_train: int
     num_val: int
+    url: str = ""
+    md5: str = ""
 
 
+FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas"
 # Counts of ImageNet: torchvision's datasets/imagenet.py and image-net.org; of Fashion-MNIST: Xiao
-# et al. 2017, arXiv:1708.07747.
+# et al. 2017, arXiv:1708.07747; of Tiny-ImageNet its own readme; of Imagenette and Imagewoof
+# github.com/fastai/imagenette. URLs and md5 sums: torchvision's datasets/imagenette.py and
+# cs231n.stanford.edu.
 DATASETS: Mapping[str, Dataset] = {
     "imagenet": Dataset("ImageNet-1K (ILSVRC 2012)", 1000, 1_281_167, 50_000),
     "fashion-mnist": Dataset("Fashion-MNIST", 10, 60_000, 10_000),
+    "tiny-imagenet": Dataset(
+        "Tiny-ImageNet-200", 200, 100_000, 10_000,
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de",
+    ),
+    "imagenette": Dataset(
+        "Imagenette", 10, 9_469, 3_925,
+        f"{FASTAI}/imagenette2.tgz", "fe2fc210e6bb7c5664d602c3cd71e612",
+    ),
+    "imagenette-320": Dataset(
+        "Imagenette", 10, 9_469, 3_925,
+        f"{FASTAI}/imagenette2-320.tgz", "3df6f0d01a2c9592104656642f5e78a3",
+    ),
+    "imagenette-160": Dataset(
+        "Imagenette", 10, 9_469, 3_925,
+        f"{FASTAI}/imagenette2-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412",
+    ),
+    "mini-imagenet": Dataset("mini-ImageNet", 100, 60_000, 0),
+}  # fmt: skip
+# md5 of archives that may lie there already, by file name: torchvision's datasets/imagenet.py.
+ARCHIVE_MD5: Mapping[str, str] = {
+    "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
+    "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
+    **{d.url.rpartition("/")[2]: d.md5 for d in DATASETS.values() if d.url},
 }
+HOW_TO_GET_IMAGENET = """\
+ImageNet may not be handed out by a URL; its terms are at image-net.org/download. Any of these:
+  image-net.org: with an account, ILSVRC2012_img_train.tar (147,897,477,120 bytes, md5
+    1d675b47d978889d74fa0da5fadfb00e) and ILSVRC2012_img_val.tar (6,744,924,160 bytes, md5
+    29b22e2961454d5413ddabcf34fc5622) into one folder
+  Academic Torrents, the same two files, by the info hashes
+    a306397ccf9c2ead27155983c254227c0fd938e2 and 5d6d0df7ed81efd49ca99ea4737e0ae5e3a5f2e5
+  Kaggle, after accepting the rules of the competition:
+    kaggle competitions download -c imagenet-object-localization-challenge
+Then: python prepare_data.py FOLDER_OR_ZIP --out /mnt/imagenet/imagenet"""
 
+IMAGENETTE_CLASSES = (
+    "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
+    "n03394916", "n03417042", "n03425413", "n03445777", "n03888257",
+)  # fmt: skip
 FASHION_MNIST_CLASSES = (
     "t-shirt",
     "trouser",
@@ -55,10 +102,18 @@ FASHION_MNIST_CLASSES = (
 )
 
 
+def is_picture(file_name: str) -> bool:
+    """By its extension; hidden files, such as macOS's ._NAME.jpg, are none."""
+    return file_name.lower().endswith(EXTENSIONS) and not file_name.startswith(".")
+
+
 def known_dataset(classes: Sequence[str]) -> Dataset | None:
     """The data set that has these class folders, if it is one of ours."""
-    if len(classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in classes):
-        return DATASETS["imagenet"]
+    if all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        by_number = {1000: "imagenet", 200: "tiny-imagenet", 100: "mini-imagenet"}
+        if set(classes) == set(IMAGENETTE_CLASSES):
+            return DATASETS["imagenette"]
+        return DATASETS[by_number[len(classes)]] if len(classes) in by_number else None
     return DATASETS["fashion-mnist"] if set(classes) == set(FASHION_MNIST_CLASSES) else None
 
 
@@ -67,20 +122,36 @@ def shortfall(classes: Sequence[str], num_train: int, num_val: int) -> str:
     dataset = known_dataset(classes)
     if dataset is None or (num_train, num_val) == (dataset.num_train, dataset.num_val):
         return ""
+    if not dataset.num_val:
+        total, here = dataset.num_train, num_train + num_val
+        return "" if here == total else f"{dataset.title} has {total:,} images, here are {here:,}"
     return (
         f"{dataset.title} has {dataset.num_train:,} training and {dataset.num_val:,} validation "
         f"images, here are {num_train:,} and {num_val:,}"
     )
 
 
-def split_dir(data_dir: Path, split: str) -> Path:
-    """Folder of a split; `val` may be called `validation`. Raises ValueError if there is none."""
+def split_path(data_dir: Path, split: str) -> Path:
+    """Pack or folder of a split; `val` may be called `validation`. Raises ValueError if neither."""
     names = VAL_NAMES if split in VAL_NAMES else (split,)
+    for name in names:
+        if (data_dir / f"{name}.pack").is_file():
+            return data_dir / f"{name}.pack"
     for name in names:
         if (data_dir / name).is_dir():
             return data_dir / name
     wanted = " or ".join(f"{name}/" for name in names)
-    raise ValueError(f"--data_dir {data_dir}: no folder {wanted} in it, with one folder a class")
+    raise ValueError(
+        f"--data_dir {data_dir}: neither {names[0]}.pack nor {wanted} in it, the latter with one "
+        "folder a class"
+    )
+
+
+def has_both_splits(data_dir: Path) -> bool:
+    try:
+        return all(split_path(data_dir, split) for split in ("train", "val"))
+    except ValueError:
+        return False
 
 
 def find_data_dir() -> Path:
@@ -91,11 +162,12 @@ def find_data_dir() -> Path:
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     places = (Path(named),) if named else SEARCHED_DIRS
     for place in places:
-        if (place / "train").is_dir() and any((place / name).is_dir() for name in VAL_NAMES):
+        if has_both_splits(place):
             return place
     looked = ", ".join(str(place) for place in places)
     raise ValueError(
-        f"no data found: no train/ and val/ in {looked}. Give train.py --data_dir DIR or set "
+        f"no data found: no train and val, packed or as folders, in {looked}. Give train.py "
+        "--data_dir DIR or set "
         f"{ENVIRONMENT_VARIABLE}; `python prepare_data.py fashion-mnist` makes a small one to try"
     )
 

@@ -145,7 +145,7 @@ class FolderLock:
     Raises ValueError naming the folder and the process that holds it.
     """
 
-    def __init__(self, folder: Path, name: str = ".lock") -> None:
+    def __init__(self, folder: Path, name: str = ".lock", option: str = "--run_dir") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / name, "a+")  # noqa: SIM115 (open as long as it locks)
         try:
@@ -155,8 +155,8 @@ class FolderLock:
             holder = self._file.read().strip() or "unknown"
             self._file.close()
             raise ValueError(
-                f"--run_dir {folder} is in use by process {holder}: wait for it, stop it, "
-                "or give another --run_dir"
+                f"{option} {folder} is in use by process {holder}: wait for it, stop it, "
+                f"or give another {option}"
             ) from None
         self._file.truncate(0)
         self._file.write(f"{os.getpid()}\n")

@@ -20,7 +20,7 @@ import schedule
 import transforms
 from config import TrainConfig
 from distributed import Ranks
-from transforms import Batch
+from feeding import Batch
 
 LOSS_UNIT = 2.0**-20
 LOSS, TOP1, TOP5, COUNT, NON_FINITE = range(5)  # what `batch_sums` sums, int64 (5,)
@@ -210,7 +210,7 @@ def train_step(
         with nullcontext() if is_last or ranks.world_size == 1 else network.no_sync():
             logits, losses = forward(network, batch, precision, cfg.label_smoothing)
             state.scaler.scale(losses.mean() / len(micro_batches)).backward()
-        sums += batch_sums(logits.detach(), batch.labels.to(logits.device), losses.detach())
+        sums += batch_sums(logits.detach(), batch.labels, losses.detach())
     if cfg.clip_grad_norm:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_grad_norm)
@@ -226,22 +226,14 @@ def forward(
     network: nn.Module, batch: Batch, precision: Precision, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Batch from the loader -> float32 logits (B, K) and losses (B,) on the device."""
-    images, labels, flips = (_to_device(tensor, precision.device) for tensor in batch[:3])
-    inputs = transforms.normalize(images, flips)
+    inputs = transforms.normalize(batch.images, batch.flips)
     with precision.autocast():
         logits = network(inputs)
     logits = logits.float()
     losses = functional.cross_entropy(
-        logits, labels, reduction="none", label_smoothing=label_smoothing
+        logits, batch.labels, reduction="none", label_smoothing=label_smoothing
     )
     return logits, losses
-
-
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting for what the device is at; only from pinned memory that is possible."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 @torch.inference_mode()
@@ -264,7 +256,7 @@ def evaluate(
     for batch in batches:
         if batch is not None:
             logits, losses = forward(model, batch, precision)
-            sums += batch_sums(logits, batch.labels.to(logits.device), losses)
+            sums += batch_sums(logits, batch.labels, losses)
         if should_stop(batch):
             return None
     total = distributed.sum_over_ranks(sums, ranks)

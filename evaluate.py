@@ -19,11 +19,13 @@ import checkpoint
 import data
 import distributed
 import engine
+import feeding
 import interruption
+import sampling
 from config import with_underscores
 from distributed import Ranks
+from feeding import Batch, Feeder
 from model import ResNet, architecture_of, load_weights
-from transforms import Batch
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -86,14 +88,13 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
             f"{split.root} has {len(split.classes)}: give the data it was trained on"
         )
     crop_size, resize_size, batch_size = sizes(args, trained)
-    num_workers = args.num_workers
-    if num_workers < 0:
-        on_gpu = ranks.device.type == "cuda"
-        num_workers = data.default_num_workers(ranks.local_world_size, on_gpu)
-    keys = data.eval_keys(len(split), batch_size, ranks.rank, ranks.world_size)
-    rounds = len(data.eval_keys(len(split), batch_size, 0, ranks.world_size))
-    images = data.EvalImages(split, resize_size, crop_size)
-    batches = data.start_loader(images, keys, num_workers)
+    on_gpu = ranks.device.type == "cuda"
+    num_workers = feeding.choose_num_workers(args.num_workers, ranks.local_world_size, on_gpu)
+    keys = sampling.eval_keys(len(split), batch_size, crop_size, ranks.rank, ranks.world_size)
+    rounds = -(-len(split) // (batch_size * ranks.world_size))
+    images = data.EvalImages(split, resize_size)
+    feeder = Feeder([images], batch_size, crop_size, num_workers, ranks.device)
+    batches = feeder.batches(0, keys)
 
     distributed.connect(ranks)
     model = ResNet(**architecture)

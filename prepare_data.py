@@ -1,219 +1,333 @@
-"""Get a data set and write it where train.py finds it.
+"""Pack a data set into train.pack and val.pack, which train.py reads several times as fast.
 
     python prepare_data.py fashion-mnist --out data/fashion-mnist
+    python prepare_data.py tiny-imagenet --download --out data/tiny-imagenet
+    python prepare_data.py FOLDER_WITH_THE_IMAGENET_TARS --out /mnt/imagenet/imagenet
+    python prepare_data.py --verify /mnt/imagenet/imagenet
 
-Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747; MIT licence) is 70,000 real product photographs
-of 28x28 pixels in 10 classes, 31 MB. It comes through torchvision's downloader or, where only a
-Debian or Ubuntu mirror is reachable, out of their package `dataset-fashion-mnist`, which holds the
-same files; md5 sums are checked either way. The pictures are written as PNG with a black border of
-2 pixels, since 32 is the smallest side that a ResNet50 reduces without a remainder.
+SOURCE is a folder or an archive; what it holds is recognised: ImageNet's two original tars, which
+are read in place, nothing is unpacked to disk; Kaggle's competition download; Tiny-ImageNet;
+Imagenette; train/CLASS/* and val/CLASS/*; CLASS/* without splits, such as mini-ImageNet; train.csv
+and val.csv of `path,label`. Training images are stored so that a crop can be cut out of the
+compressed bytes, at most 500 pixels a side; validation images keep their original bytes. A kill
+costs seconds: the same command goes on, and the result has the same bytes.
 """
 
 import argparse
-import gzip
-import hashlib
-import os
+import json
 import shutil
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-import zlib
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+import archives
 import dataset_paths
+import fashion_mnist
+import known_archives
+import layouts
+import packing
+from config import with_underscores
+from dataset_paths import DATASETS
+from distributed import FolderLock
+from interruption import Interruption
+from layouts import Source
+from packed_images import ORIGINAL, SUFFIX, TILES, PackedImages
+from packing import Encoding, Note
 
-SOURCES = ("fashion-mnist",)
-BORDERS = ((0, 0), (2, 2), (2, 2))  # pixels before and after: 28x28 -> 32x32
-CHUNK = 500  # images a task
-DOWNLOAD_TIMEOUT_S = 20.0  # without a byte
-PACKAGE = "dataset-fashion-mnist"
-# split: (images, labels), each with the md5 of its content. The published sums are of the .gz files
-# (github.com/zalandoresearch/fashion-mnist); Debian compresses the same bytes anew, so what is
-# compared is what unpacks from either.
-FILES = {
-    "train": (
-        ("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
-        ("train-labels-idx1-ubyte", "9018921c3c673c538a1fc5bad174d6f9"),
-    ),
-    "val": (
-        ("t10k-images-idx3-ubyte", "8181f5470baa50b63fa0f6fddb340f0a"),
-        ("t10k-labels-idx1-ubyte", "15d484375f8d13e6eb1aabb0c3f46965"),
-    ),
-}
+SPLITS = ("train", "val")
+VERIFY_CHUNK = 256  # images a task
+SHOWN_NOTES = 20
+INTERRUPTED = 75  # exit code of what can be gone on with, as train.py's
 
 
-def read_files(folder: Path) -> dict[str, bytes]:
-    """Contents of the four files by name. Raises ValueError naming a missing or damaged one."""
-    contents = {}
-    for name, expected in (file for pair in FILES.values() for file in pair):
-        path = folder / f"{name}.gz"
-        try:
-            contents[name] = gzip.decompress(path.read_bytes())
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path}: {error}") from error
-        if hashlib.md5(contents[name], usedforsecurity=False).hexdigest() != expected:
-            raise ValueError(f"{path}: not Fashion-MNIST's (md5 of its content is not {expected})")
-    return contents
-
-
-def download(folder: Path) -> Path:
-    """Fetch the four files by torchvision's downloader. Raises OSError or RuntimeError."""
-    from torchvision.datasets import FashionMNIST  # takes three seconds to import, so only here
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
-    try:
-        FashionMNIST(str(folder), download=True)
-    finally:
-        socket.setdefaulttimeout(before)
-    return folder / "FashionMNIST" / "raw"
-
-
-def apt_download(folder: Path) -> Path:
-    """Fetch the four files out of Debian's or Ubuntu's package, without root and without a trace.
-
-    apt works in state and cache folders of our own. Raises OSError or CalledProcessError.
-    """
-    for name in ("lists/partial", "cache/archives/partial", "unpacked"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    options = [
-        f"Dir::State::lists={folder}/lists",
-        f"Dir::Cache={folder}/cache",
-        f"APT::Sandbox::User={os.environ.get('USER', '')}"
-        if os.geteuid()
-        else "APT::Sandbox::User=root",
-        "Debug::NoLocking=1",
-        "Acquire::Retries=3",
-        "Acquire::http::Timeout=30",
-    ]
-    apt = ["apt-get", "--quiet=2", *(word for option in options for word in ("-o", option))]
-    subprocess.run([*apt, "update"], check=True, capture_output=True, text=True)
-    subprocess.run(
-        [*apt, "download", PACKAGE], check=True, capture_output=True, text=True, cwd=folder
-    )
-    package = next(folder.glob("*.deb"))
-    subprocess.run(["dpkg-deb", "-x", str(package), str(folder / "unpacked")], check=True)
-    return folder / "unpacked" / "usr" / "share" / "datasets" / "fashion-mnist"
-
-
-def fetch() -> dict[str, bytes]:
-    """The contents of the four files, from wherever they can be had.
-
-    Raises ValueError saying what was tried and how it failed.
-    """
-    failures = []
-    with tempfile.TemporaryDirectory(prefix="fashion-mnist-") as folder:
-        for way in (download, apt_download):
-            try:
-                return read_files(way(Path(folder)))
-            except subprocess.CalledProcessError as error:
-                lines = (error.stderr or error.stdout or "").strip().splitlines()
-                failures.append(f"{way.__name__}: {lines[-1] if lines else error}")
-            except (OSError, RuntimeError, ValueError) as error:
-                failures.append(f"{way.__name__}: {' '.join(str(error).split())}")
-    raise ValueError(
-        f"Fashion-MNIST cannot be had ({'; '.join(failures)}). Put its four .gz files into a "
-        "folder (github.com/zalandoresearch/fashion-mnist) and give it with --source_dir"
-    )
-
-
-def write_images(folder: Path, first: int, images: np.ndarray, labels: np.ndarray) -> int:
-    """Write images (N, 28, 28) as CLASS/NUMBER.png with a border; returns N."""
-    for i, (image, label) in enumerate(zip(np.pad(images, BORDERS), labels, strict=True)):
-        name = dataset_paths.FASHION_MNIST_CLASSES[label]
-        Image.fromarray(image).save(folder / name / f"{first + i:05d}.png", compress_level=1)
-    return len(images)
-
-
-def write_split(
-    contents: dict[str, bytes], split: str, out: Path, pool: ProcessPoolExecutor
-) -> int:
-    """Write one split as a folder with a folder per class; returns the number of images."""
-    (images_name, _), (labels_name, _) = FILES[split]
-    images = np.frombuffer(contents[images_name], np.uint8, offset=16).reshape(-1, 28, 28)
-    labels = np.frombuffer(contents[labels_name], np.uint8, offset=8)
-    for name in dataset_paths.FASHION_MNIST_CLASSES:
-        (out / split / name).mkdir(parents=True)
-    tasks = [
-        pool.submit(write_images, out / split, i, images[i : i + CHUNK], labels[i : i + CHUNK])
-        for i in range(0, len(images), CHUNK)
-    ]
-    with tqdm(total=len(images), desc=split, unit="img", disable=None, leave=False) as bar:
-        for task in tasks:
-            bar.update(task.result())
-    return len(images)
-
-
-def is_complete(out: Path) -> bool:
-    """Whether the data set lies there already; it is renamed into place when it is whole."""
-    return (out / "train").is_dir() and (out / "val").is_dir()
-
-
-def prepare_fashion_mnist(out: Path, source_dir: Path | None, num_workers: int) -> None:
-    """Fetch and write Fashion-MNIST into `out`, whole or not at all."""
-    start = time.monotonic()
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
-    partial.mkdir(parents=True)
-    expected = dataset_paths.DATASETS["fashion-mnist"]
-    contents = fetch() if source_dir is None else read_files(source_dir)
-    with ProcessPoolExecutor(num_workers) as pool:
-        counts = [write_split(contents, split, partial, pool) for split in FILES]
-    assert counts == [expected.num_train, expected.num_val], counts
-    partial.rename(out)
-    print(
-        f"{out}: {counts[0]} training and {counts[1]} validation images, "
-        f"{expected.num_classes} classes, {time.monotonic() - start:.0f} s"
-    )
+class Interrupted(Exception):  # noqa: N818 (not an error)
+    """A signal asked to stop."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="prepare_data.py",
+        usage="prepare_data.py SOURCE --out DIR [options] | --verify DIR",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("source", choices=SOURCES, help="what to prepare")
-    parser.add_argument(
-        "--out", type=Path, help="folder to write [data/SOURCE]; left alone if it is complete"
-    )
-    parser.add_argument(
-        "--source_dir", type=Path, help="folder with the original files; nothing is downloaded then"
-    )
-    parser.add_argument(
-        "--num_workers", type=int, default=os.cpu_count(), metavar="N", help="processes [all cores]"
-    )
+    add = parser.add_argument
+    names = ", ".join(DATASETS)
+    add("source", nargs="?", help=f"folder or archive; or by name: {names}")
+    add("--out", type=Path, metavar="DIR", help="folder to write [data/SOURCE for names]")
+    add("--verify", type=Path, metavar="DIR", help="check and decode every image of a packed set")
+    add("--download", action="store_true", help="get the named data set; for imagenet says how")
+    add("--source_dir", type=Path, metavar="DIR", help="fashion-mnist: folder with its four files")
+    add("--long_side", "--max_resolution", type=int, default=None, metavar="N",
+        help="shrink training images to at most so many pixels a side; 0: keep [500]")  # fmt: skip
+    add("--short_side", type=int, default=0, metavar="N",
+        help="shrink training images until their shorter side is this; 0: keep [0]")  # fmt: skip
+    add("--quality", type=int, default=90, metavar="Q", help="JPEG quality of these [90]")
+    add("--store", choices=(TILES, ORIGINAL), help=f"how to store training images [{TILES}]")
+    add("--val_store", choices=(TILES, ORIGINAL), help=f"and validation images [{ORIGINAL}]")
+    add("--val_pct", type=float, default=10.0, metavar="X",
+        help="of CLASS/* without splits, percent of each class to validate with [10]")  # fmt: skip
+    add("--write_annotations", action="store_true", help="write train.csv and val.csv to --out too")
+    add("--skip_md5", action="store_true", help="take known archives whatever their md5 is")
+    add("--num_workers", type=int, metavar="N", help="processes [all cores]")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare one data set; 0 if it is there afterwards, 2 if something must be changed."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    out = args.out or Path("data") / args.source
-    if args.num_workers < 1:
-        parser.error(f"--num_workers {args.num_workers}: must be at least 1")
-    if is_complete(out):
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Settle defaults; ends the program with exit code 2 on a mistake."""
+    if (args.verify is None) == (args.source is None):
+        parser.error("give a SOURCE to pack, or --verify DIR")
+    args.num_workers = packing.num_cores() if args.num_workers is None else args.num_workers
+    if not 1 <= args.num_workers <= 512:
+        parser.error(f"--num_workers {args.num_workers}: must be from 1 to 512")
+    if args.long_side is None:
+        args.long_side = 0 if args.short_side else Encoding.long_side
+    for name in ("long_side", "short_side"):
+        if getattr(args, name) and not 32 <= getattr(args, name) <= 8192:
+            parser.error(f"--{name} {getattr(args, name)}: must be from 32 to 8192, or 0")
+    if not 1 <= args.quality <= 100:
+        parser.error(f"--quality {args.quality}: must be from 1 to 100")
+    if not 0 < args.val_pct < 100:
+        parser.error(f"--val_pct {args.val_pct:g}: must be above 0 and below 100")
+    is_name = args.source in DATASETS
+    if args.download and not is_name:
+        parser.error(f"--download gets one of {', '.join(DATASETS)}, not {args.source}")
+    if args.source_dir and args.source != "fashion-mnist":
+        parser.error("--source_dir goes with fashion-mnist; give other folders as SOURCE")
+    if args.source and args.out is None:
+        if not is_name:
+            parser.error("--out DIR: say where the packs shall go")
+        args.out = Path("data") / args.source
+
+
+def encodings(args: argparse.Namespace) -> dict[str, Encoding]:
+    """How each split is stored. Fashion-MNIST's small pictures stay without loss."""
+    is_small = args.source == "fashion-mnist"
+    sizes = {name: getattr(args, name) for name in ("long_side", "short_side", "quality")}
+    train = args.store or (ORIGINAL if is_small else TILES)
+    return {
+        "train": Encoding(store=train, **sizes),
+        "val": Encoding(store=args.val_store or ORIGINAL, **sizes),
+    }
+
+
+def open_source(args: argparse.Namespace, work_dir: Path) -> tuple[Source, Callable]:
+    """The pictures to pack and what reads them. Raises ValueError naming what is wrong."""
+    if args.source == "fashion-mnist":
+        return fashion_mnist.source(args.source_dir), fashion_mnist.read
+    path = Path(args.source)
+    if args.source in DATASETS and not path.exists():
+        path = known_archives.find(args.source, args.download, work_dir)
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder, nor one of {', '.join(DATASETS)}")
+    if not args.skip_md5:
+        known_archives.check_md5(path, work_dir)
+    print(f"listing {path}", file=sys.stderr)
+    return layouts.recognise(path, work_dir, args.val_pct), archives.read
+
+
+def check_room(source: Source, read: Callable, ways: dict[str, Encoding], out: Path) -> None:
+    """Raise ValueError if the disk has no room for what is still to be written."""
+    needed = sum(packing.foretell_bytes(source.splits[s], read, ways[s]) for s in SPLITS)
+    there = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+    free = shutil.disk_usage(out).free
+    if needed - there > free:
+        raise ValueError(
+            f"--out {out}: about {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free: "
+            "free some, give another --out, or a smaller --long_side or --quality"
+        )
+
+
+def pack(args: argparse.Namespace, stop: Interruption) -> int:
+    """Pack a source into args.out. Raises ValueError and OSError for what must be changed."""
+    request = {
+        "source": str(Path(args.source).resolve() if Path(args.source).exists() else args.source),
+        "val_pct": args.val_pct,
+        **{split: way.settings() for split, way in encodings(args).items()},
+    }
+    out, work_dir = args.out, args.out / ".work"
+    if is_finished(out, request):
         print(f"{out} is complete already")
         return 0
-    if out.exists() and any(out.iterdir()):
-        parser.error(f"--out {out}: lies there and is not a finished data set; remove it")
+    lock = FolderLock(work_dir, option="--out")
+    ways = encodings(args)
     try:
-        prepare_fashion_mnist(out, args.source_dir, args.num_workers)
-    except (ValueError, OSError) as error:
-        print(f"prepare_data.py: error: {error}", file=sys.stderr)
-        return 2
+        source, read = open_source(args, work_dir)
+        check_room(source, read, ways, out)
+    except ValueError:
+        remove_if_empty(work_dir)
+        raise
+    report = {"request": request, "layout": source.layout, "classes": len(source.classes)}
+    for split in SPLITS:
+        report[split] = pack_one(source, read, split, ways[split], out, args.num_workers, stop)
+    if args.write_annotations:
+        layouts.write_annotations(source, out)
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    lock.release()
+    shutil.rmtree(work_dir)
+    tell(report, out, source)
     return 0
+
+
+def remove_if_empty(work_dir: Path) -> None:
+    """Leave no trace of a start that had nothing to keep."""
+    (work_dir / ".lock").unlink()
+    for folder in (work_dir, work_dir.parent):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def is_finished(out: Path, request: dict) -> bool:
+    """Whether this very request was carried out. Raises ValueError if `out` holds other things."""
+    try:
+        report = json.loads((out / "report.json").read_text())
+    except (OSError, ValueError):
+        report = {}
+    if report and all((out / f"{split}{SUFFIX}").exists() for split in SPLITS):
+        if report["request"] == request:
+            return True
+        raise ValueError(
+            f"--out {out} holds a data set that was made otherwise, of {report['request']}, not of "
+            f"{request}: remove it, or give another --out"
+        )
+    if out.exists() and not (out / ".work").exists() and any(out.iterdir()):
+        names = ", ".join(sorted(path.name for path in out.iterdir())[:5])
+        raise ValueError(
+            f"--out {out} holds other things ({names}): give an empty or a new folder, so that "
+            "nothing of yours is touched"
+        )
+    return False
+
+
+def pack_one(
+    source: Source, read: Callable, split: str, way: Encoding, out: Path, num_workers: int,
+    stop: Interruption,
+) -> dict[str, object]:  # fmt: skip
+    """Pack one split, unless an earlier start has; what the report says of it."""
+    pictures, path = source.splits[split], out / f"{split}{SUFFIX}"
+    told = out / ".work" / f"{split}.json"
+    if path.exists() and told.exists():
+        return json.loads(told.read_text())
+    start, done_before = time.monotonic(), 0
+    with tqdm(total=len(pictures), desc=split, unit="img", disable=None, leave=False) as bar:
+
+        def progress(num_pictures: int) -> None:
+            nonlocal done_before
+            if bar.n == 0 and not done_before:
+                done_before = num_pictures
+                bar.initial = num_pictures
+            bar.update(num_pictures)
+            if stop.requested:
+                raise Interrupted
+
+        notes = packing.pack_split(
+            split, pictures, source.classes, read, way, path, num_workers, progress
+        )
+    seconds = time.monotonic() - start
+    result = {
+        "images": len(PackedImages(path)),
+        "bytes": path.stat().st_size,
+        "seconds": round(seconds, 1),
+        "images_per_s": round((len(pictures) - done_before) / max(seconds, 1e-3), 1),
+        "notes": [note._asdict() for note in notes],
+    }
+    told.write_text(json.dumps(result))
+    return result
+
+
+def tell(report: dict, out: Path, source: Source) -> None:
+    """Print what was made, what is amiss, and what comes next."""
+    print(f"{out}: {source.layout}, {len(source.classes)} classes")
+    for split in SPLITS:
+        made = report[split]
+        print(
+            f"  {split:5}  {made['images']:>9,} images  {made['bytes'] / 1e9:8.3f} GB  "
+            f"{made['seconds']:7.1f} s  {made['images_per_s']:7.0f} images/s"
+        )
+        notes = [Note(**note) for note in made["notes"]]
+        for kind in ("bad", "repaired"):
+            tell_notes(split, kind, [note for note in notes if note.kind == kind])
+    num_train, num_val = (report[split]["images"] for split in SPLITS)
+    if amiss := dataset_paths.shortfall(source.classes, num_train, num_val):
+        print(f"warning: {amiss}")
+    elif dataset_paths.known_dataset(source.classes):
+        print("  the numbers of images are what this data set must have")
+    print(f"next: python train.py --data_dir {out}")
+
+
+def tell_notes(split: str, kind: str, notes: Sequence[Note]) -> None:
+    if not notes:
+        return
+    meaning = {
+        "bad": "cannot be decoded and were left out",
+        "repaired": "were not what their names say",
+    }[kind]
+    print(f"  {split}: {len(notes)} images {meaning}:")
+    for note in notes[:SHOWN_NOTES]:
+        print(f"    {note.name}: {note.text}")
+    if len(notes) > SHOWN_NOTES:
+        print(f"    and {len(notes) - SHOWN_NOTES} more, in report.json")
+
+
+def verify(data_dir: Path, num_workers: int, stop: Interruption) -> int:
+    """Decode every image of both packs; 0 if all is well, 2 if not. Raises ValueError."""
+    num_faults, counts, classes = 0, [], ()
+    for split in SPLITS:
+        path = data_dir / f"{split}{SUFFIX}"
+        if not path.exists():
+            raise ValueError(f"--verify {data_dir}: {path.name} is not there")
+        pack, start = PackedImages(path), time.monotonic()
+        chunks = range(0, len(pack), VERIFY_CHUNK)
+        tasks = ((pack, at, min(at + VERIFY_CHUNK, len(pack))) for at in chunks)
+        with (
+            packing.worker_pool(num_workers) as pool,
+            tqdm(total=len(pack), desc=split, unit="img", disable=None, leave=False) as bar,
+        ):
+            for faults in packing.in_order(pool, tasks, packing.find_faults, 4 * num_workers):
+                bar.update(min(VERIFY_CHUNK, len(pack) - bar.n))
+                num_faults += len(faults)
+                for fault in faults:
+                    tqdm.write(fault)
+                if stop.requested:
+                    raise Interrupted
+        seconds = time.monotonic() - start
+        print(f"{path}: {len(pack):,} images checked, {len(pack) / seconds:.0f} images/s")
+        counts.append(len(pack))
+        classes = pack.classes
+    if amiss := dataset_paths.shortfall(classes, *counts):
+        print(f"warning: {amiss}")
+    print(f"{num_faults} images are damaged" if num_faults else "all images are whole")
+    return 2 if num_faults else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare or verify; 0 if all is well, 2 if something must be changed, 75 if interrupted."""
+    parser = build_parser()
+    args = parser.parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    check(parser, args)
+    stop = Interruption()
+    try:
+        if args.verify:
+            return verify(args.verify, args.num_workers, stop)
+        return pack(args, stop)
+    except Interrupted:
+        print("prepare_data.py: interrupted; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenProcessPool:
+        message = "a process was killed, perhaps for memory: take fewer --num_workers"
+    except OSError as error:
+        where = error.filename or args.out or args.verify
+        message = f"{where}: {error.strerror}; the same command goes on when that is mended"
+    except ValueError as error:
+        message = str(error)
+    print(f"prepare_data.py: error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

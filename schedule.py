@@ -64,6 +64,24 @@ class Plan:
         )
 
 
+def image_size_at(
+    epoch: int, start_size: int, size: int, grow_start: float, grow_end: float, multiple: int
+) -> int:
+    """Side of the training crops in an epoch, in pixels: small at first, since that is cheaper.
+
+    start_size up to epoch grow_start, then linearly to `size` at grow_end, rounded to a multiple;
+    start_size 0: `size` always. Progressive resizing as in ffcv-imagenet's rn50_configs, where 160
+    to 192 px saves a fifth of the pixels, and in Composer (88 to 176 px in steps of 4).
+    """
+    if not start_size or epoch >= grow_end:
+        return size
+    if epoch <= grow_start:
+        return start_size
+    share = (epoch - grow_start) / (grow_end - grow_start)
+    grown = multiple * round((start_size + share * (size - start_size)) / multiple)
+    return min(max(grown, start_size), size)
+
+
 def possible_world_sizes(num_micro_batches: int) -> list[int]:
     """Numbers of ranks that give every rank the same number of micro-batches."""
     return [n for n in range(1, num_micro_batches + 1) if num_micro_batches % n == 0]

@@ -29,11 +29,12 @@ import distributed
 import engine
 import interruption
 import run_folder
+import sampling
 import supervisor
 from assembly import Run
 from config import Request, TrainConfig
+from feeding import Batch
 from recipes import RECIPES
-from transforms import Batch
 
 RETRY_SAVE_S = 60.0  # after a checkpoint that could not be written
 
@@ -133,18 +134,20 @@ def finish_epoch(run: Run, ends: bool) -> bool:
 
 def evaluate(run: Run) -> torch.Tensor | None:
     """Summed results of the validation split, on all ranks; None if interrupted."""
-    num_batches = -(-run.num_eval_images // run.cfg.device_batch_size)
-    rounds = -(-num_batches // run.ranks.world_size)
-    mine = len(range(run.ranks.rank, num_batches, run.ranks.world_size))
-    batches = chain(islice(run.eval_batches, mine), [None] * (rounds - mine))
+    cfg, ranks = run.cfg, run.ranks
+    keys = sampling.eval_keys(
+        run.num_eval_images, cfg.device_batch_size, cfg.eval_crop, ranks.rank, ranks.world_size
+    )
+    rounds = -(-run.num_eval_images // (cfg.device_batch_size * ranks.world_size))
+    batches = chain(run.feeder.batches(assembly.EVAL, keys), [None] * (rounds - len(keys)))
 
     def should_stop(batch: Batch | None) -> bool:
         note_bad_images(run, [batch] if batch else [])
-        return distributed.agree([int(run.interruption.requested)], run.ranks)[0] > 0
+        return distributed.agree([int(run.interruption.requested)], ranks)[0] > 0
 
-    distributed.broadcast_buffers([run.state.model, run.state.eval_model], run.ranks)
+    distributed.broadcast_buffers([run.state.model, run.state.eval_model], ranks)
     return engine.evaluate(
-        run.state.eval_model, batches, run.num_eval_images, run.precision, run.ranks, should_stop
+        run.state.eval_model, batches, run.num_eval_images, run.precision, ranks, should_stop
     )
 
 

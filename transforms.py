@@ -8,7 +8,6 @@ Shape letters: B batch, H and W height and width in pixels, S side of a square c
 import functools
 import math
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,19 +22,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_RATIO, MAX_RATIO = 3 / 4, 4 / 3
 CROP_ATTEMPTS = 10
 CROP_DRAWS = 2 * CROP_ATTEMPTS + 2  # uniform numbers that `crop_boxes` uses up for one picture
-
-
-class Batch(NamedTuple):
-    """A micro-batch as the loaders hand it over.
-
-    images: uint8 (B, S, S, 3); labels: int64 (B,); flips: bool (B,), to be done on the device;
-    bad_images: files that could not be decoded, each with the reason.
-    """
-
-    images: Tensor
-    labels: Tensor
-    flips: Tensor
-    bad_images: list[str]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -80,16 +66,6 @@ def crop_boxes(draws: np.ndarray, sizes: np.ndarray, min_scale: float) -> np.nda
     left = np.where(found, left, (widths - width) // 2)
     top = np.where(found, top, (heights - height) // 2)
     return np.stack([left, top, left + width, top + height], axis=1).astype(np.int64)
-
-
-def train_crop(image: Image.Image, box: np.ndarray, size: int) -> np.ndarray:
-    """Cut the rectangle (left, top, right, bottom), then resize: uint8 (S, S, 3).
-
-    Cutting first keeps every pixel outside of the rectangle out of the result, so that a loader
-    which decodes only the rectangle gives the same pixels.
-    """
-    crop = to_rgb(image).crop(tuple(int(edge) for edge in box))
-    return np.asarray(crop.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def eval_crop(image: Image.Image, resize_size: int, size: int) -> np.ndarray:

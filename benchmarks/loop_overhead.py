@@ -35,8 +35,8 @@ import train
 import transforms
 from config import TrainConfig
 from distributed import Ranks
+from feeding import Batch
 from run_log import RunLog
-from transforms import Batch
 
 
 class FinishedError(Exception):
@@ -67,7 +67,7 @@ def make_run(cfg: TrainConfig, folder: Path) -> assembly.Run:
         state=state,
         network=state.model,
         batches=iter(()),
-        eval_batches=iter(()),
+        feeder=None,
         num_eval_images=0,
         origin={},
         log=log,

@@ -28,22 +28,6 @@ def test_evaluation_crop_is_torchvisions(width, height, size, margin):
     assert np.array_equal(ours, reference.permute(1, 2, 0).numpy())
 
 
-@settings(max_examples=60)
-@given(st.integers(10, 120), st.integers(10, 120), st.integers(8, 64), st.data())
-def test_training_crop_is_torchvisions_resized_crop(width, height, size, data):
-    left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    right, bottom = (
-        data.draw(st.integers(left + 1, width)),
-        data.draw(st.integers(top + 1, height)),
-    )
-    image = noise(width, height)
-    reference = v2.functional.resized_crop(
-        image, top, left, bottom - top, right - left, [size, size]
-    )
-    ours = transforms.train_crop(image, np.array([left, top, right, bottom]), size)
-    assert np.array_equal(ours, np.asarray(reference))
-
-
 def plain_crop(draws: np.ndarray, width: int, height: int, min_scale: float) -> list[int]:
     """RandomResizedCrop.get_params of torchvision 0.29 with the random numbers given."""
     for i in range(10):

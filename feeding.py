@@ -1,0 +1,310 @@
+"""Worker processes that fill batches in memory shared with the training process.
+
+A batch lies in a `Slot` from the first pixel to the copy to the device: nothing is pickled or
+collated in between, and the memory is made once (torch's DataLoader makes it anew for every batch:
+130 to 200 us an image of 224 px, against 10 to 20 here). A worker fills a whole slot, then the next
+one that is free. Slots are anonymous shared memory: a container's small /dev/shm does not matter.
+
+Two pipes carry slot numbers, to the workers and back. All workers read the same pipe, and the
+kernel gives each number to one of them, so there is no lock that a killed worker could take along.
+"""
+
+import atexit
+import mmap
+import multiprocessing
+import multiprocessing.connection
+import os
+import resource
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import interruption
+from sampling import BatchKey
+
+# Batches of a stream that lie ready or are being filled, beyond one for every worker.
+SPARE_SLOTS = 2
+FAULT_BYTES = 512  # of text about an image that cannot be decoded
+# Workers that give nothing for so long hang; a cold network volume may take a minute.
+TIMEOUT_S = 600
+NUMBER_BYTES = 2  # of a slot's number in a pipe
+
+
+class Batch(NamedTuple):
+    """A micro-batch on the device.
+
+    images: uint8 (B, S, S, 3); labels: int64 (B,); flips: bool (B,), to be done there;
+    bad_images: files that could not be decoded, each with the reason.
+    """
+
+    images: Tensor
+    labels: Tensor
+    flips: Tensor
+    bad_images: list[str]
+
+
+def slot_dtype(batch_size: int, image_size: int) -> np.dtype:
+    """Layout of a slot for up to batch_size images of up to image_size pixels a side."""
+    fields = [
+        ("epoch", "i8"),
+        ("num_images", "i8"),
+        ("image_size", "i8"),
+        ("num_faults", "i8"),
+        ("indices", "i8", batch_size),
+        ("labels", "i8", batch_size),
+        ("flips", "?", batch_size),
+        ("faults", f"S{FAULT_BYTES}", batch_size),
+        ("pixels", "u1", batch_size * image_size**2 * 3),
+    ]
+    return np.dtype(fields, align=True)
+
+
+class Slot:
+    """A batch in shared memory: its key, and the images, labels and flips that a worker puts in."""
+
+    def __init__(self, number: int, record: np.void) -> None:
+        self.number, self._record = number, record
+        self.is_filled = False
+
+    def set_key(self, key: BatchKey) -> None:
+        record, count = self._record, len(key.indices)
+        record["epoch"], record["num_images"], record["image_size"] = (
+            key.epoch,
+            count,
+            key.image_size,
+        )
+        record["num_faults"] = 0
+        record["indices"][:count] = key.indices
+        self.is_filled = False
+
+    @property
+    def key(self) -> BatchKey:
+        record = self._record
+        indices = record["indices"][: record["num_images"]]
+        return BatchKey(int(record["epoch"]), indices, int(record["image_size"]))
+
+    @property
+    def images(self) -> np.ndarray:
+        """uint8 (B, S, S, 3), to be written into."""
+        count, size = int(self._record["num_images"]), int(self._record["image_size"])
+        return self._record["pixels"][: count * size**2 * 3].reshape(count, size, size, 3)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 (B,), to be written into."""
+        return self._record["labels"][: self._record["num_images"]]
+
+    @property
+    def flips(self) -> np.ndarray:
+        """bool (B,), to be written into."""
+        return self._record["flips"][: self._record["num_images"]]
+
+    def add_fault(self, text: str) -> None:
+        """Note an image that cannot be decoded; there is room for as many as the batch has."""
+        number = self._record["num_faults"]
+        if number < len(self._record["faults"]):
+            self._record["faults"][number] = text.encode(errors="replace")[:FAULT_BYTES]
+            self._record["num_faults"] += 1
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on the device; on a GPU without waiting for the copies to end."""
+        copies = [
+            torch.from_numpy(array).to(device, non_blocking=True, copy=True)
+            for array in (self.images, self.labels, self.flips)
+        ]
+        faults = self._record["faults"][: self._record["num_faults"]].tolist()
+        return Batch(*copies, [text.decode(errors="replace") for text in faults])
+
+
+class Feeder:
+    """Workers and the slots of one or several streams of batches.
+
+    fills: for every stream what fills a slot for its key; None of them is called in this process
+    unless num_workers is 0. Make it before CUDA, the process group and any thread exist, since the
+    workers are forked here. Raises ValueError if this machine has no room for it.
+    """
+
+    def __init__(
+        self,
+        fills: Sequence[Callable[[Slot], None]],
+        batch_size: int,
+        image_size: int,
+        num_workers: int,
+        device: torch.device,
+    ) -> None:
+        dtype = slot_dtype(batch_size, image_size)
+        self._depth = num_workers + SPARE_SLOTS if num_workers else 1
+        num_slots = self._depth * len(fills)
+        check_limits(num_slots * dtype.itemsize, num_workers)
+        self._memory = mmap.mmap(-1, num_slots * dtype.itemsize)
+        records = np.frombuffer(self._memory, dtype)
+        self._slots = [Slot(number, records[number]) for number in range(num_slots)]
+        self._fills, self._device, self._is_pinned = fills, device, False
+        self._tasks, self._results = os.pipe(), os.pipe()
+        parent_pid = os.getpid()
+        fork = multiprocessing.get_context("fork")
+        self._workers = [
+            fork.Process(target=self._work, args=(parent_pid,), name="loader", daemon=True)
+            for _ in range(num_workers)
+        ]
+        for worker in self._workers:
+            worker.start()
+        atexit.register(self.close)
+
+    def batches(self, stream: int, keys: Iterable[BatchKey]) -> "Stream":
+        """Batches of a stream for the keys, in their order; the workers begin at once.
+
+        A stream's batches must be used up before it is given other keys.
+        """
+        first = stream * self._depth
+        return Stream(self, self._slots[first : first + self._depth], keys)
+
+    def close(self) -> None:
+        """End the workers, at once: they hold nothing that could be lost."""
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            worker.join()
+        self._workers = []
+
+    def _work(self, parent_pid: int) -> None:
+        """What a worker does until it is killed."""
+        interruption.ignore_signals()
+        interruption.die_with_parent(parent_pid)
+        os.close(self._tasks[1])
+        torch.set_num_threads(1)
+        while message := os.read(self._tasks[0], NUMBER_BYTES):
+            self._fill(self._slots[int.from_bytes(message, "little")])
+            os.write(self._results[1], message)
+
+    def _fill(self, slot: Slot) -> None:
+        self._fills[slot.number // self._depth](slot)
+
+    def order(self, slot: Slot) -> None:
+        """Have a slot filled for its key by whichever worker is free first."""
+        if self._workers:
+            os.write(self._tasks[1], slot.number.to_bytes(NUMBER_BYTES, "little"))
+
+    def wait_for(self, slot: Slot) -> None:
+        """Return when the slot is filled. Raises RuntimeError if a worker died or all hang."""
+        if not self._workers:
+            self._fill(slot)
+            slot.is_filled = True
+        while not slot.is_filled:
+            sentinels = [worker.sentinel for worker in self._workers]
+            ready = multiprocessing.connection.wait([self._results[0], *sentinels], TIMEOUT_S)
+            if not ready:
+                raise RuntimeError(f"the loader processes gave no batch for {TIMEOUT_S} s")
+            if self._results[0] not in ready:
+                codes = [worker.exitcode for worker in self._workers if not worker.is_alive()]
+                raise RuntimeError(
+                    f"a loader process ended with code {codes[0]}"
+                    + (": killed, as Linux does when memory runs out" if codes[0] == -9 else "")
+                )
+            numbers = os.read(self._results[0], 1024 * NUMBER_BYTES)
+            for at in range(0, len(numbers), NUMBER_BYTES):
+                number = int.from_bytes(numbers[at : at + NUMBER_BYTES], "little")
+                self._slots[number].is_filled = True
+
+    def hand_over(self, slot: Slot) -> tuple[Batch, torch.cuda.Event | None]:
+        """A filled slot's batch on the device, and what tells when the slot may be used again."""
+        if self._device.type != "cuda":
+            return slot.to(self._device), None
+        if not self._is_pinned:  # only now: before the workers were forked CUDA had to wait
+            self._pin()
+        batch, copied = slot.to(self._device), torch.cuda.Event()
+        copied.record()
+        return batch, copied
+
+    def _pin(self) -> None:
+        """Lock the slots in memory, so that the GPU copies from them by itself. Not run by us."""
+        address = np.frombuffer(self._memory, np.uint8).ctypes.data
+        error = torch.cuda.cudart().cudaHostRegister(address, len(self._memory), 0)
+        if int(error) != 0:
+            raise RuntimeError(f"cudaHostRegister of {len(self._memory):,} bytes: error {error}")
+        self._is_pinned = True
+
+
+class Stream:
+    """Iterator over batches, each on the device, in the order of its keys."""
+
+    def __init__(self, feeder: Feeder, slots: Sequence[Slot], keys: Iterable[BatchKey]) -> None:
+        self._feeder, self._free, self._keys = feeder, deque(slots), iter(keys)
+        self._ordered: deque[Slot] = deque()
+        self._in_copy: deque[tuple[Slot, torch.cuda.Event]] = deque()
+        self._order_all()
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> Batch:
+        self._reclaim()
+        if not self._ordered:
+            raise StopIteration
+        slot = self._ordered.popleft()
+        self._feeder.wait_for(slot)
+        batch, copied = self._feeder.hand_over(slot)
+        self._in_copy.append((slot, copied))
+        if copied is None:
+            self._reclaim()
+        return batch
+
+    def _reclaim(self) -> None:
+        """Use those slots again whose copy has ended; wait for one if nothing else is ordered."""
+        while self._in_copy:
+            slot, copied = self._in_copy[0]
+            if copied is not None and not copied.query():
+                if self._ordered:
+                    break
+                copied.synchronize()
+            self._in_copy.popleft()
+            self._free.append(slot)
+        self._order_all()
+
+    def _order_all(self) -> None:
+        while self._free and (key := next(self._keys, None)) is not None:
+            slot = self._free.popleft()
+            slot.set_key(key)
+            self._feeder.order(slot)
+            self._ordered.append(slot)
+
+
+def check_limits(num_bytes: int, num_workers: int) -> None:
+    """Raise ValueError if memory or file descriptors do not suffice; raises the soft limit."""
+    available = available_memory()
+    if num_bytes > available:
+        raise ValueError(
+            f"--num_workers {num_workers} need {num_bytes / 2**30:.1f} GiB for batches, "
+            f"{available / 2**30:.1f} GiB are free: take fewer, or a smaller --device_batch_size"
+        )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = len(os.listdir("/proc/self/fd")) + 4 * num_workers + 64
+    if soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise ValueError(
+                f"--num_workers {num_workers} need {needed} open files, `ulimit -Hn` allows "
+                f"{hard}: take fewer, or raise the limit"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def available_memory() -> int:
+    """Bytes that can still be used, of the machine and of this container (cgroup v2)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    free = int(kilobytes) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
+
+
+def choose_num_workers(wanted: int, local_world_size: int, on_gpu: bool) -> int:
+    """Loader processes of a rank; for -1 its share of the cores, half if the model needs them."""
+    share = len(os.sched_getaffinity(0)) // local_world_size
+    return wanted if wanted >= 0 else max(1, share if on_gpu else share // 2)
