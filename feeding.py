@@ -32,6 +32,7 @@ SPARE_SLOTS = 2
 FAULT_BYTES = 512  # of text about an image that cannot be decoded
 # Workers that give nothing for so long hang; a cold network volume may take a minute.
 TIMEOUT_S = 600
+MAX_SLOT_BYTES = int(1.9 * 2**30)  # a numpy dtype counts bytes in a C int
 NUMBER_BYTES = 2  # of a slot's number in a pipe
 
 
@@ -49,7 +50,16 @@ class Batch(NamedTuple):
 
 
 def slot_dtype(batch_size: int, image_size: int) -> np.dtype:
-    """Layout of a slot for up to batch_size images of up to image_size pixels a side."""
+    """Layout of a slot for up to batch_size images of up to image_size pixels a side.
+
+    Raises ValueError if that is more than numpy can address in one field.
+    """
+    num_bytes = batch_size * (image_size**2 * 3 + FAULT_BYTES)
+    if num_bytes > MAX_SLOT_BYTES:
+        raise ValueError(
+            f"--device_batch_size {batch_size} of {image_size} px makes batches of "
+            f"{num_bytes / 2**30:.1f} GiB, 1.9 are possible: take a smaller one"
+        )
     fields = [
         ("epoch", "i8"),
         ("num_images", "i8"),
@@ -196,16 +206,15 @@ class Feeder:
             self._fill(slot)
             slot.is_filled = True
         while not slot.is_filled:
-            sentinels = [worker.sentinel for worker in self._workers]
-            ready = multiprocessing.connection.wait([self._results[0], *sentinels], TIMEOUT_S)
+            workers = {worker.sentinel: worker for worker in self._workers}
+            ready = multiprocessing.connection.wait([self._results[0], *workers], TIMEOUT_S)
             if not ready:
                 raise RuntimeError(f"the loader processes gave no batch for {TIMEOUT_S} s")
             if self._results[0] not in ready:
-                codes = [worker.exitcode for worker in self._workers if not worker.is_alive()]
-                raise RuntimeError(
-                    f"a loader process ended with code {codes[0]}"
-                    + (": killed, as Linux does when memory runs out" if codes[0] == -9 else "")
-                )
+                dead = workers[ready[0]]
+                dead.join()
+                hint = ": killed, as Linux does when memory runs out" if dead.exitcode == -9 else ""
+                raise RuntimeError(f"a loader process ended with code {dead.exitcode}{hint}")
             numbers = os.read(self._results[0], 1024 * NUMBER_BYTES)
             for at in range(0, len(numbers), NUMBER_BYTES):
                 number = int.from_bytes(numbers[at : at + NUMBER_BYTES], "little")

@@ -1,5 +1,6 @@
 """Splits as folders and packs give the same batches; lying files are read, bad ones named."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,11 +8,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_folder, make_picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import v2
 
 import data
 import dataset_paths
+import packing
 import sampling
 from feeding import Batch, Feeder, Slot
+from layouts import Picture
+from packing import Encoding
 
 CPU = torch.device("cpu")
 
@@ -157,3 +164,75 @@ def test_a_known_data_set_that_is_not_complete_is_noticed():
     assert "has 1,281,167 training and 50,000" in text and "here are 1,281,166 and" in text
     assert dataset_paths.shortfall(["ant", "bee"], 3, 1) == ""
     assert "Fashion-MNIST" in dataset_paths.shortfall(dataset_paths.FASHION_MNIST_CLASSES, 3, 1)
+
+
+def pack(folder: Path, split: str, place: Path, **how: object) -> data.Split:
+    """A split of a folder as a pack."""
+    listed = data.open_split(folder, split)
+    pictures = [
+        Picture(os.fsdecode(path), int(label), str(listed.root / os.fsdecode(path)))
+        for path, label in zip(listed.paths, listed.labels, strict=True)
+    ]
+    path, encoding = place / f"{split}.pack", Encoding(**how)
+    packing.pack_split(split, pictures, listed.classes, read_bytes, encoding, path, 1)
+    return data.open_split(place, split)
+
+
+def read_bytes(file: str) -> bytes:
+    return Path(file).read_bytes()
+
+
+def batches_of(fill: Callable[[Slot], None], size: int = 40) -> list[Batch]:
+    keys = sampling.train_keys(66, 3, 16, 8, lambda epoch: size - 8 * epoch, 0, 9)
+    return list(Feeder([fill], 8, size, 0, CPU).batches(0, keys))
+
+
+def test_a_pack_of_originals_gives_the_pixels_of_its_folder(image_folder, tmp_path):
+    for split in ("train", "val"):
+        folder = data.open_split(image_folder, split)
+        packed = pack(image_folder, split, tmp_path, store="original")
+        assert data.fingerprint(packed) == data.fingerprint(folder)
+        ours, reference = (
+            batches_of(data.TrainImages(s, 0, 0.08, True)) if split == "train"
+            else [one_batch(data.EvalImages(s, 40), range(len(s)))]
+            for s in (packed, folder)
+        )  # fmt: skip
+        assert_same_batches(ours, reference)
+
+
+def test_a_pack_of_tiles_gives_nearly_the_pixels_of_its_folder(image_folder, tmp_path):
+    folder = data.open_split(image_folder, "train")
+    packed = pack(image_folder, "train", tmp_path)
+    assert data.fingerprint(packed) != data.fingerprint(folder)  # a run cannot change over
+    ours, reference = (
+        batches_of(data.TrainImages(split, 0, 0.08, True)) for split in (packed, folder)
+    )
+    for one, other in zip(ours, reference, strict=True):
+        assert torch.equal(one.labels, other.labels) and torch.equal(one.flips, other.flips)
+        assert (one.images.float() - other.images.float()).abs().mean() < 5
+
+
+@settings(max_examples=60)
+@given(st.integers(30, 300), st.integers(30, 300), st.integers(20, 200), st.integers(0, 99))
+def test_resizing_is_torchvisions(height, width, size, seed):
+    """Anti-aliased where it shrinks by more than 1.25, plain bilinear elsewhere."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (height, width + 9, 3), dtype=np.uint8)[:, 4:-5]
+    out = np.empty((size, size, 3), np.uint8)
+    data.resize(pixels, out)
+    shrinks = max(height, width) > 1.25 * size
+    planar = torch.from_numpy(pixels).permute(2, 0, 1)
+    reference = v2.functional.resize(planar, [size, size], antialias=shrinks)
+    difference = (torch.from_numpy(out).permute(2, 0, 1).int() - reference.int()).abs()
+    assert difference.max() <= (0 if shrinks else 2)
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 900), st.integers(1, 900))
+def test_a_reduced_rectangle_lies_in_its_own_and_is_large_enough(left, top, width, height):
+    x, y, right, bottom, shrink = data.reduced([left, top, left + width, top + height], 100)
+    assert left <= x < right <= left + width and top <= y < bottom <= top + height
+    assert not any(edge % shrink for edge in (x, y, right, bottom)) or shrink == 1
+    assert shrink == 1 or min(right - x, bottom - y) >= 100 * shrink
+    assert min(x - left, y - top, left + width - right, top + height - bottom) >= 0
+    assert max(x - left, y - top, left + width - right, top + height - bottom) < shrink + 1
+    assert (shrink > 1) or min(width, height) < 200 + 4

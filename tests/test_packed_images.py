@@ -1,0 +1,281 @@
+"""The packed file: what its docstring says, checked when opened, and never another's pixels."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, REPOSITORY
+from hypothesis import given
+from hypothesis import strategies as st
+from test_jpeg import encoded, pillow
+
+import jpeg
+import packed_images
+import packing
+from layouts import Picture
+from packed_images import DamagedPackError, PackedImages
+from packing import Encoding
+
+NUM_IMAGES = 6
+
+
+def make_pack(path: Path, store: str = "tiles", num_images: int = NUM_IMAGES, **sizes: int) -> Path:
+    """Images 0, 1, 2.. of test_jpeg, two a class."""
+    pictures = [Picture(f"{CLASSES[i // 2]}/{i}.jpg", i // 2, i) for i in range(num_images)]
+    encoding = Encoding(store=store, **sizes)
+    packing.pack_split("train", pictures, CLASSES[: num_images // 2], read, encoding, path, 1)
+    return path
+
+
+def read(seed: int) -> bytes:
+    return encoded(seed, "4:2:0")
+
+
+@pytest.fixture(scope="module", params=["tiles", "original"])
+def pack_path(request, tmp_path_factory) -> Path:
+    return make_pack(tmp_path_factory.mktemp(request.param) / "train.pack", request.param)
+
+
+def test_what_was_written_is_read(pack_path):
+    pack = PackedImages(pack_path)
+    assert len(pack) == NUM_IMAGES and pack.classes == CLASSES
+    assert pack.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert pack.name(3) == f"{pack_path}:bee/3.jpg"
+    for i in range(NUM_IMAGES):
+        original = pillow(read(i))
+        height, width = original.shape[:2]
+        assert pack.sizes[i].tolist() == [width, height] == list(pack.open(i).size)
+        assert pack.open(i).pixels().shape == original.shape
+        crop = pack.crop(i, 8, 5, 32, 41)
+        assert np.abs(crop.astype(int) - original[8:40, 5:46]).mean() < 20
+        if pack.store == "original":
+            assert np.array_equal(crop, original[8:40, 5:46])
+        assert pack.find_fault(i) is None
+
+
+def test_a_reader_written_from_the_docstring_alone_reads_it(pack_path):
+    data = pack_path.read_bytes()
+    fields = struct.unpack_from("<8s4I4Q2I", data)
+    magic, version, json_bytes, json_crc, index_crc = fields[:5]
+    records_offset, index_offset, num_images, file_bytes, zero, header_crc = fields[5:]
+    assert (magic, version, zero, file_bytes) == (b"RN50PACK", 1, 0, len(data))
+    assert header_crc == zlib.crc32(data[:60]) and num_images == NUM_IMAGES
+    text = data[64 : 64 + json_bytes]
+    about, index = json.loads(text), data[index_offset:]
+    assert zlib.crc32(text) == json_crc and zlib.crc32(index) == index_crc
+    assert about["split"] == "train" and about["classes"] == list(CLASSES)
+    offset, size, label, width, height, table_size, table_crc, payload_crc = struct.unpack_from(
+        "<Q2I2H3I", index, 32 * 4
+    )
+    assert offset >= records_offset and about["classes"][label] == "cat"
+    table = data[offset : offset + table_size]
+    payload = data[offset + table_size : offset + size]
+    assert zlib.crc32(table) == table_crc and zlib.crc32(payload) == payload_crc
+    (name_bytes,) = struct.unpack_from("<H", table)
+    assert table[2 : 2 + name_bytes] == b"cat/4.jpg"
+    ours = PackedImages(pack_path).open(4).pixels()
+    if about["store"] == "original":
+        assert payload == read(4)
+        return
+    import base64
+
+    rows, columns = -(-height // 16), -(-width // 32)
+    lengths = struct.unpack_from(f"<{rows * columns}H", table, 2 + name_bytes)
+    assert sum(lengths) == len(payload)
+    header = bytearray(base64.b64decode(about["jpeg_header"]))
+    frame = header.index(b"\xff\xc0")
+    struct.pack_into(">HH", header, frame + 5, height, columns * 32)
+    assert np.array_equal(pillow(bytes(header) + payload)[:, :width], ours)
+
+
+def spoiled(path: Path, place: Path, change) -> Path:
+    data = bytearray(path.read_bytes())
+    changed = change(data)
+    data = data if changed is None else changed
+    place.write_bytes(data)
+    return place
+
+
+def put(offset: int, content: bytes):
+    def change(data: bytearray) -> None:
+        data[offset : offset + len(content)] = content
+
+    return change
+
+
+def put_version(data: bytearray) -> None:
+    data[8:12] = struct.pack("<I", 9)
+    data[60:64] = struct.pack("<I", zlib.crc32(data[:60]))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda data: data[:0], "does not begin like a pack"),
+        (lambda data: data[:40], "header fails its checksum"),
+        (lambda data: data[:-1], r"has [\d,]+ bytes, [\d,]+ were written"),
+        (lambda data: data + b"\0", r"has [\d,]+ bytes, [\d,]+ were written"),
+        (put(0, b"PK\3\4"), "does not begin like a pack"),
+        (put(20, b"\xff"), "header fails its checksum"),
+        (put(70, b"\xff"), "JSON fails its checksum"),
+        (lambda data: data[:-8] + b"\x55" * 8, "index at [0-9,]+ fails its checksum"),
+        (put_version, "has format 9, this program reads 1"),
+    ],
+)
+def test_a_damaged_file_is_refused_when_opened(pack_path, tmp_path, change, message):
+    place = spoiled(pack_path, tmp_path / "other.pack", change)
+    with pytest.raises(ValueError, match=f"{place}.* {message}") as caught:
+        PackedImages(place)
+    assert "pack anew" in str(caught.value) or "format 9" in str(caught.value)
+
+
+def test_a_damaged_table_names_file_image_and_place(pack_path, tmp_path):
+    pack = PackedImages(pack_path)
+    offset = int(pack._index["offset"][2])
+    place = spoiled(pack_path, tmp_path / "other.pack", put(offset + 4, b"\xaa\xbb"))
+    pack = PackedImages(place)
+    with pytest.raises(DamagedPackError, match=rf"record of image 2 at {offset:,} fails") as caught:
+        pack.open(2)
+    assert str(place) in str(caught.value) and "pack anew" in str(caught.value)
+    assert pack.name(2) == f"{place}:image 2" and "checksum" in pack.find_fault(2)
+    assert pack.find_fault(1) is None and pack.find_fault(3) is None
+
+
+def test_ten_thousand_damaged_files_never_give_another_images_pixels(pack_path):
+    """Random bytes anywhere; a crash of the interpreter would end this child process."""
+    code = "import test_packed_images as t, sys; t.fuzz(sys.argv[1], 5000)"
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, pack_path], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    counts = json.loads(result.stdout)
+    assert sum(counts.values()) == 5000 and min(counts.values()) > 100, counts
+
+
+def fuzz(path: str, rounds: int) -> None:
+    """Damage a copy again and again; prints what came of it, as JSON."""
+    pack, data = PackedImages(Path(path)), Path(path).read_bytes()
+    reference = [pack.open(i).pixels() for i in range(len(pack))]
+    starts = pack._index["offset"].tolist()
+    records = (starts[0], starts[-1] + int(pack._index["size"][-1]))
+    rng = np.random.default_rng(0)
+    counts = {"refused": 0, "one image hit": 0, "no image hit": 0}
+    with open(f"{path}.fuzz", "w+b") as copy:
+        for _ in range(rounds):
+            # A third each: header and JSON, records, index.
+            low, high = ((0, 4096), records, (records[1], len(data)))[rng.integers(3)]
+            at, length = int(rng.integers(low, high)), int(rng.integers(1, 9))
+            damaged = bytearray(data)
+            damaged[at : at + length] = rng.bytes(min(length, len(data) - at))
+            copy.seek(0)
+            copy.write(damaged)
+            copy.flush()
+            changed = {i for i in range(at, at + length) if data[i : i + 1] != damaged[i : i + 1]}
+            counts[outcome(Path(copy.name), reference, starts, records, changed)] += 1
+    print(json.dumps(counts))
+
+
+def outcome(path: Path, reference: list, starts: list[int], records: tuple, changed: set) -> str:
+    try:
+        pack = PackedImages(path)
+    except DamagedPackError:
+        assert changed, "an undamaged file was refused"
+        return "refused"
+    except ValueError as error:
+        assert "has format" in str(error)
+        return "refused"
+    inside = [at for at in changed if records[0] <= at < records[1]]
+    hit = {int(np.searchsorted(starts, at, side="right")) - 1 for at in inside}
+    for i, pixels in enumerate(reference):
+        fault = pack.find_fault(i)
+        assert (fault is not None) == (i in hit), f"image {i}: {fault}, damaged {hit}"
+        try:
+            ours = pack.crop(i, 0, 0, *pixels.shape[:2])
+        except Exception as error:
+            assert i in hit, error
+            continue
+        assert ours.shape == pixels.shape or i in hit
+        assert i in hit or np.array_equal(ours, pixels)
+    return "one image hit" if hit else "no image hit"
+
+
+@given(st.lists(st.tuples(st.integers(0, 255), st.integers(0, 2000)), min_size=1, max_size=8))
+def test_damaged_jpegs_of_a_folder_decode_or_raise(changes):
+    data = bytearray(encoded(1, "4:2:0"))
+    for value, at in changes:
+        data[at % len(data)] = value
+    try:
+        whole = jpeg.WholePicture(bytes(data))
+        pixels = whole.crop(0, 0, min(9, whole.size[0]), min(9, whole.size[1]))
+    except Exception:  # Pillow raises a dozen types
+        return
+    assert pixels.shape[2] == 3
+
+
+def test_an_index_as_large_as_imagenets_opens_without_the_images(tmp_path):
+    """1,281,167 entries of one record; four forked workers use it and share its memory."""
+    num_images = 1_281_167
+    small = PackedImages(make_pack(tmp_path / "train.pack"))
+    data = Path(small.root).read_bytes()
+    about = json.loads(data[64 : 64 + int.from_bytes(data[12:16], "little")])
+    big = tmp_path / "big.pack"
+    with open(big, "w+b") as file:
+        start = packed_images.records_offset(about)
+        file.seek(start)
+        table, payload, size = small._read(0)
+        record = packed_images.Record(0, *size, bytes(table), bytes(payload))
+        file.write(record.table + record.payload)
+        packed_images.seal(file, about, np.repeat(record.index_entry(start)[None], num_images))
+    code = "import test_packed_images as t, sys; t.use_with_workers(sys.argv[1])"
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
+    result = subprocess.run(
+        [sys.executable, "-c", code, big], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    told = json.loads(result.stdout)
+    assert told["num_images"] == num_images
+    assert told["open_s"] < 4, told  # a second, and slack for a busy machine
+    assert told["megabytes"] < 300, told
+
+
+def use_with_workers(path: str) -> None:
+    """Open a pack, have four workers fill batches from it; prints seconds and megabytes added."""
+    import time
+
+    import torch
+
+    import data
+    import sampling
+    from feeding import Feeder
+
+    before, start = proportional_bytes([os.getpid()]), time.monotonic()
+    pack = PackedImages(Path(path))
+    seconds = time.monotonic() - start
+    feeder = Feeder([data.TrainImages(pack, 0, 0.08, True)], 8, 64, 4, torch.device("cpu"))
+    idle = proportional_bytes([os.getpid(), *(worker.pid for worker in feeder._workers)])
+    keys = sampling.train_keys(len(pack), 0, 8, 8, lambda epoch: 64, 0, 300)
+    stream = feeder.batches(0, keys)
+    for _ in range(300):
+        next(stream)
+    after = proportional_bytes([os.getpid(), *(worker.pid for worker in feeder._workers)])
+    megabytes = (after - before) / 1e6
+    print(json.dumps({
+        "num_images": len(pack), "open_s": seconds, "megabytes": megabytes, "idle": idle / 1e6,
+    }))  # fmt: skip
+
+
+def proportional_bytes(pids: list[int]) -> int:
+    """Memory of processes, what they share counted once (PSS)."""
+    total = 0
+    for pid in pids:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1]) * 1024
+    return total
