@@ -10,6 +10,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -174,17 +175,19 @@ def start_feeder(
     )
 
 
+def image_size_at(cfg: TrainConfig, epoch: int) -> int:
+    """Side of the training crops in an epoch, in pixels."""
+    return schedule.image_size_at(
+        epoch, cfg.start_image_size, cfg.image_size, cfg.grow_start_epoch, cfg.grow_end_epoch,
+        cfg.image_size_multiple,
+    )  # fmt: skip
+
+
 def train_keys(
     cfg: TrainConfig, ranks: Ranks, plan: schedule.Plan, first_step: int
 ) -> Iterator[sampling.BatchKey]:
     """This rank's micro-batches from a step to the end of the run."""
-
-    def image_size(epoch: int) -> int:
-        return schedule.image_size_at(
-            epoch, cfg.start_image_size, cfg.image_size, cfg.grow_start_epoch, cfg.grow_end_epoch,
-            cfg.image_size_multiple,
-        )  # fmt: skip
-
+    image_size = partial(image_size_at, cfg)
     return sampling.train_keys(
         plan.num_images, cfg.seed, cfg.total_batch_size, cfg.device_batch_size, image_size,
         first_step, plan.total_steps, ranks.rank, ranks.world_size,

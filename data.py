@@ -60,6 +60,11 @@ class ImageFolder:
         """Read an image; its pixels are decoded later."""
         return WholePicture(Path(self.name(index)).read_bytes())
 
+    def extents(self, indices: np.ndarray) -> list[tuple[Path, int, int]]:
+        """File, offset and bytes of images on the disk."""
+        paths = [Path(self.name(index)) for index in indices.tolist()]
+        return [(path, 0, path.stat().st_size) for path in paths]
+
     def will_need(self, indices: np.ndarray) -> None:
         """Nothing: to find a file on the disk is to read it."""
 

@@ -5,12 +5,10 @@ branch. NCCL carries CUDA tensors, gloo CPU tensors: gradients take the first wa
 small numbers that ranks agree on every step take the second, so that no step waits for the device.
 """
 
-import fcntl
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -135,32 +133,3 @@ def broadcast_buffers(modules: Iterable[nn.Module], ranks: Ranks) -> None:
         for module in modules:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
-
-
-class FolderLock:
-    """Only one process works in a folder; the kernel frees the lock however that process ends.
-
-    A POSIX record lock, since it stays with this process: loader processes forked later do not hold
-    it on (flock's would), so a killed rank frees it although its loaders have yet to die.
-    Raises ValueError naming the folder and the process that holds it.
-    """
-
-    def __init__(self, folder: Path, name: str = ".lock", option: str = "--run_dir") -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / name, "a+")  # noqa: SIM115 (open as long as it locks)
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise ValueError(
-                f"{option} {folder} is in use by process {holder}: wait for it, stop it, "
-                f"or give another {option}"
-            ) from None
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n")
-        self._file.flush()
-
-    def release(self) -> None:
-        self._file.close()

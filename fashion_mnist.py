@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import io
 import os
-import socket
 import subprocess
 import tempfile
 import zlib
@@ -21,11 +20,11 @@ import numpy as np
 from PIL import Image
 
 import dataset_paths
+from known_archives import silence_limit
 from layouts import Picture, Source
 
 BORDERS = ((2, 2), (2, 2))  # pixels before and after: 28x28 -> 32x32
 SORTED_CLASSES = tuple(sorted(dataset_paths.FASHION_MNIST_CLASSES))
-DOWNLOAD_TIMEOUT_S = 20.0  # without a byte
 PACKAGE = "dataset-fashion-mnist"
 # split: (images, labels), each with the md5 of its content. The published sums are of the .gz files
 # (github.com/zalandoresearch/fashion-mnist); Debian compresses the same bytes anew, so what is
@@ -60,12 +59,8 @@ def download(folder: Path) -> Path:
     """Fetch the four files by torchvision's downloader. Raises OSError or RuntimeError."""
     from torchvision.datasets import FashionMNIST  # takes three seconds to import, so only here
 
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
-    try:
+    with silence_limit():
         FashionMNIST(str(folder), download=True)
-    finally:
-        socket.setdefaulttimeout(before)
     return folder / "FashionMNIST" / "raw"
 
 

@@ -304,13 +304,19 @@ def check_limits(num_bytes: int, num_workers: int) -> None:
 
 def available_memory() -> int:
     """Bytes that can still be used, of the machine and of this container (cgroup v2)."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    (kilobytes,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    free = int(kilobytes) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    free = _counts("/proc/meminfo")["MemAvailable:"] * 1024
+    cgroup = Path("/sys/fs/cgroup")
+    limit = cgroup / "memory.max"
     if limit.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
+        used = int((cgroup / "memory.current").read_text())
+        # Of that, files that were read can be dropped again.
+        free = min(free, int(most) - used + _counts(cgroup / "memory.stat")["inactive_file"])
     return free
+
+
+def _counts(path: str | Path) -> dict[str, int]:
+    lines = (line.split() for line in Path(path).read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines}
 
 
 def choose_num_workers(wanted: int, local_world_size: int, on_gpu: bool) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-import transforms
+from rgb import to_rgb
 
 TILE_WIDTH, TILE_HEIGHT = 32, 16  # pixels: 2 MCUs of a 4:2:0 JPEG side by side
 MCUS_PER_TILE = 2
@@ -103,7 +103,7 @@ class WholePicture:
                 return decode(data, frame.width, height, shrink, strict=False), shrink
             except ValueError:
                 pass  # Pillow has the last word on damaged and unusual files
-        return np.asarray(transforms.to_rgb(self._open())), 1
+        return np.asarray(to_rgb(self._open())), 1
 
 
 def decode(
@@ -205,22 +205,18 @@ class TiledPicture:
         self, first_row: int, last_row: int, first_column: int, last_column: int
     ) -> bytearray:
         """A JPEG of the tiles from first to last, without the last."""
-        rows, columns = self._lengths.shape
-        ends = np.zeros(rows * columns + 1, np.int64)
-        np.cumsum(self._lengths, out=ends[1:])
-        wanted = slice(first_row, last_row)
-        starts = ends[:-1].reshape(rows, columns)[wanted, first_column].tolist()
-        stops = ends[1:].reshape(rows, columns)[wanted, last_column - 1].tolist()
-        header = self._header.sized(
-            (last_column - first_column) * TILE_WIDTH, (last_row - first_row) * TILE_HEIGHT
-        )
+        lengths, rows = self._lengths, slice(first_row, last_row)
+        # Tiles of a row lie side by side: one slice of bytes a row.
+        ends = lengths.ravel().cumsum(dtype=np.int64).reshape(lengths.shape)[rows]
+        starts = ends[:, first_column] - lengths[rows, first_column]
+        cuts = zip(starts.tolist(), ends[:, last_column - 1].tolist(), strict=True)
+        width = (last_column - first_column) * TILE_WIDTH
+        header = self._header.sized(width, (last_row - first_row) * TILE_HEIGHT)
         tiles = self._tiles
-        data = bytearray().join(
-            [header, *[tiles[start:stop] for start, stop in zip(starts, stops, strict=True)]]
-        )
+        data = bytearray().join([header, *[tiles[start:stop] for start, stop in cuts]])
         # Restart markers count from 0 to 7 and over again; the last tile ends the picture.
-        lengths = self._lengths[wanted, first_column:last_column]
-        markers = np.cumsum(lengths, dtype=np.int64) + (len(header) - 1)
+        markers = lengths[rows, first_column:last_column].cumsum(dtype=np.int64)
+        markers += len(header) - 1
         stream = np.frombuffer(data, np.uint8)
         stream[markers] = RESTARTS[: len(markers)]
         stream[-1] = END_OF_IMAGE

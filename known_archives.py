@@ -2,12 +2,17 @@
 
 import hashlib
 import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 import dataset_paths
 from dataset_paths import ARCHIVE_MD5, DATASETS
+
+SILENCE_S = 20.0  # of a server, before a download is given up
 
 
 def find(name: str, may_download: bool, folder: Path) -> Path:
@@ -26,13 +31,25 @@ def find(name: str, may_download: bool, folder: Path) -> Path:
 
     path = folder / dataset.url.rpartition("/")[2]
     try:
-        download_url(dataset.url, str(folder), path.name, dataset.md5)
+        with silence_limit():
+            download_url(dataset.url, str(folder), path.name, dataset.md5)
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"{dataset.url} cannot be had ({' '.join(str(error).split())}): fetch it by other "
             "means and give the file as SOURCE"
         ) from error
     return path
+
+
+@contextmanager
+def silence_limit() -> Iterator[None]:
+    """Downloads within give up when nothing comes for long; Python's own never do."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENCE_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def check_md5(source: Path, work_dir: Path) -> None:

@@ -16,7 +16,7 @@ import packed_images
 from packed_images import Record
 
 PART_NAMES = (".partial", ".index", ".state")
-COMMIT_EVERY_S = 5.0  # of work that a kill may cost
+COMMIT_EVERY_S = 1.0  # of work that a kill may cost
 
 
 class Note(NamedTuple):

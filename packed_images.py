@@ -155,10 +155,15 @@ class PackedImages:
         """Pixels of a rectangle of an image, uint8 (height, width, 3), decoding little else."""
         return self.open(index).crop(left, top, left + width, top + height)
 
+    def extents(self, indices: np.ndarray) -> list[tuple[Path, int, int]]:
+        """File, offset and bytes of images on the disk."""
+        entries = self._index[indices]
+        places = zip(entries["offset"].tolist(), entries["size"].tolist(), strict=True)
+        return [(self.root, offset, size) for offset, size in places]
+
     def will_need(self, indices: np.ndarray) -> None:
         """Have the kernel fetch these images from the disk, all at once, and go on."""
-        entries = self._index[indices]
-        for offset, size in zip(entries["offset"].tolist(), entries["size"].tolist(), strict=True):
+        for _, offset, size in self.extents(indices):
             os.posix_fadvise(self._file, offset, size, os.POSIX_FADV_WILLNEED)
 
     def find_fault(self, index: int) -> str | None:

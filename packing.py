@@ -185,8 +185,10 @@ def pack_split(
             for chunk in in_order(pool, tasks, encode_chunk, TASKS_AHEAD * num_workers):
                 writer.append(chunk)
                 on_progress(chunk.num_pictures)
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(cancel_futures=True)
+            if not isinstance(error, OSError):  # the disk would say no again
+                writer.commit()
             raise
     dropped = set(writer.dropped)
     kept = [picture for i, picture in enumerate(pictures) if i not in dropped]

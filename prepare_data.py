@@ -32,9 +32,9 @@ import layouts
 import packing
 from config import with_underscores
 from dataset_paths import DATASETS
-from distributed import FolderLock
 from interruption import Interruption
 from layouts import Source
+from locking import FolderLock
 from packed_images import ORIGINAL, SUFFIX, TILES, PackedImages
 from packing import Encoding, Note
 

@@ -34,6 +34,7 @@ import supervisor
 from assembly import Run
 from config import Request, TrainConfig
 from feeding import Batch
+from locking import FolderLock
 from recipes import RECIPES
 
 RETRY_SAVE_S = 60.0  # after a checkpoint that could not be written
@@ -233,7 +234,7 @@ def run_rank(request: Request) -> int:
         if request.fresh and run_folder.has_run(run_dir):
             raise ValueError(f"--fresh: a run lies in {run_dir}: `python train.py` can replace it")
         if is_main:
-            lock = distributed.FolderLock(run_dir)
+            lock = FolderLock(run_dir)
             run_folder.write_status(run_dir, state=run_folder.RUNNING, attempt=attempt, message="")
         run = assembly.start(cfg, ranks, attempt, stop)
         if is_main:  # only now: settings that cannot start are not those of a run to resume
@@ -264,8 +265,8 @@ def supervise(request: Request, argv: Sequence[str]) -> int:
     try:
         cfg = assembly.with_data(assembly.resolve(request))
         run_dir = Path(cfg.run_dir)
-        lock = distributed.FolderLock(run_dir, ".supervisor.lock")
-        distributed.FolderLock(run_dir).release()  # a plain torchrun may be training there
+        lock = FolderLock(run_dir, ".supervisor.lock")
+        FolderLock(run_dir).release()  # a plain torchrun may be training there
         if request.fresh:
             run_folder.make_room(run_dir, request.overwrite)
         status, stored = run_folder.read_status(run_dir), run_folder.read_settings(run_dir)

@@ -7,12 +7,13 @@ Shape letters: B batch, H and W height and width in pixels, S side of a square c
 
 import functools
 import math
-import warnings
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from rgb import to_rgb
 
 # Channel means and deviations of ImageNet's training images, as everyone uses them (torchvision's
 # references/classification/presets.py), for values 0-1.
@@ -22,23 +23,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_RATIO, MAX_RATIO = 3 / 4, 4 / 3
 CROP_ATTEMPTS = 10
 CROP_DRAWS = 2 * CROP_ATTEMPTS + 2  # uniform numbers that `crop_boxes` uses up for one picture
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB, decoded.
-
-    16-bit grey is scaled down (Pillow's own conversion clips it to white), CMYK and palettes are
-    converted, transparency is dropped, EXIF orientation is ignored as torchvision ignores it.
-    Raises what Pillow raises on damaged data.
-    """
-    with warnings.catch_warnings():
-        # Both are about metadata, not pixels; ImageNet alone causes dozens (Pillow issue 3352).
-        warnings.filterwarnings("ignore", message=".*EXIF", category=UserWarning)
-        warnings.filterwarnings("ignore", message=".*Palette images", category=UserWarning)
-        if image.mode.startswith("I"):
-            grey = np.asarray(image).astype(np.int64) >> 8
-            image = Image.fromarray(grey.clip(0, 255).astype(np.uint8), "L")
-        return image.convert("RGB")
 
 
 def crop_boxes(draws: np.ndarray, sizes: np.ndarray, min_scale: float) -> np.ndarray:

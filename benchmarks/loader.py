@@ -1,47 +1,34 @@
 """Images a second of this project's loader on one core, beside what users would pick instead.
 
     python benchmarks/loader.py
-    python benchmarks/loader.py --image_sizes 224 --min_crop_scales 0.08 --rounds 10
-    python benchmarks/loader.py --ffcv_python ~/ffcv/bin/python --dali_python ~/dali/bin/python
+    python benchmarks/loader.py --image_sizes 224 --ffcv_python ~/ffcv/bin/python
     python benchmarks/loader.py --num_workers 2
 
 Without --data_dir it makes the photo corpus (photo_corpus.py, 170 MB to download). It stores the
 pictures in the ways compared, once, in --work_dir (1 GB), and measures from there: one process at a
-time, one core, one thread, everything in the page cache, batches of 50.
-
-* base: what everybody begins with, ImageFolder with Pillow, RandomResizedCrop, flip, ToTensor,
-  Normalize and torch.stack, on the files as they came.
+time, one core, one thread, everything in the page cache, batches of 50. Seconds are of processor
+time, all threads of a process together, which neighbours on the machine cannot take away.
+* base: ImageFolder, Pillow, RandomResizedCrop, flip, ToTensor, Normalize and torch.stack.
 * ours: what a worker of train.py does for a batch, uint8 in its place in shared memory. Whether to
   flip is drawn; the flip itself and the normalisation are the device's.
 * FFCV 1.0.2 on files of JPEGs that its own writer made of the same pictures, and DALI on the CPU on
-  plain JPEG files; uint8, flipped. They run in their own Python, since hardly one environment holds
-  everything (--ffcv_python, --dali_python):
+  plain JPEG files; uint8, flipped. Each runs in its own Python, since hardly one holds everything:
       apt install libopencv-dev libturbojpeg0-dev pkg-config && pip install ffcv==1.0.2 torchvision
       pip install nvidia-dali-cuda130==2.4.0
 
 The candidates take turns in every round, in random sequence, with the same pictures. Ratios are of
-speeds in the same round: their median, and the 10th and 90th percentile. So they bear a machine
-whose speed changes by a quarter within seconds.
-
-With --num_workers 2 it measures instead what two worker processes deliver over one, in whole
-batches, as the training step gets them on a CPU.
+the same round: median (10th-90th percentile). With --num_workers 2 it measures instead what two
+worker processes deliver over one, by the clock: nothing else may run on the machine.
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
-import platform
 import random
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,189 +38,262 @@ import PIL
 import simplejpeg
 import torch
 import torchvision
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import crop_quality
+from crop_quality import LONG_400, LONG_500, ORIGINAL, SHORT_256, Corpus
+from loader_rivals import LONG_SIDES, Rival, RivalError, start_rivals
+
 import data
 import feeding
-import jpeg
 import packing
-import sampling
 import transforms
-from layouts import Picture
-from loader_rivals import Rival, RivalError
-from packed_images import PackedImages
-from packing import Encoding
+from sampling import BatchKey, epoch_order
 
 BATCH = 50  # images
-STORES = {
-    "original": Encoding(store="original"),
-    "long side 500 q90": Encoding(long_side=500),
-    "long side 400 q90": Encoding(long_side=400),
-    "short side 256 q90": Encoding(long_side=0, short_side=256),
-}
-RIVAL_STORES = {
-    "ffcv": ("long side 500 q90", "long side 400 q90"),
-    "dali": ("original", "long side 500 q90"),
-}
-NAMES = {"base": "ImageFolder, Pillow, float", "ours": "ours", "ffcv": "FFCV", "dali": "DALI, CPU"}
-TWO_WORKERS_STORE = "long side 500 q90"
-LEAD_IN = 4  # batches until workers that begin together are out of step
-IDLE_S = 0.3  # after which the workers that have just been measured have filled all their slots
+STORES = (ORIGINAL, LONG_500, LONG_400, SHORT_256)
+STORE_OF = {0: ORIGINAL, 500: LONG_500, 400: LONG_400}  # by the long side of others' files
+RATIO = "{median:.2f} ({p10:.2f}-{p90:.2f})"
+LEAD_IN = 4  # batches until workers that began together are out of step
+IDLE_S = 0.3  # after which workers have filled all their slots
+
+
+class Work(NamedTuple):
+    """rounds: (rounds, batches, BATCH), numbers of pictures; size: of the crops, in pixels;
+    scale: the least part of a picture's area in a crop."""
+
+    corpus: Corpus
+    rounds: np.ndarray
+    size: int
+    scale: float
+
+    def batches(self, number: int) -> np.ndarray:
+        return self.rounds[number % len(self.rounds)]
 
 
 class Candidate(NamedTuple):
-    """run: makes the images of a round, returns the seconds; num_bytes: of a stored image."""
+    """run: makes the images of a round, returns the seconds; files: what it reads."""
 
+    name: str
     family: str
     store: str
-    num_bytes: float
+    files: Sequence[str]
     run: Callable[[int], float]
 
 
-@dataclass
-class Corpus:
-    """The pictures in every form that is measured, made where they are not there yet.
-
-    order: numbers of pictures, whole rounds of them.
-    """
-
-    folder: data.ImageFolder
-    cache: Path
-    order: np.ndarray
-    rivals: dict[str, Rival] = field(default_factory=dict)
-
-    @property
-    def files(self) -> list[str]:
-        return [self.folder.name(i) for i in range(len(self.folder))]
-
-    def indices(self, number: int, num_images: int) -> np.ndarray:
-        """(batches, BATCH) pictures of a round."""
-        start = number * num_images % len(self.order)
-        return self.order[start : start + num_images].reshape(-1, BATCH)
-
-    def pack(self, store: str) -> PackedImages:
-        """The pictures as prepare_data.py would pack them."""
-        path, folder = self.cache / f"{store}.pack", self.folder
-        if not path.exists():
-            names = [os.fsdecode(name) for name in folder.paths]
-            pictures = [
-                Picture(name, label, str(folder.root / name))
-                for name, label in zip(names, folder.labels.tolist(), strict=True)
-            ]
-            cores = packing.num_cores()
-            notes = packing.pack_split(
-                "train", pictures, folder.classes, read_file, STORES[store], path, cores
-            )
-            if bad := [note for note in notes if note.kind == "bad"]:
-                path.unlink()
-                raise ValueError(f"--data_dir: {bad[0].name}: {bad[0].text}; remove it")
-        return PackedImages(path)
-
-    def jpegs(self, store: str) -> list[str]:
-        """The pictures as plain JPEG files of the size and quality of a store."""
-        if store == "original":
-            return self.files
-        folder = self.cache / f"{store}.files"
-        paths = [folder / f"{number}.jpg" for number in range(len(self.folder))]
-        if not folder.exists():
-            partial = folder.with_suffix(".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            with ProcessPoolExecutor() as pool:
-                targets = [partial / path.name for path in paths]
-                stores = itertools.repeat(store)
-                list(pool.map(write_jpeg, self.files, targets, stores, chunksize=32))
-            partial.rename(folder)
-        return [str(path) for path in paths]
-
-    def beton(self, store: str) -> Path:
-        """The pictures as FFCV's writer stores them, at the long side of a store."""
-        path = self.cache / f"{store}.beton"
-        if not path.exists():
-            self.rivals["ffcv"].ask(
-                "write", path=f"{path}.partial", files=self.files,
-                labels=self.folder.labels.tolist(), long_side=STORES[store].long_side,
-            )  # fmt: skip
-            os.replace(f"{path}.partial", path)
-        return path
-
-
-def read_file(path: str) -> bytes:
-    return Path(path).read_bytes()
-
-
-def write_jpeg(source: str, target: Path, store: str) -> None:
-    pixels = packing.shrink(jpeg.WholePicture(read_file(source)).pixels(), STORES[store])
-    quality = STORES[store].quality
-    Image.fromarray(pixels).save(target, quality=quality, subsampling="4:2:0")
-
-
-def open_corpus(args: argparse.Namespace) -> Corpus:
-    """Find or make the pictures. Raises ValueError naming what is wrong with them."""
-    data_dir = args.data_dir or args.work_dir / "photo"
-    if args.data_dir is None and not data_dir.exists():
-        script, cache = Path(__file__).with_name("photo_corpus.py"), args.work_dir / "debs"
-        command = [sys.executable, script, "--out", data_dir, "--cache", cache]
-        if subprocess.run(command).returncode != 0:
-            raise ValueError("photo_corpus.py made no pictures: name a folder with --data_dir")
-    folder = data.open_split(data_dir, "train")
-    if not isinstance(folder, data.ImageFolder):
-        raise ValueError(f"--data_dir {data_dir}: a pack; name a folder with the original files")
-    chosen = np.linspace(0, len(folder), min(len(folder), args.num_images), endpoint=False)
-    chosen = chosen.astype(np.int64)
-    folder = replace(folder, paths=folder.paths[chosen], labels=folder.labels[chosen])
-    if len(folder) < args.images_per_round:
-        raise ValueError(
-            f"--images_per_round {args.images_per_round}: there are {len(folder)} pictures"
-        )
-    key = hashlib.sha256(f"{folder.root.resolve()} {folder.sha256}".encode()).hexdigest()[:12]
-    cache = args.work_dir / f"stores-{key}"
-    cache.mkdir(parents=True, exist_ok=True)
-    order = sampling.epoch_order(0, 0, len(folder))
-    return Corpus(folder, cache, order[: len(order) // args.images_per_round * args.images_per_round])
-
-
-def base(corpus: Corpus, args: argparse.Namespace, size: int, scale: float) -> Candidate:
-    """The usual loader, as the tutorials write it."""
-    steps = torchvision.transforms
-    dataset = torchvision.datasets.ImageFolder(
-        corpus.folder.root,
-        steps.Compose(
-            [
-                steps.RandomResizedCrop(size, scale=(scale, 1.0)),
-                steps.RandomHorizontalFlip(),
-                steps.ToTensor(),
-                steps.Normalize(transforms.IMAGENET_MEAN, transforms.IMAGENET_STD),
-            ]
-        ),
-    )
-    dataset.samples = list(zip(corpus.files, corpus.folder.labels.tolist(), strict=True))
+def base_candidate(work: Work) -> Candidate:
+    """The loader of the tutorials."""
+    steps, corpus = torchvision.transforms, work.corpus
+    chain = [
+        steps.RandomResizedCrop(work.size, scale=(work.scale, 1.0)), steps.RandomHorizontalFlip(),
+        steps.ToTensor(), steps.Normalize(transforms.IMAGENET_MEAN, transforms.IMAGENET_STD),
+    ]  # fmt: skip
+    dataset = torchvision.datasets.ImageFolder(corpus.folder.root, steps.Compose(chain))
+    dataset.samples = list(zip(corpus.files, corpus.labels, strict=True))
 
     def run(number: int) -> float:
-        start = time.perf_counter()
-        for indices in corpus.indices(number, args.images_per_round).tolist():
+        start = time.process_time()
+        for indices in work.batches(number).tolist():
             torch.stack([dataset[i][0] for i in indices])
-        return time.perf_counter() - start
+        return time.process_time() - start
 
-    return Candidate("base", "original", mean_bytes(corpus.files), run)
+    return Candidate("ImageFolder, Pillow, float", "base", ORIGINAL, corpus.files, run)
 
 
-def ours(
-    corpus: Corpus, args: argparse.Namespace, size: int, scale: float, store: str
-) -> Candidate:
-    """What a worker process does, in this one. store: "" for the folder."""
-    split = corpus.pack(store) if store else corpus.folder
-    fill = data.TrainImages(split, 0, scale, True)
-    slot = feeding.Slot(0, np.zeros(1, feeding.slot_dtype(BATCH, size))[0])
+def our_candidate(work: Work, store: str, split: data.Split) -> Candidate:
+    """What a worker process does, done in this one."""
+    fill = data.TrainImages(split, 0, work.scale, True)
+    slot = feeding.Slot(0, np.zeros(1, feeding.slot_dtype(BATCH, work.size))[0])
 
     def run(number: int) -> float:
-        start = time.perf_counter()
-        for indices in corpus.indices(number, args.images_per_round):
-            slot.set_key(sampling.BatchKey(number, indices, size))
+        start = time.process_time()
+        for indices in work.batches(number):
+            slot.set_key(BatchKey(number, indices, work.size))
             fill(slot)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
-    num_bytes = split.root.stat().st_size / len(split) if store else mean_bytes(corpus.files)
-    return Candidate("ours", store or "original", num_bytes, run)
+    if split is work.corpus.folder:
+        return Candidate("ours, folder", "ours", store, work.corpus.files, run)
+    return Candidate("ours, packed", "ours", store, [str(split.root)], run)
+
+
+def rival_candidate(work: Work, long_side: int, rival: Rival) -> Candidate:
+    """Another project's loader."""
+    corpus, library, store = work.corpus, rival.library, STORE_OF[long_side]
+    name = f"{library} {store} {work.size} {work.scale}"
+    files = rival.store(corpus.files, corpus.labels, long_side, corpus.cache)
+    rival.ask(
+        "make", name=name, files=files, labels=corpus.labels, order=work.rounds.ravel().tolist(),
+        image_size=work.size, min_crop_scale=work.scale, batch_size=BATCH,
+    )  # fmt: skip
+
+    def run(number: int) -> float:
+        return rival.ask("run", name=name, num_batches=work.rounds.shape[1])["seconds"]
+
+    return Candidate(f"{library.upper()} {rival.version}", library, store, files, run)
+
+
+def take_turns(candidates: Sequence[Candidate], rounds: int) -> np.ndarray:
+    """Seconds (rounds, candidates), each round in another sequence."""
+    for candidate in candidates:
+        for file in candidate.files:
+            Path(file).read_bytes()  # into the page cache
+        candidate.run(0)
+    seconds = np.zeros((rounds, len(candidates)))
+    for number in range(rounds):
+        for place in random.Random(number).sample(range(len(candidates)), len(candidates)):
+            seconds[number, place] = candidates[place].run(number + 1)
+    return seconds
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    return dict(zip(("p10", "median", "p90"), np.percentile(values, (10, 50, 90)), strict=True))
+
+
+def compare(candidates: Sequence[Candidate], seconds: np.ndarray, work: Work) -> list[dict]:
+    """Speeds of the candidates, and their ratios to the base and to rivals on the same store."""
+    rows = []
+    for candidate, own in zip(candidates, seconds.T, strict=True):
+        num_bytes = sum(Path(file).stat().st_size for file in candidate.files)
+        row = {
+            "pipeline": candidate.name, "store": candidate.store, "seconds": own.tolist(),
+            "bytes_per_image": num_bytes / len(work.corpus.folder),
+            "images_per_s": spread(work.rounds[0].size / own),
+        }  # fmt: skip
+        for other, times in zip(candidates, seconds.T, strict=True):
+            is_same = other.family in LONG_SIDES and other.store == candidate.store
+            if is_same or other.family == "base":
+                row[f"x_{other.family}"] = spread(times / own)
+        rows.append(row)
+    return rows
+
+
+def print_table(rows: Sequence[dict]) -> None:
+    titles = {"x_base": "x base", "x_ffcv": "x FFCV", "x_dali": "x DALI"}
+    columns = [column for column in titles if any(column in row for row in rows)]
+    print("| pipeline | store | kB/image | images/s |", *(f"{titles[c]} |" for c in columns))
+    print("|---" * (4 + len(columns)) + "|")
+    for row in rows:
+        numbers = row["bytes_per_image"] / 1000, row["images_per_s"]["median"]
+        cells = [row["pipeline"], row["store"], "{:.1f} | {:.0f}".format(*numbers)]
+        cells += [RATIO.format(**row[column]) if column in row else "-" for column in columns]
+        print("|", " | ".join(cells), "|")
+
+
+def measure_one_core(args: argparse.Namespace, corpus: Corpus, rounds: np.ndarray) -> list[dict]:
+    """A table for every image size and crop scale."""
+    packs = {store: corpus.pack(store) for store in STORES}
+    pythons = {library: getattr(args, f"{library}_python") for library in LONG_SIDES}
+    rivals = start_rivals(pythons, corpus.files, corpus.labels, corpus.cache)
+    os.sched_setaffinity(0, core := [max(os.sched_getaffinity(0))])
+    for rival in rivals:
+        rival.ask("pin", cores=core)
+    pairs = [(rival, side) for rival in rivals for side in LONG_SIDES[rival.library]]
+    tables = []
+    for size, scale in itertools.product(args.image_sizes, args.min_crop_scales):
+        work = Work(corpus, rounds, size, scale)
+        candidates = [base_candidate(work), our_candidate(work, ORIGINAL, corpus.folder)]
+        candidates += [our_candidate(work, store, pack) for store, pack in packs.items()]
+        candidates += [rival_candidate(work, side, rival) for rival, side in pairs]
+        rows = compare(candidates, take_turns(candidates, args.rounds), work)
+        print(f"\n{size} px, crops from {scale:g} of the area, {args.rounds} rounds\n")
+        print_table(rows)
+        tables.append({"image_size": size, "min_crop_scale": scale, "rows": rows})
+    for rival in rivals:
+        rival.close()
+    return tables
+
+
+def measure_workers(args: argparse.Namespace, corpus: Corpus, rounds: np.ndarray) -> list[dict]:
+    """What two workers deliver over one, at the first image size and crop scale."""
+    size, scale = args.image_sizes[0], args.min_crop_scales[0]
+    fill, device = data.TrainImages(corpus.pack(LONG_500), 0, scale, True), torch.device("cpu")
+    feeders = [feeding.Feeder([fill], BATCH, size, count, device) for count in (1, 2)]
+    keys = [BatchKey(0, indices, size) for indices in rounds.reshape(-1, BATCH)]
+    streams = [feeder.batches(0, itertools.cycle(keys)) for feeder in feeders]
+    num_batches = 4 * rounds.shape[1]
+    seconds = np.zeros((args.rounds, 2))
+    for number, (place, stream) in itertools.product(range(args.rounds), enumerate(streams)):
+        time.sleep(IDLE_S)
+        # What lies ready is not counted, nor the first batches, which all come at once.
+        for _ in range(place + 1 + feeding.SPARE_SLOTS + LEAD_IN):
+            next(stream)
+        start = time.perf_counter()
+        for _ in range(num_batches):
+            next(stream)
+        seconds[number, place] = time.perf_counter() - start
+    one, two = np.median(num_batches * BATCH / seconds, axis=0)
+    ratio = spread(seconds[:, 0] / seconds[:, 1])
+    print(f"\n{LONG_500}, {size} px, crops from {scale:g} of the area, {args.rounds} rounds:")
+    print(f"one worker {one:.0f} images/s, two {two:.0f}, {RATIO.format(**ratio)} times as many")
+    return [{"one": one, "two": two, "ratio": ratio, "seconds": seconds.tolist()}]
+
+
+def machine() -> str:
+    """Processor, how busy it is, versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+    modules = torch, torchvision, PIL, simplejpeg, cv2
+    versions = [f"{module.__name__} {module.__version__}" for module in modules]
+    state = f"{packing.num_cores()} cores, load {os.getloadavg()[0]:.1f}"
+    return ", ".join([*names, state, f"Python {sys.version.split()[0]}", *versions])
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(
+        prog="loader.py", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    crop_quality.add_corpus_options(parser)
+    add, here = parser.add_argument, Path(sys.executable)
+    add("--image_sizes", type=int, nargs="+", default=[224, 160, 128], metavar="N", help="px")
+    add("--min_crop_scales", type=float, nargs="+", default=[0.08, 0.35], metavar="X")
+    add("--rounds", type=int, default=25, metavar="N", help="[%(default)s]")
+    add("--images_per_round", type=int, default=150, metavar="N", help="[%(default)s]")
+    add("--num_workers", type=int, default=1, choices=(1, 2), help="2: two workers over one")
+    for library in LONG_SIDES:
+        add(f"--{library}_python", type=Path, default=here, metavar="PATH", help="[this Python]")
+    args = parser.parse_args(argv)
+    for name in ("image_sizes", "rounds", "images_per_round", "num_images"):
+        if np.min(getattr(args, name)) < 1:
+            parser.error(f"--{name}: must be at least 1")
+    if args.images_per_round % BATCH:
+        parser.error(f"--images_per_round {args.images_per_round}: must be a multiple of {BATCH}")
+    if not all(0 < scale <= 1 for scale in args.min_crop_scales):
+        parser.error("--min_crop_scales: must lie between 0 and 1")
+    for option in ("ffcv_python", "dali_python"):
+        if not getattr(args, option).is_file():
+            parser.error(f"--{option} {getattr(args, option)}: no such file; name a Python")
+    if args.num_workers > packing.num_cores():
+        parser.error("--num_workers 2: needs two cores, here is one; take --num_workers 1")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables; 2 if something must be changed."""
+    args = parse_args(argv)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    try:
+        corpus = crop_quality.open_corpus(args)
+        num_images, count = len(corpus.folder), args.images_per_round
+        if num_images < count:
+            raise ValueError(f"--images_per_round {count}: there are {num_images}; take fewer")
+        about = f"{machine()}; {num_images} pictures of {corpus.folder.root}"
+        print(about)
+        order = epoch_order(0, 0, num_images)[: num_images // count * count]
+        rounds = order.reshape(-1, count // BATCH, BATCH)
+        measure = measure_one_core if args.num_workers == 1 else measure_workers
+        result = {"machine": about, "tables": measure(args, corpus, rounds)}
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=1) + "\n")
+    except (ValueError, OSError, RivalError) as error:
+        print(f"loader.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,24 +7,25 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-COMMANDS = {"train", "evaluate", "prepare_data"}
-ASSEMBLY = {"assembly"}  # puts the library together for commands that train
+COMMANDS = {"train", "evaluate", "prepare_data", "bench"}
+ASSEMBLY = {"assembly", "host_speed"}  # put the library together for commands that train
 LIBRARY = {"data", "engine", "checkpoint", "run_log", "packing", "fashion_mnist"}
 LEAVES = {
     "config", "recipes", "dataset_paths", "transforms", "model", "schedule", "distributed",
     "interruption", "supervisor", "run_folder", "curves", "tables", "sampling", "feeding", "jpeg",
-    "packed_images", "pack_writer", "archives", "layouts", "known_archives",
+    "packed_images", "pack_writer", "archives", "layouts", "known_archives", "rgb", "locking",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
-    **dict.fromkeys(ASSEMBLY, LIBRARY | LEAVES),
+    **dict.fromkeys(ASSEMBLY, {"assembly"} | LIBRARY | LEAVES),
     **dict.fromkeys(LIBRARY, LEAVES),
     **{name: set() for name in LEAVES},
     # What a parent and its children must agree on.
     "supervisor": {"interruption"},
     "feeding": {"interruption", "sampling"},
     # A pack is tiles of JPEG; whatever they are not, Pillow decodes as everywhere.
-    "jpeg": {"transforms"},
+    "jpeg": {"rgb"},
+    "transforms": {"rgb"},
     "packed_images": {"jpeg"},
     "pack_writer": {"packed_images"},
     # Where data sets are and what they hold.

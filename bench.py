@@ -1,0 +1,301 @@
+"""What limits this host, before a run is paid for: its cores, its disk or its device.
+
+    python bench.py --data_dir DIR
+    python bench.py --data_dir DIR --recipe onecycle50 --price_per_hour 1.2 --json bench.json
+    python bench.py --data_dir DIR --image_size 128 224 --total_batch_size 64 --seconds 5
+
+Measures the loader alone, the model alone, and both as in train.py's loop, at the sizes that the
+recipe goes through or at the given ones, and the disk with a sample of the images dropped from the
+page cache. Then projects hours and dollars of the recipe on these data, at the largest of the given
+sizes where some are given. Writes nothing but --json. Exit codes: 0, 2 change something, 130
+interrupted.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import assembly
+import config
+import host_speed
+import tables
+from config import TrainConfig
+from recipes import DEFAULT_RECIPE, RECIPES
+
+BUSY = 0.25  # load a core from which on a machine is not ours alone
+NO_SETTINGS = ("image_size", "seconds", "json")  # flags that TrainConfig does not take as they are
+REMEDIES = {
+    "cpu": "more cores for every GPU, or smaller pictures: prepare_data.py --long_side 400",
+    "disk": "more memory, a faster volume, or a smaller pack: prepare_data.py --long_side 400",
+    "device": "the loader and the disk keep up with it",
+}
+
+
+def find_limit(loader: float, model: float, disk: float | None, fits_in_memory: bool) -> str:
+    """What is slowest, by its images/s; the disk counts if the split is read in every epoch."""
+    rates = {"device": model, "cpu": loader}
+    if disk is not None and not fits_in_memory:
+        rates["disk"] = disk
+    return min(rates, key=rates.__getitem__)
+
+
+def epoch_sizes(cfg: TrainConfig) -> list[int]:
+    """Side of the training crops in every epoch, in pixels."""
+    return [assembly.image_size_at(cfg, epoch) for epoch in range(cfg.epochs)]
+
+
+def project(
+    cfg: TrainConfig,
+    num_train: int,
+    num_val: int,
+    rates: Mapping[int, float],
+    disk: Mapping[str, object],
+    eval_images_per_s: float | None,
+) -> dict[str, object]:
+    """Hours of the recipe on num_train and num_val images, and dollars where a price is known.
+
+    rates: images/s of the loop by size in pixels. An epoch is no faster than the disk if that must
+    be read in it: in the first one, and in all if the split does not fit into memory.
+    """
+    sizes, images = epoch_sizes(cfg), num_train // cfg.total_batch_size * cfg.total_batch_size
+    disk_rate = disk["images_per_s"] or math.inf
+    train_s = sum(
+        images / (rates[size] if disk["fits_in_memory"] and epoch else min(rates[size], disk_rate))
+        for epoch, size in enumerate(sizes)
+    )
+    evaluations = math.ceil(cfg.epochs / cfg.eval_every_epochs) if num_val else 0
+    eval_s = evaluations * num_val / eval_images_per_s if evaluations else 0.0
+    hours = (train_s + eval_s) / 3600
+    return {
+        "name": cfg.recipe,
+        "epochs": cfg.epochs,
+        "epochs_by_size": {str(size): count for size, count in Counter(sizes).items()},
+        "images_per_epoch": images,
+        "train_s": train_s,
+        "evaluations": evaluations,
+        "num_val_images": num_val,
+        "eval_images_per_s": eval_images_per_s,
+        "eval_s": eval_s,
+        "hours": hours,
+        "cost_usd": hours * cfg.price_per_hour if cfg.price_per_hour else None,
+    }
+
+
+def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[str, object]:
+    """Measure everything; the object of --json. Raises ValueError for what the user must change."""
+    load_before = os.getloadavg()[0]
+    bench = host_speed.set_up(cfg, seconds)
+    with closing(bench.feeder):
+        disk = host_speed.measure_disk(bench)
+        rows = []
+        for size in sorted(sizes, reverse=True):  # if the largest does not fit, it shows at once
+            with host_speed.memory_advice(cfg, size):
+                rows.append(host_speed.measure_size(bench, size))
+        eval_images_per_s = host_speed.measure_evaluation(bench) if bench.val_set else None
+    for row in rows:
+        loader, model = row["loader_images_per_s"], row["model_images_per_s"]
+        row["limit"] = find_limit(loader, model, disk["images_per_s"], disk["fits_in_memory"])
+    num_train, num_val = len(bench.train_set), len(bench.val_set or ())
+    num_gpus = torch.cuda.device_count()
+
+    def projected(rate: Callable[[dict], float]) -> dict[str, object]:
+        rates = {row["image_size"]: rate(row) for row in rows}
+        return project(cfg, num_train, num_val, rates, disk, eval_images_per_s)
+
+    def on_all_gpus(row: dict) -> float:  # arithmetic, not measured
+        return min(num_gpus * row["model_images_per_s"], row["loader_images_per_s"])
+
+    return {
+        **rows[0],
+        "sizes": rows[::-1],
+        "disk": disk,
+        "recipe": projected(lambda row: row["both_images_per_s"]),
+        "all_gpus": None if num_gpus < 2 else projected(on_all_gpus),
+        "data": {"num_train_images": num_train, "num_val_images": num_val},
+        "settings": config.to_json(cfg),
+        "seconds": seconds,
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": len(os.sched_getaffinity(0)),
+            "gpu": torch.cuda.get_device_name(bench.ranks.device) if num_gpus else None,
+            "num_gpus": num_gpus,
+            "torch": str(torch.__version__),
+            "num_workers": bench.num_workers,
+            "precision": bench.precision.name,
+            "load_before": load_before,
+        },
+    }
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def describe(result: Mapping[str, object]) -> str:
+    """The result on one screen."""
+    about, settings, machine = result["data"], result["settings"], result["machine"]
+    per_step = settings["total_batch_size"] // settings["device_batch_size"]
+    lines = [
+        f"{settings['data_dir']}: {about['num_train_images']:,} training and "
+        f"{about['num_val_images']:,} validation images",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['gpu'] or 'no GPU'}, torch "
+        f"{machine['torch']}, {machine['precision']}; loader processes: {machine['num_workers']}, "
+        f"batch {settings['total_batch_size']} = {per_step} x {settings['device_batch_size']}",
+        "",
+        "size px  loader alone  model alone      both  waiting  limit",
+    ]
+    lines += [
+        f"{row['image_size']:7}  {row['loader_images_per_s']:12.1f}  "
+        f"{row['model_images_per_s']:11.1f}  {row['both_images_per_s']:8.1f}  "
+        f"{row['data_wait_pct']:6.1f}%  {row['limit']}"
+        for row in result["sizes"]
+    ]
+    chunks = [count for row in result["sizes"] for count in row["num_chunks"]]
+    lines.append(
+        f"images/s, each the median of n = {min(chunks)} to {max(chunks)} chunks in about "
+        f"{result['seconds']:g} s; waiting: for data, % of the time of both"
+    )
+    if machine["load_before"] > BUSY * machine["cores"]:
+        load = f"{machine['load_before']:.1f}"
+        lines.append(f"warning: other programs kept {load} cores busy: the figures are too low")
+    if not machine["gpu"]:
+        lines.append(
+            f"no GPU: loader and model share these {machine['cores']} cores, so alone each shows "
+            "more than it gives in a run"
+        )
+    lines += ["", describe_disk(result["disk"])]
+    lines += [
+        f"limit at {result['image_size']} px: {result['limit']} ({REMEDIES[result['limit']]})",
+        "",
+        describe_projection(result["recipe"], result["sizes"], settings["price_per_hour"]),
+    ]
+    if result["all_gpus"]:
+        num_gpus, hours = machine["num_gpus"], result["all_gpus"]["hours"]
+        lines.append(
+            f"  measured on one of {num_gpus} GPUs; by arithmetic, with min({num_gpus} x model, "
+            f"loader): {hours:.2f} hours{dollars(result['all_gpus']['cost_usd'])} on all of them"
+        )
+    return "\n".join(lines)
+
+
+def describe_disk(disk: Mapping[str, object]) -> str:
+    """The disk, and when it counts."""
+    if disk["images_per_s"]:
+        speed = (
+            f"{disk['images_per_s']:.0f} images/s, {disk['mb_per_s']:.0f} MB/s, for "
+            f"{disk['num_images']:,} images dropped from memory"
+        )
+    else:
+        speed = "not measured: the kernel would not drop the images from memory"
+    counts = "in the first epoch only" if disk["fits_in_memory"] else "in every epoch"
+    return (
+        f"disk: {speed}\n  the split has {disk['split_bytes'] / 1e9:.2f} GB, "
+        f"{disk['available_bytes'] / 1e9:.1f} GB of memory are free: the disk counts {counts}"
+    )
+
+
+def describe_projection(
+    plan: Mapping[str, object], rows: Sequence[Mapping], price_per_hour: float
+) -> str:
+    """The arithmetic of the projection, term by term."""
+    rates = {str(row["image_size"]): row["both_images_per_s"] for row in rows}
+    epochs = " + ".join(
+        f"{count} epochs x {plan['images_per_epoch']:,} images / {rates[size]:.1f} ({size} px)"
+        for size, count in plan["epochs_by_size"].items()
+    )
+    text = f"projection of {plan['name']}: {epochs} = {tables.clock(plan['train_s'])}"
+    if plan["evaluations"]:
+        text += (
+            f"; {plan['evaluations']} evaluations x {plan['num_val_images']:,} / "
+            f"{plan['eval_images_per_s']:.1f} = {tables.clock(plan['eval_s'])}"
+        )
+    price = f" at {tables.dollars(price_per_hour)} an hour" if price_per_hour else ""
+    return (
+        f"{text}\n  together {plan['hours']:.2f} hours{dollars(plan['cost_usd'])}{price}; at the "
+        "disk's rate where it counts and is slower; without start-up and checkpoints"
+    )
+
+
+def dollars(cost_usd: float | None) -> str:
+    return "" if cost_usd is None else f", {tables.dollars(cost_usd)}"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line. Settings of TrainConfig that are not given are left out of the result."""
+    parser = argparse.ArgumentParser(
+        prog="bench.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("--data_dir", metavar="DIR", help="train and, if there is one, val [as train.py finds it]")
+    add("--recipe", choices=list(RECIPES), default=DEFAULT_RECIPE, help=f"[{DEFAULT_RECIPE}]")
+    add("--image_size", type=int, nargs="+", default=[], metavar="N", help="px [the recipe's]")
+    add("--num_workers", type=int, metavar="N", help="loader processes; -1: from the cores [-1]")
+    add("--total_batch_size", type=int, metavar="N", help="images a step [the recipe's]")
+    add("--device_batch_size", type=int, metavar="N", help="a micro-batch's [the recipe's, or all]")
+    add("--amp", choices=("auto", "bf16", "fp16", "fp32"), help="precision [the recipe's]")
+    add("--price_per_hour", type=float, metavar="X", help="of this machine, in dollars")
+    add("--seconds", type=float, default=10.0, metavar="X", help="for each measurement [10]")
+    add("--json", type=Path, default=None, metavar="FILE", help="file for the figures")
+    return parser
+
+
+def read_settings(args: argparse.Namespace) -> TrainConfig:
+    """The settings of the run to be measured. Raises ValueError for what the user must change."""
+    if not 0 < args.seconds < math.inf:
+        raise ValueError(f"--seconds {args.seconds:g}: must be above 0")
+    if args.json:
+        target = args.json if args.json.exists() else args.json.parent
+        is_file = args.json.parent.is_dir() and not args.json.is_dir()
+        if not is_file or not os.access(target, os.W_OK):
+            raise ValueError(f"--json {args.json} cannot be written: give a file in a folder")
+    given = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
+    settings = {**RECIPES[args.recipe].settings, **given}
+    if args.image_size:
+        settings["image_size"] = max(args.image_size)
+        settings |= dict.fromkeys(("start_image_size", "eval_image_size", "eval_resize_size"), 0)
+    if not settings.get("device_batch_size"):
+        settings["device_batch_size"] = settings["total_batch_size"]
+    cfg = assembly.with_data(TrainConfig(**settings))
+    for size in args.image_size:
+        replace(cfg, image_size=size)  # refuses it if it is too small
+    return cfg
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, and write --json."""
+    args = build_parser().parse_args(
+        config.with_underscores(sys.argv[1:] if argv is None else argv)
+    )
+    try:
+        cfg = read_settings(args)
+        result = bench_host(cfg, set(args.image_size or epoch_sizes(cfg)), args.seconds)
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=2) + "\n")
+    except KeyboardInterrupt:
+        print("bench.py: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"bench.py: error: {error}", file=sys.stderr)
+        return 2
+    print(describe(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
