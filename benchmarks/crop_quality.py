@@ -147,14 +147,14 @@ def our_crops(split: data.Split, indices: np.ndarray, side: int, scale: float) -
     slot.set_key(sampling.BatchKey(0, indices, side))
     data.TrainImages(split, 0, scale, False)(slot)
     sizes = [split.open(index).size for index in indices.tolist()]
-    boxes = [data.reduced(box, side)[:4] for box in draw_boxes(indices, sizes, scale)]
-    return [Crop(*crop) for crop in zip(slot.images, boxes, sizes, strict=True)]
+    boxes, _ = data.reduce_boxes(draw_boxes(indices, sizes, scale), side)
+    return [Crop(*crop) for crop in zip(slot.images, boxes.tolist(), sizes, strict=True)]
 
 
-def draw_boxes(indices: np.ndarray, sizes: Sequence, scale: float) -> list[list[int]]:
-    """The rectangles that data.TrainImages draws."""
+def draw_boxes(indices: np.ndarray, sizes: Sequence, scale: float) -> np.ndarray:
+    """The rectangles that data.TrainImages draws, (N, 4)."""
     draws = sampling.uniforms(0, 0, indices, data.NUM_DRAWS)[:, : transforms.CROP_DRAWS]
-    return transforms.crop_boxes(draws, np.array(sizes), scale).tolist()
+    return transforms.crop_boxes(draws, np.array(sizes), scale)
 
 
 def ffcv_crops(
