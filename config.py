@@ -192,9 +192,10 @@ class TrainConfig:
                 f"--start_image_size {self.start_image_size}: must be from 32 to --image_size "
                 f"{self.image_size}"
             )
-        if self.grow_end_epoch < self.grow_start_epoch:
+        if self.start_image_size and not self.grow_end_epoch > self.grow_start_epoch:
             raise ValueError(
-                f"--grow_end_epoch {self.grow_end_epoch:g} comes before --grow_start_epoch "
+                f"--start_image_size {self.start_image_size}: say when it grows: --grow_end_epoch "
+                f"{self.grow_end_epoch:g} must be above --grow_start_epoch "
                 f"{self.grow_start_epoch:g}"
             )
         if self.eval_resize < self.eval_crop:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 import packed_images
-from packed_images import Record
+from packed_images import INDEX, Record
 
 PART_NAMES = (".partial", ".index", ".state")
 COMMIT_EVERY_S = 1.0  # of work that a kill may cost
@@ -55,17 +55,22 @@ class PackWriter:
         self._index = open(self._parts[".index"], "a+b")  # noqa: SIM115
         # Behind the last commit may lie what a kill left there.
         self._records.truncate(self._end)
-        self._index.truncate(self.num_images * packed_images.INDEX.itemsize)
+        self._index.truncate(self.num_images * INDEX.itemsize)
         self._committed_s = time.monotonic()
 
     def _take_over(self) -> None:
         """Take the state of an earlier start, if it worked at the same job."""
         try:
             state = json.loads(self._parts[".state"].read_text())
+            num_done, num_images, end = state["position"]
+            are_there = (
+                self._parts[".partial"].stat().st_size >= end
+                and self._parts[".index"].stat().st_size >= num_images * INDEX.itemsize
+            )
         except (OSError, ValueError):
             return
-        if state["job"] == self._job:
-            self.num_done, self.num_images, self._end = state["position"]
+        if state["job"] == self._job and are_there:
+            self.num_done, self.num_images, self._end = num_done, num_images, end
             self.notes = [Note(*note) for note in state["notes"]]
             self.dropped = state["dropped"]
 
@@ -106,7 +111,7 @@ class PackWriter:
         """Seal the file and give it its name; the other parts go."""
         self.commit()
         self._index.seek(0)
-        index = np.frombuffer(self._index.read(), packed_images.INDEX)
+        index = np.frombuffer(self._index.read(), INDEX)
         self._records.close()
         with open(self._parts[".partial"], "r+b") as file:
             packed_images.seal(file, self._about | {"sha256": sha256}, index)

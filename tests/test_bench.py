@@ -189,7 +189,7 @@ def test_ctrl_c_ends_it_at_once_and_its_workers_too(image_folder, tmp_path, no_l
     ).stdout.split()
     assert len(children) == 2
     process.send_signal(signal.SIGINT)
-    result = finish(process, 10)
+    result = finish(process, 40)  # at once, and slack for a busy machine
     assert result.code == 130 and "Traceback" not in result.err
     assert not any(Path("/proc", pid).exists() for pid in children)
 

@@ -1,5 +1,6 @@
 """The packed file: what its docstring says, checked when opened, and never another's pixels."""
 
+import base64
 import json
 import os
 import struct
@@ -83,8 +84,6 @@ def test_a_reader_written_from_the_docstring_alone_reads_it(pack_path):
     if about["store"] == "original":
         assert payload == read(4)
         return
-    import base64
-
     rows, columns = -(-height // 16), -(-width // 32)
     lengths = struct.unpack_from(f"<{rows * columns}H", table, 2 + name_bytes)
     assert sum(lengths) == len(payload)
@@ -204,6 +203,30 @@ def outcome(path: Path, reference: list, starts: list[int], records: tuple, chan
         assert ours.shape == pixels.shape or i in hit
         assert i in hit or np.array_equal(ours, pixels)
     return "one image hit" if hit else "no image hit"
+
+
+def test_a_state_whose_records_are_gone_is_not_believed(tmp_path):
+    """A kill between the rename and the removal of the other parts leaves them so."""
+    path = make_pack(tmp_path / "train.pack")
+    whole, pack = path.read_bytes(), PackedImages(path)
+    pictures = [Picture(f"{CLASSES[i // 2]}/{i}.jpg", i // 2, i) for i in range(NUM_IMAGES)]
+    header, _, _ = jpeg.encode_tiles(np.zeros((16, 32, 3), np.uint8), 90)
+    about = {
+        "split": "train", "classes": list(CLASSES), "store": "tiles",
+        "settings": Encoding().settings(), "jpeg_header": base64.b64encode(header).decode(),
+    }  # fmt: skip
+    job = packing.job_of(pictures, about, Encoding())
+    end = int(pack._index["offset"][-1] + pack._index["size"][-1])
+    position = [NUM_IMAGES, NUM_IMAGES, end]
+    state = {"job": job, "position": position, "notes": [], "dropped": []}
+    for kept in ((), (".index",), (".index", ".partial")):
+        (tmp_path / "train.pack.state").write_text(json.dumps(state))
+        if ".index" in kept:
+            (tmp_path / "train.pack.index").write_bytes(pack._index.tobytes())
+        if ".partial" in kept:  # with what a kill left behind the last commit
+            (tmp_path / "train.pack.partial").write_bytes(bytes(64) + whole[64:end] + b"half")
+        assert make_pack(path).read_bytes() == whole
+        assert [file.name for file in tmp_path.iterdir()] == ["train.pack"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.integers(0, 2000)), min_size=1, max_size=8))

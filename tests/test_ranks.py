@@ -82,12 +82,15 @@ def test_a_number_of_ranks_that_does_not_divide_is_refused_with_those_that_do(
 
 
 CHECK_PIXELS = """
-import hashlib, sys, data
+import hashlib, sys, torch, data, feeding, sampling
 from pathlib import Path
 rank, world_size, num_workers = map(int, sys.argv[2:])
 train, _ = data.open_dataset(Path(sys.argv[1]))
-keys = data.train_keys(len(train), 0, 16, 4, 0, 8, rank, world_size)
-for batch in data.start_loader(data.TrainImages(train, 0, 32, 0.08, True), keys, num_workers):
+size_of = lambda epoch: 24 + 8 * epoch
+keys = sampling.train_keys(len(train), 0, 16, 4, size_of, 0, 8, rank, world_size)
+fill = data.TrainImages(train, 0, 0.08, True)
+feeder = feeding.Feeder([fill], 4, 32, num_workers, torch.device("cpu"))
+for batch in feeder.batches(0, keys):
     tensors = (batch.images, batch.labels, batch.flips)
     print(hashlib.sha256(b"".join(t.numpy().tobytes() for t in tensors)).hexdigest())
 """

@@ -4,13 +4,18 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
+import photo_corpus
 import pytest
-from conftest import REPOSITORY, environment
+from conftest import REPOSITORY, environment, make_folder
 from PIL import Image
 
+import bench
 import config
 import evaluate
+import prepare_data
 from recipes import RECIPES
 from schedule import make_plan
 
@@ -49,6 +54,26 @@ def check(words: list[str]) -> None:
             evaluate.build_parser().parse_args(flags)
         case ["tmux", "new-session", "-d", "-s", _, inner]:
             check(shlex.split(inner))
+        case ["python", "prepare_data.py", *flags]:
+            parser = prepare_data.build_parser()
+            prepare_data.check(parser, parser.parse_args(flags))
+        case ["python", "bench.py", *flags]:
+            bench.build_parser().parse_args(flags)
+        case ["python", "benchmarks/photo_corpus.py", *flags]:
+            photo_corpus.build_parser().parse_args(flags)
+        case ["python", "benchmarks/loader.py" | "benchmarks/crop_quality.py" as script, *flags]:
+            quick = {
+                "benchmarks/loader.py": ["--image_sizes=64", "--rounds=1", "--images_per_round=50"],
+                "benchmarks/crop_quality.py": ["--image_sizes=64", "--num_crops=5"],
+            }
+            with tempfile.TemporaryDirectory() as folder:
+                photos = make_folder(Path(folder) / "photos", 20, 1)
+                places = [f"--data_dir={photos}", f"--work_dir={folder}/work"]
+                result = subprocess.run(
+                    [sys.executable, script, *flags, *quick[script], *places],
+                    cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
+                )  # fmt: skip
+            assert result.returncode == 0 and "ours" in result.stdout, result.stderr
         case ["python", "benchmarks/loop_overhead.py", *flags]:
             quick = ["--tiny", "--image_size=32", "--batch_size=4", "--steps=2", "--rounds=1"]
             result = subprocess.run(

@@ -23,6 +23,8 @@ from conftest import (
     wait_for,
 )
 
+import prepare_data
+
 LAST_STEP = 3 * STEPS_PER_EPOCH
 
 
@@ -146,4 +148,42 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
     result = run([*words, "--max_steps=0"], tmp_path, **ONE_RANK)
     assert result.code == 0 and "is damaged" in result.out and "resuming at step 6" in result.out
     assert newest.with_name("step_000000007.pt.corrupt").exists()
+    assert_same_end(straight, tmp_path / "run")
+
+
+def test_growing_images_out_of_a_pack_resume_bit_for_bit(image_folder, tmp_path):
+    assert prepare_data.main([str(image_folder), "--out", str(tmp_path / "packed")]) == 0
+
+    def words(name: str, num_workers: int) -> list[object]:
+        flags = [
+            *tiny_flags(tmp_path / "packed", tmp_path / name), "--image_size=48",
+            "--eval_resize_size=48", "--start_image_size=32", "--image_size_multiple=8",
+            "--grow_end_epoch=2", f"--num_workers={num_workers}",
+        ]  # fmt: skip
+        return train_words(*flags)
+
+    assert run(words("straight", 0), tmp_path, **ONE_RANK).code == 0
+    for kill_at in (3, 6):
+        process = start(words("killed", 2), tmp_path, **ONE_RANK)
+        wait_for(lambda goal=kill_at: len(steps_logged(tmp_path / "killed")) >= goal)
+        kill(process)
+    result = run(words("killed", 1), tmp_path, **ONE_RANK)
+    assert result.code == 0 and "resuming at step" in result.out, result.err
+    assert_same_end(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_a_killed_loader_ends_the_rank_and_the_run_resumes_as_if_nothing_was(
+    straight, image_folder, tmp_path
+):
+    words = train_words(*tiny_flags(image_folder, tmp_path / "run"), "--num_workers=2")
+    process = start(words, tmp_path, **ONE_RANK)
+    wait_for(lambda: len(steps_logged(tmp_path / "run")) >= 4)
+    loaders = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(loaders) == 2
+    os.kill(int(loaders[0]), signal.SIGKILL)
+    result = finish(process)
+    if result.code:  # else all its batches lay ready already
+        assert "a loader process ended with code -9" in result.err
+    result = run(words, tmp_path, **ONE_RANK)
+    assert result.code == 0, result.err
     assert_same_end(straight, tmp_path / "run")

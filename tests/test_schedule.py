@@ -1,5 +1,6 @@
 """Steps and learning rates."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -88,3 +89,28 @@ def test_rates_are_onecycles_at_every_step_and_never_beyond_its_end(strategy):
     assert rates[0] == pytest.approx(1 / 25) and max(rates) == pytest.approx(1.0)
     assert ours.param_groups[0]["lr"] == rates[-1] == pytest.approx(1 / 25e4)
     assert scheduler.last_epoch == total_steps - 1
+
+
+def ffcv_resolution(epoch: int, min_res: int, max_res: int, start_ramp: int, end_ramp: int) -> int:
+    """get_resolution of libffcv/ffcv-imagenet's train_imagenet.py."""
+    if epoch <= start_ramp:
+        return min_res
+    if epoch >= end_ramp:
+        return max_res
+    interp = np.interp([epoch], [start_ramp, end_ramp], [min_res, max_res])
+    return int(np.round(interp[0] / 32)) * 32
+
+
+@given(st.integers(1, 6), st.integers(0, 4), st.integers(0, 60), st.integers(1, 30), st.data())
+def test_images_grow_as_ffcvs_do(small, growth, start, length, data):
+    epoch = data.draw(st.integers(0, 100))
+    sizes = 32 * small, 32 * (small + growth)
+    ours = schedule.image_size_at(epoch, *sizes, start, start + length, 32)
+    assert ours == ffcv_resolution(epoch, *sizes, start, start + length)
+
+
+def test_images_grow_within_their_bounds_and_only_if_asked_to():
+    sizes = [schedule.image_size_at(epoch, 88, 176, 6.4, 12.8, 4) for epoch in range(16)]
+    assert sizes == [88] * 7 + [96, 112, 124, 136, 152, 164] + [176] * 3
+    assert {schedule.image_size_at(epoch, 0, 224, 3, 9, 32) for epoch in range(12)} == {224}
+    assert [schedule.image_size_at(e, 100, 110, 0, 4, 32) for e in range(5)] == [100] * 4 + [110]
