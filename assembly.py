@@ -249,7 +249,7 @@ def refuse_other_run(contents: dict, origin: dict, cfg: TrainConfig) -> None:
                 f"--data_dir {cfg.data_dir} is not the data of the run in {cfg.run_dir}: its "
                 f"{split} split has {now['num_images']} images in {now['num_classes']} classes, "
                 f"the run's had {then['num_images']} in {then['num_classes']}, or other file "
-                "names. Give the same data, or a new --run_dir"
+                "names, or it was packed otherwise. Give the same data, or a new --run_dir"
             )
     then, now = contents["schedule"], origin["schedule"]
     differing = [f"{key} {then[key]} -> {now[key]}" for key in now if then[key] != now[key]]

@@ -121,14 +121,14 @@ def open_dataset(data_dir: Path) -> tuple[Split, Split]:
 
 
 def fingerprint(split: Split) -> dict[str, object]:
-    """What identifies a split: counts, a sha256 over classes and names in order, and how the
-    pixels were changed, which a folder's and a pack of originals' were not."""
+    """What identifies a split: counts, a sha256 over classes and names in order, and how its pixels
+    were changed, which those of a folder and of a pack of originals were not."""
+    is_tiled = isinstance(split, PackedImages) and split.store == packed_images.TILES
     return {
         "num_images": len(split),
         "num_classes": len(split.classes),
         "sha256": split.sha256,
-        "tiles": split.settings if getattr(split, "store", "") == packed_images.TILES else {},
-    }
+    } | ({"tiles": split.settings} if is_tiled else {})
 
 
 class TrainImages:
