@@ -73,7 +73,7 @@ def check(words: list[str]) -> None:
                     [sys.executable, script, *flags, *quick[script], *places],
                     cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
                 )  # fmt: skip
-            assert result.returncode == 0 and "ours" in result.stdout, result.stderr
+            assert result.returncode == 0 and "px, " in result.stdout, result.stderr
         case ["python", "benchmarks/loop_overhead.py", *flags]:
             quick = ["--tiny", "--image_size=32", "--batch_size=4", "--steps=2", "--rounds=1"]
             result = subprocess.run(
