@@ -5,6 +5,7 @@ has the same bytes whatever their number.
 """
 
 import base64
+import functools
 import hashlib
 import io
 import json
@@ -158,11 +159,11 @@ def pack_split(
     encoding: Encoding,
     path: Path,
     num_workers: int,
-    on_progress: Callable[[int], None] = lambda num_pictures: None,
+    on_progress: Callable[[int], None] = lambda num_done: None,
 ) -> list[Note]:
     """Pack a split into `path`; returns what there is to say of its pictures.
 
-    on_progress: called with numbers of pictures as they are done, first with what an earlier start
+    on_progress: called with the number of pictures done so far, first with what an earlier start
     has done; what it raises ends the work, which can be taken up again.
     Raises ValueError if a class has no image left, OSError if the disk is full.
     """
@@ -184,7 +185,7 @@ def pack_split(
         try:
             for chunk in in_order(pool, tasks, encode_chunk, TASKS_AHEAD * num_workers):
                 writer.append(chunk)
-                on_progress(chunk.num_pictures)
+                on_progress(writer.num_done)
         except BaseException as error:
             pool.shutdown(cancel_futures=True)
             if not isinstance(error, OSError):  # the disk would say no again
@@ -215,7 +216,11 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def find_faults(pack: PackedImages, start: int, stop: int) -> list[str]:
-    """What is wrong with the images from start to stop, each with its name."""
+def find_faults(path: Path, start: int, stop: int) -> list[str]:
+    """What is wrong with the images of a pack from start to stop, each with its name."""
+    pack = _opened(path)
     faults = ((index, pack.find_fault(index)) for index in range(start, stop))
     return [f"{pack.name(index)}: {fault}" for index, fault in faults if fault]
+
+
+_opened = functools.lru_cache(maxsize=1)(PackedImages)  # once in every process

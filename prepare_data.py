@@ -16,6 +16,7 @@ costs seconds: the same command goes on, and the result has the same bytes.
 import argparse
 import json
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -42,10 +43,6 @@ SPLITS = ("train", "val")
 VERIFY_CHUNK = 256  # images a task
 SHOWN_NOTES = 20
 INTERRUPTED = 75  # exit code of what can be gone on with, as train.py's
-
-
-class Interrupted(Exception):  # noqa: N818 (not an error)
-    """A signal asked to stop."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -144,7 +141,7 @@ def check_room(source: Source, read: Callable, ways: dict[str, Encoding], out: P
         )
 
 
-def pack(args: argparse.Namespace, stop: Interruption) -> int:
+def pack(args: argparse.Namespace) -> int:
     """Pack a source into args.out. Raises ValueError and OSError for what must be changed."""
     request = {
         "source": str(Path(args.source).resolve() if Path(args.source).exists() else args.source),
@@ -155,7 +152,8 @@ def pack(args: argparse.Namespace, stop: Interruption) -> int:
     if is_finished(out, request):
         print(f"{out} is complete already")
         return 0
-    lock = FolderLock(work_dir, option="--out")
+    work_dir.mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(out, ".work/.lock", option="--out")
     ways = encodings(args)
     try:
         source, read = open_source(args, work_dir)
@@ -163,6 +161,7 @@ def pack(args: argparse.Namespace, stop: Interruption) -> int:
     except ValueError:
         remove_if_empty(work_dir)
         raise
+    stop = Interruption()  # from here on a signal waits until what is done is on the disk
     report = {"request": request, "layout": source.layout, "classes": len(source.classes)}
     for split in SPLITS:
         report[split] = pack_one(source, read, split, ways[split], out, args.num_workers, stop)
@@ -216,18 +215,19 @@ def pack_one(
     pictures, path = source.splits[split], out / f"{split}{SUFFIX}"
     told = out / ".work" / f"{split}.json"
     if path.exists() and told.exists():
-        return json.loads(told.read_text())
-    start, done_before = time.monotonic(), 0
+        result = json.loads(told.read_text())
+        if result["way"] == way.settings():
+            return result
+    start, done_before = time.monotonic(), []
     with tqdm(total=len(pictures), desc=split, unit="img", disable=None, leave=False) as bar:
 
-        def progress(num_pictures: int) -> None:
-            nonlocal done_before
-            if bar.n == 0 and not done_before:
-                done_before = num_pictures
-                bar.initial = num_pictures
-            bar.update(num_pictures)
+        def progress(num_done: int) -> None:
+            if not done_before:  # what an earlier start has done says nothing of the speed
+                done_before.append(num_done)
+                bar.initial = bar.n = num_done
+            bar.update(num_done - bar.n)
             if stop.requested:
-                raise Interrupted
+                raise KeyboardInterrupt
 
         notes = packing.pack_split(
             split, pictures, source.classes, read, way, path, num_workers, progress
@@ -237,7 +237,8 @@ def pack_one(
         "images": len(PackedImages(path)),
         "bytes": path.stat().st_size,
         "seconds": round(seconds, 1),
-        "images_per_s": round((len(pictures) - done_before) / max(seconds, 1e-3), 1),
+        "images_per_s": round((len(pictures) - done_before[0]) / max(seconds, 1e-3), 1),
+        "way": way.settings(),
         "notes": [note._asdict() for note in notes],
     }
     told.write_text(json.dumps(result))
@@ -278,7 +279,7 @@ def tell_notes(split: str, kind: str, notes: Sequence[Note]) -> None:
         print(f"    and {len(notes) - SHOWN_NOTES} more, in report.json")
 
 
-def verify(data_dir: Path, num_workers: int, stop: Interruption) -> int:
+def verify(data_dir: Path, num_workers: int) -> int:
     """Decode every image of both packs; 0 if all is well, 2 if not. Raises ValueError."""
     num_faults, counts, classes = 0, [], ()
     for split in SPLITS:
@@ -287,7 +288,7 @@ def verify(data_dir: Path, num_workers: int, stop: Interruption) -> int:
             raise ValueError(f"--verify {data_dir}: {path.name} is not there")
         pack, start = PackedImages(path), time.monotonic()
         chunks = range(0, len(pack), VERIFY_CHUNK)
-        tasks = ((pack, at, min(at + VERIFY_CHUNK, len(pack))) for at in chunks)
+        tasks = ((path, at, min(at + VERIFY_CHUNK, len(pack))) for at in chunks)
         with (
             packing.worker_pool(num_workers) as pool,
             tqdm(total=len(pack), desc=split, unit="img", disable=None, leave=False) as bar,
@@ -297,8 +298,6 @@ def verify(data_dir: Path, num_workers: int, stop: Interruption) -> int:
                 num_faults += len(faults)
                 for fault in faults:
                     tqdm.write(fault)
-                if stop.requested:
-                    raise Interrupted
         seconds = time.monotonic() - start
         print(f"{path}: {len(pack):,} images checked, {len(pack) / seconds:.0f} images/s")
         counts.append(len(pack))
@@ -314,12 +313,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
     check(parser, args)
-    stop = Interruption()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
-        if args.verify:
-            return verify(args.verify, args.num_workers, stop)
-        return pack(args, stop)
-    except Interrupted:
+        return verify(args.verify, args.num_workers) if args.verify else pack(args)
+    except KeyboardInterrupt:
         print("prepare_data.py: interrupted; the same command goes on", file=sys.stderr)
         return INTERRUPTED
     except BrokenProcessPool:

@@ -253,10 +253,12 @@ def test_sigterm_keeps_what_is_done_and_says_so(large_folder, tmp_path, no_lefto
     result = finish(process)
     assert result.code == 75 and "interrupted; the same command goes on" in result.err
     assert done(tmp_path / "out" / "train.pack.state") > 0
-    second = start(words, tmp_path)
+    second, lock = start(words, tmp_path), tmp_path / "out" / ".work" / ".lock"
+    wait_for(lambda: lock.read_text() == f"{second.pid}\n", what="the second start to begin")
+    second.send_signal(signal.SIGSTOP)
     other = prepare(tmp_path, *words[2:])
-    if second.poll() is None:  # it was at work all the while
-        assert other.code == 2 and "is in use by process" in other.err
+    assert other.code == 2 and f"{tmp_path}/out is in use by process {second.pid}" in other.err
+    second.send_signal(signal.SIGCONT)
     assert finish(second).code == 0
 
 
@@ -270,6 +272,31 @@ def test_another_request_does_not_go_on_with_a_half_finished_file(large_folder, 
     assert prepare(tmp_path, large_folder, "--out", out, "--short_side", 64).code == 0
     assert prepare(tmp_path, large_folder, "--out", "calm", "--short_side", 64).code == 0
     assert hashes(out) == hashes(tmp_path / "calm")
+
+
+def test_another_request_does_not_keep_the_split_that_was_finished(image_folder, tmp_path):
+    calm = prepare(tmp_path, image_folder, "--out", "out", "--quality", 70)
+    assert calm.code == 0 and prepare(tmp_path, image_folder, "--out", "calm").code == 0
+    out, work_dir = tmp_path / "out", tmp_path / "out" / ".work"
+    report = report_of(out)  # as a kill before the validation split was packed would leave it
+    work_dir.mkdir()
+    (work_dir / "train.json").write_text(json.dumps(report["train"]))
+    (out / "val.pack").unlink()
+    (out / "report.json").unlink()
+    assert prepare(tmp_path, image_folder, "--out", "out").code == 0
+    assert hashes(out) == hashes(tmp_path / "calm")
+
+
+def test_ctrl_c_before_packing_ends_at_once(tmp_path, no_leftovers):
+    files = imagenet_tars()
+    source = write_folder(tmp_path / "source", files)
+    with open(source / layouts.TRAIN_TAR, "r+b") as file:  # seconds to minutes of md5
+        file.truncate(8 << 30)
+    process = start(packing_words(source, tmp_path / "out"), tmp_path)
+    wait_for((tmp_path / "out" / ".work").exists, what="the md5 to begin")
+    process.send_signal(signal.SIGINT)
+    result = finish(process, 60)
+    assert result.code == 75 and "Traceback" not in result.err, result.err
 
 
 @needs_root
