@@ -171,7 +171,7 @@ def test_print_config_shows_flags_over_recipe_over_defaults(image_folder, tmp_pa
     assert (values["recipe"], values["run_dir"]) == ("onecycle50", "runs/onecycle50")
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "prepare_data.py"])
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "prepare_data.py", "bench.py"])
 def test_help_shows_commands_to_copy(script, tmp_path):
     result = run([sys.executable, REPOSITORY / script, "--help"], tmp_path)
     assert result.code == 0 and f"    python {script} " in result.out
