@@ -12,13 +12,16 @@ time, all threads of a process together, which neighbours on the machine cannot 
 * ours: what a worker of train.py does for a batch, uint8 in its place in shared memory. Whether to
   flip is drawn; the flip itself and the normalisation are the device's.
 * FFCV 1.0.2 on files of JPEGs that its own writer made of the same pictures, and DALI on the CPU on
-  plain JPEG files; uint8, flipped. Each runs in its own Python, since hardly one holds everything:
+  plain JPEG files; uint8, flipped. webdataset on one .tar of the originals, then as base.
+  Each runs in its own Python, since hardly one holds everything, and is skipped where missing:
       apt install libopencv-dev libturbojpeg0-dev pkg-config && pip install ffcv==1.0.2 torchvision
       pip install nvidia-dali-cuda130==2.4.0
+      pip install webdataset==1.0.2 torchvision
 
-The candidates take turns in every round, in random sequence, with the same pictures. Ratios are of
-the same round: median (10th-90th percentile). With --num_workers 2 it measures instead what two
-worker processes deliver over one, by the clock: nothing else may run on the machine.
+The candidates take turns in every round, in random sequence, with the same pictures; webdataset
+reads from front to back and has its .tar's next ones. Ratios are of the same round: median
+(10th-90th percentile). With --num_workers 2 it measures instead what two worker processes deliver
+over one, by the clock: nothing else may run on the machine.
 """
 
 import argparse
@@ -42,8 +45,9 @@ import torchvision
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import crop_quality
+import loader_rivals
 from crop_quality import LONG_400, LONG_500, ORIGINAL, SHORT_256, Corpus
-from loader_rivals import LONG_SIDES, Rival, RivalError, start_rivals
+from loader_rivals import LONG_SIDES, TITLES, Rival, RivalError, start_rivals
 
 import data
 import feeding
@@ -131,7 +135,7 @@ def rival_candidate(work: Work, long_side: int, rival: Rival) -> Candidate:
     def run(number: int) -> float:
         return rival.ask("run", name=name, num_batches=work.rounds.shape[1])["seconds"]
 
-    return Candidate(f"{library.upper()} {rival.version}", library, store, files, run)
+    return Candidate(f"{TITLES[library]} {rival.version}", library, store, files, run)
 
 
 def take_turns(candidates: Sequence[Candidate], rounds: int) -> np.ndarray:
@@ -170,7 +174,7 @@ def compare(candidates: Sequence[Candidate], seconds: np.ndarray, work: Work) ->
 
 
 def print_table(rows: Sequence[dict]) -> None:
-    titles = {"x_base": "x base", "x_ffcv": "x FFCV", "x_dali": "x DALI"}
+    titles = {f"x_{key}": f"x {title}" for key, title in {"base": "base", **TITLES}.items()}
     columns = [column for column in titles if any(column in row for row in rows)]
     print("| pipeline | store | kB/image | images/s |", *(f"{titles[c]} |" for c in columns))
     print("|---" * (4 + len(columns)) + "|")
@@ -247,14 +251,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     crop_quality.add_corpus_options(parser)
-    add, here = parser.add_argument, Path(sys.executable)
+    add = parser.add_argument
     add("--image_sizes", type=int, nargs="+", default=[224, 160, 128], metavar="N", help="px")
     add("--min_crop_scales", type=float, nargs="+", default=[0.08, 0.35], metavar="X")
     add("--rounds", type=int, default=25, metavar="N", help="[%(default)s]")
     add("--images_per_round", type=int, default=150, metavar="N", help="[%(default)s]")
     add("--num_workers", type=int, default=1, choices=(1, 2), help="2: two workers over one")
-    for library in LONG_SIDES:
-        add(f"--{library}_python", type=Path, default=here, metavar="PATH", help="[this Python]")
+    loader_rivals.add_python_options(parser)
     args = parser.parse_args(argv)
     for name in ("image_sizes", "rounds", "images_per_round", "num_images"):
         if np.min(getattr(args, name)) < 1:
@@ -263,9 +266,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--images_per_round {args.images_per_round}: must be a multiple of {BATCH}")
     if not all(0 < scale <= 1 for scale in args.min_crop_scales):
         parser.error("--min_crop_scales: must lie between 0 and 1")
-    for option in ("ffcv_python", "dali_python"):
-        if not getattr(args, option).is_file():
-            parser.error(f"--{option} {getattr(args, option)}: no such file; name a Python")
     if args.num_workers > packing.num_cores():
         parser.error("--num_workers 2: needs two cores, here is one; take --num_workers 1")
     return args

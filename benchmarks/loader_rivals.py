@@ -1,6 +1,6 @@
 """Other projects' loaders for loader.py, each in a process of its own and in its own Python.
 
-    python benchmarks/loader_rivals.py ffcv|dali      (started by loader.py, not by hand)
+    python benchmarks/loader_rivals.py ffcv|dali|webdataset      (started by loader.py, not by hand)
 
 A process reads a JSON object a line and answers with one: {"do": "make", ...} gets a pipeline ready
 under a name, {"do": "run", ...} has it make some batches and answers with the seconds. Between two
@@ -8,23 +8,26 @@ answers it does nothing, so that loader.py can measure something else on the sam
 knows nothing of this project, which its Python need not be able to run.
 """
 
+import argparse
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 
+from loader_corpus import jpeg_files, tar_file, write_beton
+
 MIN_RATIO, MAX_RATIO = 3 / 4, 4 / 3
-QUALITY = 90
-LONG_SIDES = {"ffcv": (500, 400), "dali": (0, 500)}  # pixels, 0: the files as they are
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, of values 0 to 1
+TITLES = {"ffcv": "FFCV", "dali": "DALI", "webdataset": "WebDataset"}
+# In pixels, 0: the files as they are.
+LONG_SIDES = {"ffcv": (500, 400), "dali": (0, 500), "webdataset": (0,)}
 SETTLE_S = 0.01  # after which no thread has anything left to do; costs no processor time
 MAX_IMAGES = 1 << 20  # FFCV wants an epoch's order beforehand: it never gets to this one's end
 
@@ -81,12 +84,28 @@ class Rival:
         """
         if self.library == "dali":
             return jpeg_files(files, long_side, cache) if long_side else list(files)
+        if self.library == "webdataset":
+            return [tar_file(files, labels, cache)]
         path = cache / f"{long_side}.beton"
         if not path.exists():
             unfinished = f"{path}.partial"
             self.ask("write", path=unfinished, files=files, labels=labels, long_side=long_side)
             os.replace(unfinished, path)
         return [str(path)]
+
+
+def existing_python(text: str) -> Path:
+    """Raises ArgumentTypeError if there is no such file."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text}: no such file; name a Python")
+    return Path(text)
+
+
+def add_python_options(parser: argparse.ArgumentParser) -> None:
+    add, here = parser.add_argument, Path(sys.executable)
+    for library in LONG_SIDES:
+        option, help_text = f"--{library}_python", "[this Python]"
+        add(option, type=existing_python, default=here, metavar="PATH", help=help_text)
 
 
 def start_rivals(
@@ -106,52 +125,6 @@ def start_rivals(
         except RivalError as error:
             print(f"skipped: {error}")
     return rivals
-
-
-def jpeg_files(files: Sequence[str], long_side: int, cache: Path) -> list[str]:
-    """Plain JPEG files of the pictures, no larger than long_side; written by Pillow."""
-    folder, unfinished = cache / f"{long_side}.files", cache / f"{long_side}.files.partial"
-    names = [f"{number}.jpg" for number in range(len(files))]
-    if not folder.exists():
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        targets = [unfinished / name for name in names]
-        with ProcessPoolExecutor() as pool:
-            list(pool.map(partial(write_jpeg, long_side), files, targets, chunksize=32))
-        unfinished.rename(folder)
-    return [str(folder / name) for name in names]
-
-
-def write_jpeg(long_side: int, source: str, target: Path) -> None:
-    from PIL import Image  # where this runs there is Pillow; where DALI runs there need not be
-
-    with Image.open(source) as opened:
-        image = opened.convert("RGB")
-    if (scale := long_side / max(image.size)) < 1:
-        size = [max(1, round(side * scale)) for side in image.size]
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    image.save(target, quality=QUALITY, subsampling="4:2:0")
-
-
-class Pictures(list):
-    """(file, label) pairs, read when FFCV's writer asks for them."""
-
-    def __getitem__(self, index: int) -> tuple[object, int]:
-        from PIL import Image
-
-        file, label = super().__getitem__(index)
-        with Image.open(file) as image:
-            return image.convert("RGB"), label
-
-
-def write_beton(path: str, files: list[str], labels: list[int], long_side: int) -> None:
-    """Write FFCV's file as its ImageNet recipe does, but all in JPEG."""
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
-
-    image = RGBImageField(write_mode="jpg", max_resolution=long_side, jpeg_quality=QUALITY)
-    writer = DatasetWriter(path, {"image": image, "label": IntField()})
-    writer.from_indexed_dataset(Pictures(zip(files, labels, strict=True)))
 
 
 def make_ffcv(
@@ -230,12 +203,47 @@ def make_dali(
     return run
 
 
-LIBRARIES = {"ffcv": ("ffcv.loader", make_ffcv), "dali": ("nvidia.dali", make_dali)}
+def make_webdataset(
+    files: list[str], labels: list[int], order: list[int], image_size: int, min_crop_scale: float,
+    batch_size: int,
+) -> Callable[[int], None]:  # fmt: skip
+    """What makes a number of batches with https://github.com/webdataset/webdataset.
+
+    It reads its .tar from front to back, over and over, so that the pictures of a round are the
+    next ones there and not those of `order`. What it makes of them is what loader.py's base does.
+    """
+    import torch
+    import webdataset
+    from torchvision import transforms
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    chain = transforms.Compose([
+        transforms.RandomResizedCrop(image_size, scale=(min_crop_scale, 1.0)),
+        transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD),
+    ])  # fmt: skip
+    # In a list, since in a plain string it would take braces in the path for a pattern.
+    dataset = webdataset.WebDataset(files, shardshuffle=False).decode("pil").to_tuple("jpg", "cls")
+    samples = itertools.chain.from_iterable(itertools.repeat(dataset))
+
+    def run(num_batches: int) -> None:
+        for _ in range(num_batches):
+            torch.stack([chain(image) for image, _ in itertools.islice(samples, batch_size)])
+
+    return run
+
+
+# With what must be there for each.
+LIBRARIES = {
+    "ffcv": (make_ffcv, "ffcv.loader"),
+    "dali": (make_dali, "nvidia.dali"),
+    "webdataset": (make_webdataset, "webdataset", "torchvision"),
+}
 
 
 def version_of(library: str) -> str:
     """Raises ImportError or OSError if it is not there, or what it needs is not."""
-    module = importlib.import_module(LIBRARIES[library][0])
+    module, *_ = [importlib.import_module(name) for name in LIBRARIES[library][1:]]
     # FFCV 1.0.2 takes itself for 0.0.3rc1; DALI's package has CUDA's version in its name.
     return importlib.metadata.version("ffcv") if library == "ffcv" else module.__version__
 
@@ -259,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             pipelines[question["name"]](question["num_batches"])
         elif do == "make":
             name = question.pop("name")
-            pipelines[name] = LIBRARIES[library][1](**question)
+            pipelines[name] = LIBRARIES[library][0](**question)
         elif do == "write":
             write_beton(**question)
         else:
