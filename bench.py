@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -164,7 +165,7 @@ def describe(result: Mapping[str, object]) -> str:
     ]
     chunks = [count for row in result["sizes"] for count in row["num_chunks"]]
     lines.append(
-        f"images/s, each the median of n = {min(chunks)} to {max(chunks)} chunks in about "
+        f"images/s, each the median of {min(chunks)} or more chunks in about "
         f"{result['seconds']:g} s; waiting: for data, % of the time of both"
     )
     if machine["load_before"] > BUSY * machine["cores"]:
@@ -282,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(
         config.with_underscores(sys.argv[1:] if argv is None else argv)
     )
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     try:
         cfg = read_settings(args)
         result = bench_host(cfg, set(args.image_size or epoch_sizes(cfg)), args.seconds)

@@ -140,6 +140,11 @@ def split_path(data_dir: Path, split: str) -> Path:
     for name in names:
         if (data_dir / name).is_dir():
             return data_dir / name
+    if (data_dir / f"{names[0]}.pack.partial").exists():
+        raise ValueError(
+            f"--data_dir {data_dir}: packing was interrupted before {names[0]}.pack was whole: "
+            "give the same prepare_data.py command again, it goes on"
+        )
     wanted = " or ".join(f"{name}/" for name in names)
     raise ValueError(
         f"--data_dir {data_dir}: neither {names[0]}.pack nor {wanted} in it, the latter with one "

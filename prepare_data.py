@@ -1,4 +1,4 @@
-"""Pack a data set into train.pack and val.pack, which train.py reads several times as fast.
+"""Pack a data set into train.pack and val.pack, out of which train.py reads only what it needs.
 
     python prepare_data.py fashion-mnist --out data/fashion-mnist
     python prepare_data.py tiny-imagenet --download --out data/tiny-imagenet
@@ -188,15 +188,22 @@ def is_finished(out: Path, request: dict) -> bool:
         report = json.loads((out / "report.json").read_text())
     except (OSError, ValueError):
         report = {}
-    packs = [split for split in SPLITS if (out / f"{split}{SUFFIX}").exists()]
-    if report and len(packs) == len(SPLITS):
-        if report["request"] == request:
-            return True
-        raise ValueError(
-            f"--out {out} holds a data set that was made otherwise, of {report['request']}, not of "
-            f"{request}: remove it, or give another --out"
-        )
-    if request["source"] == "fashion-mnist" and dataset_paths.has_both_splits(out) and not packs:
+    if report:
+        was = report["request"]
+        if differing := [name for name in request if was.get(name) != request[name]]:
+            pairs = [f"{name} {was.get(name)}, now {request[name]}" for name in differing]
+            raise ValueError(
+                f"--out {out} holds a data set that was made otherwise ({'; '.join(pairs)}): "
+                "remove it, or give another --out"
+            )
+        whole = [split for split in SPLITS if is_whole(out / f"{split}{SUFFIX}")]
+        (out / ".work").mkdir(exist_ok=True)  # what is damaged or gone is packed again
+        for split in whole:
+            (out / ".work" / f"{split}.json").write_text(json.dumps(report[split]))
+        if len(whole) == len(SPLITS):
+            shutil.rmtree(out / ".work")
+        return len(whole) == len(SPLITS)
+    if request["source"] == "fashion-mnist" and all((out / split).is_dir() for split in SPLITS):
         return True  # folders, which this command wrote before there were packs
     if out.exists() and not (out / ".work").exists() and any(out.iterdir()):
         names = ", ".join(sorted(path.name for path in out.iterdir())[:5])
@@ -205,6 +212,16 @@ def is_finished(out: Path, request: dict) -> bool:
             "nothing of yours is touched"
         )
     return False
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a pack opens; its images are not looked at."""
+    try:
+        PackedImages(path)
+    except (ValueError, OSError):
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def pack_one(
@@ -225,6 +242,8 @@ def pack_one(
             if not done_before:  # what an earlier start has done says nothing of the speed
                 done_before.append(num_done)
                 bar.initial = bar.n = num_done
+                if num_done:
+                    print(f"{split}: going on at image {num_done:,}", file=sys.stderr)
             bar.update(num_done - bar.n)
             if stop.requested:
                 raise KeyboardInterrupt
@@ -251,8 +270,9 @@ def tell(report: dict, out: Path, source: Source) -> None:
     for split in SPLITS:
         made = report[split]
         print(
-            f"  {split:5}  {made['images']:>9,} images  {made['bytes'] / 1e9:8.3f} GB  "
-            f"{made['seconds']:7.1f} s  {made['images_per_s']:7.0f} images/s"
+            f"  {split:5}  {made['images']:>9,} images  {made['bytes'] / 1e9:8.3f} GB, "
+            f"{made['bytes'] / made['images'] / 1e3:.1f} kB an image  {made['seconds']:7.1f} s  "
+            f"{made['images_per_s']:.0f} images/s"
         )
         notes = [Note(**note) for note in made["notes"]]
         for kind in ("bad", "repaired"):
@@ -262,7 +282,16 @@ def tell(report: dict, out: Path, source: Source) -> None:
         print(f"warning: {amiss}")
     elif dataset_paths.known_dataset(source.classes):
         print("  the numbers of images are what this data set must have")
-    print(f"next: python train.py --data_dir {out}")
+    hint = " and settings for its size (README.md, Your own images)"
+    if source.layout == "fashion-mnist":
+        hint = " --recipe demo"
+    elif len(source.classes) == dataset_paths.DATASETS["imagenet"].num_classes:
+        hint = ""
+    print(f"next: python train.py --data_dir {out}{hint}")
+
+
+def half_done(path: Path) -> bool:
+    return path.with_name(f"{path.name}.partial").exists()
 
 
 def tell_notes(split: str, kind: str, notes: Sequence[Note]) -> None:
@@ -285,7 +314,10 @@ def verify(data_dir: Path, num_workers: int) -> int:
     for split in SPLITS:
         path = data_dir / f"{split}{SUFFIX}"
         if not path.exists():
-            raise ValueError(f"--verify {data_dir}: {path.name} is not there")
+            raise ValueError(
+                f"--verify {data_dir}: {path.name} is not there"
+                + (", packing was interrupted: the same command goes on" if half_done(path) else "")
+            )
         pack, start = PackedImages(path), time.monotonic()
         chunks = range(0, len(pack), VERIFY_CHUNK)
         tasks = ((path, at, min(at + VERIFY_CHUNK, len(pack))) for at in chunks)
@@ -304,7 +336,10 @@ def verify(data_dir: Path, num_workers: int) -> int:
         classes = pack.classes
     if amiss := dataset_paths.shortfall(classes, *counts):
         print(f"warning: {amiss}")
-    print(f"{num_faults} images are damaged" if num_faults else "all images are whole")
+    if num_faults:
+        print(f"{num_faults} images are damaged: copy the pack again, or remove it and pack anew")
+    else:
+        print("all images are whole")
     return 2 if num_faults else 0
 
 
@@ -313,7 +348,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
     check(parser, args)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    for signum in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the former
+        signal.signal(signum, signal.default_int_handler)
     try:
         return verify(args.verify, args.num_workers) if args.verify else pack(args)
     except KeyboardInterrupt:
@@ -322,8 +358,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenProcessPool:
         message = "a process was killed, perhaps for memory: take fewer --num_workers"
     except OSError as error:
-        where = error.filename or args.out or args.verify
-        message = f"{where}: {error.strerror}; the same command goes on when that is mended"
+        option = f"--verify {args.verify}" if args.verify else f"--out {args.out}"
+        where = f" ({error.filename})" if error.filename else ""
+        message = f"{option}: {error.strerror}{where}; the same command goes on once that is mended"
     except ValueError as error:
         message = str(error)
     print(f"prepare_data.py: error: {message}", file=sys.stderr)

@@ -37,6 +37,7 @@ from feeding import Batch
 from locking import FolderLock
 from recipes import RECIPES
 
+NO_LIMIT = ", or --max_minutes 0 --max_steps 0 to go on without a limit"
 RETRY_SAVE_S = 60.0  # after a checkpoint that could not be written
 
 
@@ -277,6 +278,7 @@ def supervise(request: Request, argv: Sequence[str]) -> int:
         print(
             f"train.py: the run in {run_dir} is done at step {status.get('step')}, best top-1 "
             f"{status.get('best_top1'):.2f}%. Give a new --run_dir to train another one"
+            f"{NO_LIMIT if cfg.max_minutes or cfg.max_steps else ''}"
         )
         return 0
     flags = [word for word in argv if word not in ("--fresh", "--overwrite")]

@@ -54,17 +54,6 @@ STORES = {
     SHORT_256: Encoding(long_side=0, short_side=256),
 }
 BICUBIC, FFCV = "Pillow, bicubic", "FFCV's way"
-# PSNR, MAD, SSIM on ImageNet's own files, by the code that this loader was designed with.
-ON_IMAGENET = {
-    ("ours", ORIGINAL): (54.5, 0.32, 0.998),
-    ("ours", FULL_95): (41.9, 1.52, 0.984),
-    ("ours", LONG_500): (39.4, 2.05, 0.974),
-    ("ours", LONG_400): (36.2, 3.00, 0.955),
-    ("ours", SHORT_256): (34.8, 3.51, 0.942),
-    (BICUBIC, ORIGINAL): (40.9, 1.53, 0.992),
-    (FFCV, LONG_500): (37.9, 2.38, 0.969),
-    (FFCV, LONG_400): (35.3, 3.26, 0.950),
-}
 
 
 @dataclass
@@ -245,15 +234,11 @@ def measure(corpus: Corpus, args: argparse.Namespace, side: int) -> list[dict]:
     return rows
 
 
-def print_table(rows: Sequence[dict], with_imagenet: bool) -> None:
-    title = " PSNR, MAD, SSIM on ImageNet |" if with_imagenet else ""
-    print(f"| pipeline | store | PSNR (p10) | MAD | SSIM |{title}")
-    print("|---" * (6 if with_imagenet else 5) + "|")
+def print_table(rows: Sequence[dict]) -> None:
+    print("| pipeline | store | PSNR (p10) | MAD | SSIM |\n|---|---|---|---|---|")
     for row in rows:
         text = "| {pipeline} | {store} | {psnr:.1f} ({psnr_p10:.1f}) | {mad:.2f} | {ssim:.3f} |"
-        known = ON_IMAGENET[row["pipeline"], row["store"]]
-        more = " {:.1f}, {:.2f}, {:.3f} |".format(*known) if with_imagenet else ""
-        print(text.format(**row) + more)
+        print(text.format(**row))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -278,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for side in args.image_sizes:
             tables[side] = measure(corpus, args, side)
             print(f"\n{side} px, {min(args.num_crops, len(corpus.folder))} crops\n")
-            print_table(tables[side], side == 224)
+            print_table(tables[side])
         if args.json:
             args.json.write_text(json.dumps(tables, indent=1) + "\n")
     except (ValueError, OSError) as error:

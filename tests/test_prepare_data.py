@@ -220,7 +220,7 @@ def test_three_kills_leave_the_file_of_an_undisturbed_start(large_folder, tmp_pa
         assert not (tmp_path / "out" / "report.json").exists()
         done_before = done(state)
         refused = prepare(tmp_path, "--verify", tmp_path / "out")
-        assert refused.code == 2 and "train.pack is not there" in refused.err
+        assert refused.code == 2 and "is not there, packing was interrupted" in refused.err
     last = prepare(tmp_path, *words[2:])
     assert last.code == 0, last.err
     assert hashes(tmp_path / "out") == hashes(tmp_path / "calm")
@@ -272,6 +272,19 @@ def test_another_request_does_not_go_on_with_a_half_finished_file(large_folder, 
     assert prepare(tmp_path, large_folder, "--out", out, "--short_side", 64).code == 0
     assert prepare(tmp_path, large_folder, "--out", "calm", "--short_side", 64).code == 0
     assert hashes(out) == hashes(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_pack_that_was_damaged_or_removed_later_is_made_again(damage, image_folder, tmp_path):
+    assert prepare(tmp_path, image_folder, "--out", "out").code == 0
+    before, pack = hashes(tmp_path / "out"), tmp_path / "out" / "train.pack"
+    os.truncate(pack, 5000) if damage == "cut" else pack.unlink()
+    val_written = (tmp_path / "out" / "val.pack").stat().st_mtime_ns
+    result = prepare(tmp_path, image_folder, "--out", "out")
+    assert result.code == 0 and "complete already" not in result.out, result.err
+    assert hashes(tmp_path / "out") == before
+    assert (tmp_path / "out" / "val.pack").stat().st_mtime_ns == val_written
+    assert "complete already" in prepare(tmp_path, image_folder, "--out", "out").out
 
 
 def test_another_request_does_not_keep_the_split_that_was_finished(image_folder, tmp_path):
