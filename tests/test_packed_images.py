@@ -148,14 +148,17 @@ def test_a_damaged_table_names_file_image_and_place(pack_path, tmp_path):
 
 def test_ten_thousand_damaged_files_never_give_another_images_pixels(pack_path):
     """Random bytes anywhere; a crash of the interpreter would end this child process."""
-    code = "import test_packed_images as t, sys; t.fuzz(sys.argv[1], 5000)"
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
-    result = subprocess.run(
-        [sys.executable, "-c", code, pack_path], capture_output=True, text=True, env=environment
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    counts = json.loads(result.stdout)
+    counts = in_a_child("t.fuzz(sys.argv[1], 5000)", pack_path)
     assert sum(counts.values()) == 5000 and min(counts.values()) > 100, counts
+
+
+def in_a_child(call: str, path: Path) -> dict:
+    """What a function of this file prints, as JSON, in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
+    words = [sys.executable, "-c", f"import test_packed_images as t, sys; {call}", path]
+    result = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout)
 
 
 def fuzz(path: str, rounds: int) -> None:
@@ -256,13 +259,7 @@ def test_an_index_as_large_as_imagenets_opens_without_the_images(tmp_path):
         record = packed_images.Record(0, *size, bytes(table), bytes(payload))
         file.write(record.table + record.payload)
         packed_images.seal(file, about, np.repeat(record.index_entry(start)[None], num_images))
-    code = "import test_packed_images as t, sys; t.use_with_workers(sys.argv[1])"
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
-    result = subprocess.run(
-        [sys.executable, "-c", code, big], capture_output=True, text=True, env=environment
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    told = json.loads(result.stdout)
+    told = in_a_child("t.use_with_workers(sys.argv[1])", big)
     assert told["num_images"] == num_images
     assert told["open_s"] < 4, told  # a second, and slack for a busy machine
     assert told["megabytes"] < 300, told
