@@ -29,11 +29,11 @@ import schedule
 from config import Request, TrainConfig
 from distributed import Ranks
 from engine import TrainState
-from feeding import Batch
 from interruption import Interruption
 from model import ResNet
 from recipes import DEFAULT_RECIPE, RECIPES
 from run_log import RunLog
+from slots import Batch
 
 TRAIN, EVAL = range(2)  # the streams of a feeder
 

@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import signal
 import sys
 from collections import Counter
@@ -126,7 +125,7 @@ def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[s
         "settings": config.to_json(cfg),
         "seconds": seconds,
         "machine": {
-            "cpu": cpu_name(),
+            "cpu": host_speed.cpu_name(),
             "cores": len(os.sched_getaffinity(0)),
             "gpu": torch.cuda.get_device_name(bench.ranks.device) if num_gpus else None,
             "num_gpus": num_gpus,
@@ -136,12 +135,6 @@ def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[s
             "load_before": load_before,
         },
     }
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def describe(result: Mapping[str, object]) -> str:
@@ -230,6 +223,7 @@ def describe_projection(
 
 
 def dollars(cost_usd: float | None) -> str:
+    """A price to go behind other text; nothing where none is known."""
     return "" if cost_usd is None else f", {tables.dollars(cost_usd)}"
 
 
@@ -280,9 +274,8 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write --json."""
-    args = build_parser().parse_args(
-        config.with_underscores(sys.argv[1:] if argv is None else argv)
-    )
+    words = config.with_underscores(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(words)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     try:
         cfg = read_settings(args)

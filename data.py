@@ -21,9 +21,9 @@ import packed_images
 import sampling
 import transforms
 from dataset_paths import is_picture
-from feeding import Slot
 from jpeg import WholePicture
 from packed_images import PackedImages
+from slots import Slot
 
 NUM_DRAWS = transforms.CROP_DRAWS + 1  # the last one is the flip
 CHUNK = 32  # pictures that are open at once: encoded, so a few megabytes

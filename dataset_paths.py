@@ -43,7 +43,7 @@ class Dataset:
 
 FASTAI = "https://s3.amazonaws.com/fast-ai-imageclas"
 # Counts of ImageNet: torchvision's datasets/imagenet.py and image-net.org; of Fashion-MNIST: Xiao
-# et al. 2017, arXiv:1708.07747; of Tiny-ImageNet its own readme; of Imagenette and Imagewoof
+# et al. 2017, arXiv:1708.07747; of Tiny-ImageNet its own readme; of Imagenette
 # github.com/fastai/imagenette. URLs and md5 sums: torchvision's datasets/imagenette.py and
 # cs231n.stanford.edu.
 DATASETS: Mapping[str, Dataset] = {

@@ -20,7 +20,7 @@ import schedule
 import transforms
 from config import TrainConfig
 from distributed import Ranks
-from feeding import Batch
+from slots import Batch
 
 LOSS_UNIT = 2.0**-20
 LOSS, TOP1, TOP5, COUNT, NON_FINITE = range(5)  # what `batch_sums` sums, int64 (5,)

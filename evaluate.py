@@ -24,8 +24,9 @@ import interruption
 import sampling
 from config import with_underscores
 from distributed import Ranks
-from feeding import Batch, Feeder
+from feeding import Feeder
 from model import ResNet, architecture_of, load_weights
+from slots import Batch
 
 
 def build_parser() -> argparse.ArgumentParser:

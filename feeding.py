@@ -18,117 +18,19 @@ import resource
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import interruption
 from sampling import BatchKey
+from slots import Batch, Slot, slot_dtype
 
 # Batches of a stream that lie ready or are being filled, beyond one for every worker.
 SPARE_SLOTS = 2
-FAULT_BYTES = 512  # of text about an image that cannot be decoded
 # Workers that give nothing for so long hang; a cold network volume may take a minute.
 TIMEOUT_S = 600
-MAX_SLOT_BYTES = int(1.9 * 2**30)  # a numpy dtype counts bytes in a C int
 NUMBER_BYTES = 2  # of a slot's number in a pipe
-
-
-class Batch(NamedTuple):
-    """A micro-batch on the device.
-
-    images: uint8 (B, S, S, 3); labels: int64 (B,); flips: bool (B,), to be done there;
-    bad_images: files that could not be decoded, each with the reason.
-    """
-
-    images: Tensor
-    labels: Tensor
-    flips: Tensor
-    bad_images: list[str]
-
-
-def slot_dtype(batch_size: int, image_size: int) -> np.dtype:
-    """Layout of a slot for up to batch_size images of up to image_size pixels a side.
-
-    Raises ValueError if that is more than numpy can address in one field.
-    """
-    num_bytes = batch_size * (image_size**2 * 3 + FAULT_BYTES)
-    if num_bytes > MAX_SLOT_BYTES:
-        raise ValueError(
-            f"--device_batch_size {batch_size} of {image_size} px makes batches of "
-            f"{num_bytes / 2**30:.1f} GiB, 1.9 are possible: take a smaller one"
-        )
-    fields = [
-        ("epoch", "i8"),
-        ("num_images", "i8"),
-        ("image_size", "i8"),
-        ("num_faults", "i8"),
-        ("indices", "i8", batch_size),
-        ("labels", "i8", batch_size),
-        ("flips", "?", batch_size),
-        ("faults", f"S{FAULT_BYTES}", batch_size),
-        ("pixels", "u1", batch_size * image_size**2 * 3),
-    ]
-    return np.dtype(fields, align=True)
-
-
-class Slot:
-    """A batch in shared memory: its key, and the images, labels and flips that a worker puts in."""
-
-    def __init__(self, number: int, record: np.void) -> None:
-        self.number, self._record = number, record
-        self.is_filled = False
-
-    def set_key(self, key: BatchKey) -> None:
-        record, count = self._record, len(key.indices)
-        record["epoch"], record["num_images"], record["image_size"] = (
-            key.epoch,
-            count,
-            key.image_size,
-        )
-        record["num_faults"] = 0
-        record["indices"][:count] = key.indices
-        self.is_filled = False
-
-    @property
-    def key(self) -> BatchKey:
-        record = self._record
-        indices = record["indices"][: record["num_images"]]
-        return BatchKey(int(record["epoch"]), indices, int(record["image_size"]))
-
-    @property
-    def images(self) -> np.ndarray:
-        """uint8 (B, S, S, 3), to be written into."""
-        count, size = int(self._record["num_images"]), int(self._record["image_size"])
-        return self._record["pixels"][: count * size**2 * 3].reshape(count, size, size, 3)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 (B,), to be written into."""
-        return self._record["labels"][: self._record["num_images"]]
-
-    @property
-    def flips(self) -> np.ndarray:
-        """bool (B,), to be written into."""
-        return self._record["flips"][: self._record["num_images"]]
-
-    def add_fault(self, text: str) -> None:
-        """Note an image that cannot be decoded; there is room for as many as the batch has."""
-        number = self._record["num_faults"]
-        if number < len(self._record["faults"]):
-            self._record["faults"][number] = text.encode(errors="replace")[:FAULT_BYTES]
-            self._record["num_faults"] += 1
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch on the device; on a GPU without waiting for the copies to end."""
-        copies = [
-            torch.from_numpy(array).to(device, non_blocking=True, copy=True)
-            for array in (self.images, self.labels, self.flips)
-        ]
-        faults = self._record["faults"][: self._record["num_faults"]].tolist()
-        return Batch(*copies, [text.decode(errors="replace") for text in faults])
 
 
 class Feeder:

@@ -101,9 +101,12 @@ class WholePicture:
                 struct.pack_into(">H", data, frame.offset, height)
             try:
                 return decode(data, frame.width, height, shrink, strict=False), shrink
-            except ValueError:
-                pass  # Pillow has the last word on damaged and unusual files
-        return np.asarray(to_rgb(self._open())), 1
+            except ValueError:  # Pillow has the last word on damaged and unusual files
+                return self._by_pillow(), 1
+        return self._by_pillow(), 1
+
+    def _by_pillow(self) -> np.ndarray:
+        return np.asarray(to_rgb(self._open()))
 
 
 def decode(

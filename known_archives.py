@@ -76,6 +76,7 @@ def check_md5(source: Path, work_dir: Path) -> None:
 
 
 def md5_of(path: Path) -> str:
+    """md5 of a file in hexadecimal digits, with a progress bar."""
     digest = hashlib.md5(usedforsecurity=False)
     with (
         open(path, "rb") as file,

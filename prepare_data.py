@@ -26,22 +26,20 @@ from pathlib import Path
 from tqdm import tqdm
 
 import archives
-import dataset_paths
 import fashion_mnist
 import known_archives
 import layouts
+import pack_report
 import packing
 from config import with_underscores
 from dataset_paths import DATASETS
 from interruption import Interruption
 from layouts import Source
 from locking import FolderLock
-from packed_images import ORIGINAL, SUFFIX, TILES, PackedImages
-from packing import Encoding, Note
+from pack_report import SPLITS
+from packed_images import ORIGINAL, SUFFIX, TILES, DamagedPackError, PackedImages
+from packing import Encoding
 
-SPLITS = ("train", "val")
-VERIFY_CHUNK = 256  # images a task
-SHOWN_NOTES = 20
 INTERRUPTED = 75  # exit code of what can be gone on with, as train.py's
 
 
@@ -170,7 +168,7 @@ def pack(args: argparse.Namespace) -> int:
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     lock.release()
     shutil.rmtree(work_dir)
-    tell(report, out, source)
+    pack_report.tell(report, out, source)
     return 0
 
 
@@ -215,11 +213,10 @@ def is_finished(out: Path, request: dict) -> bool:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a pack opens; its images are not looked at."""
+    """Whether a pack is there and opens; its images are not looked at."""
     try:
         PackedImages(path)
-    except (ValueError, OSError):
-        path.unlink(missing_ok=True)
+    except (DamagedPackError, FileNotFoundError):
         return False
     return True
 
@@ -239,6 +236,7 @@ def pack_one(
     with tqdm(total=len(pictures), desc=split, unit="img", disable=None, leave=False) as bar:
 
         def progress(num_done: int) -> None:
+            """Move the bar; end here if a signal came."""
             if not done_before:  # what an earlier start has done says nothing of the speed
                 done_before.append(num_done)
                 bar.initial = bar.n = num_done
@@ -264,85 +262,6 @@ def pack_one(
     return result
 
 
-def tell(report: dict, out: Path, source: Source) -> None:
-    """Print what was made, what is amiss, and what comes next."""
-    print(f"{out}: {source.layout}, {len(source.classes)} classes")
-    for split in SPLITS:
-        made = report[split]
-        print(
-            f"  {split:5}  {made['images']:>9,} images  {made['bytes'] / 1e9:8.3f} GB, "
-            f"{made['bytes'] / made['images'] / 1e3:.1f} kB an image  {made['seconds']:7.1f} s  "
-            f"{made['images_per_s']:.0f} images/s"
-        )
-        notes = [Note(**note) for note in made["notes"]]
-        for kind in ("bad", "repaired"):
-            tell_notes(split, kind, [note for note in notes if note.kind == kind])
-    num_train, num_val = (report[split]["images"] for split in SPLITS)
-    if amiss := dataset_paths.shortfall(source.classes, num_train, num_val):
-        print(f"warning: {amiss}")
-    elif dataset_paths.known_dataset(source.classes):
-        print("  the numbers of images are what this data set must have")
-    hint = " and settings for its size (README.md, Your own images)"
-    if source.layout == "fashion-mnist":
-        hint = " --recipe demo"
-    elif len(source.classes) == dataset_paths.DATASETS["imagenet"].num_classes:
-        hint = ""
-    print(f"next: python train.py --data_dir {out}{hint}")
-
-
-def half_done(path: Path) -> bool:
-    return path.with_name(f"{path.name}.partial").exists()
-
-
-def tell_notes(split: str, kind: str, notes: Sequence[Note]) -> None:
-    if not notes:
-        return
-    meaning = {
-        "bad": "cannot be decoded and were left out",
-        "repaired": "were not what their names say",
-    }[kind]
-    print(f"  {split}: {len(notes)} images {meaning}:")
-    for note in notes[:SHOWN_NOTES]:
-        print(f"    {note.name}: {note.text}")
-    if len(notes) > SHOWN_NOTES:
-        print(f"    and {len(notes) - SHOWN_NOTES} more, in report.json")
-
-
-def verify(data_dir: Path, num_workers: int) -> int:
-    """Decode every image of both packs; 0 if all is well, 2 if not. Raises ValueError."""
-    num_faults, counts, classes = 0, [], ()
-    for split in SPLITS:
-        path = data_dir / f"{split}{SUFFIX}"
-        if not path.exists():
-            raise ValueError(
-                f"--verify {data_dir}: {path.name} is not there"
-                + (", packing was interrupted: the same command goes on" if half_done(path) else "")
-            )
-        pack, start = PackedImages(path), time.monotonic()
-        chunks = range(0, len(pack), VERIFY_CHUNK)
-        tasks = ((path, at, min(at + VERIFY_CHUNK, len(pack))) for at in chunks)
-        with (
-            packing.worker_pool(num_workers) as pool,
-            tqdm(total=len(pack), desc=split, unit="img", disable=None, leave=False) as bar,
-        ):
-            for faults in packing.in_order(pool, tasks, packing.find_faults, 4 * num_workers):
-                bar.update(min(VERIFY_CHUNK, len(pack) - bar.n))
-                num_faults += len(faults)
-                for fault in faults:
-                    tqdm.write(fault)
-        seconds = time.monotonic() - start
-        print(f"{path}: {len(pack):,} images checked, {len(pack) / seconds:.0f} images/s")
-        counts.append(len(pack))
-        classes = pack.classes
-    if amiss := dataset_paths.shortfall(classes, *counts):
-        print(f"warning: {amiss}")
-    if num_faults:
-        print(f"{num_faults} images are damaged: copy the pack again, or remove it and pack anew")
-    else:
-        print("all images are whole")
-    return 2 if num_faults else 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare or verify; 0 if all is well, 2 if something must be changed, 75 if interrupted."""
     parser = build_parser()
@@ -351,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for signum in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the former
         signal.signal(signum, signal.default_int_handler)
     try:
-        return verify(args.verify, args.num_workers) if args.verify else pack(args)
+        return pack_report.verify(args.verify, args.num_workers) if args.verify else pack(args)
     except KeyboardInterrupt:
         print("prepare_data.py: interrupted; the same command goes on", file=sys.stderr)
         return INTERRUPTED

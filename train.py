@@ -33,9 +33,9 @@ import sampling
 import supervisor
 from assembly import Run
 from config import Request, TrainConfig
-from feeding import Batch
 from locking import FolderLock
 from recipes import RECIPES
+from slots import Batch
 
 NO_LIMIT = ", or --max_minutes 0 --max_steps 0 to go on without a limit"
 RETRY_SAVE_S = 60.0  # after a checkpoint that could not be written

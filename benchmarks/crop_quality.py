@@ -36,9 +36,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import data
-import feeding
 import packing
 import sampling
+import slots
 import transforms
 from layouts import Picture
 from packed_images import PackedImages
@@ -132,7 +132,7 @@ class Crop(NamedTuple):
 
 def our_crops(split: data.Split, indices: np.ndarray, side: int, scale: float) -> list[Crop]:
     """What train.py sees of some images."""
-    slot = feeding.Slot(0, np.zeros(1, feeding.slot_dtype(len(indices), side))[0])
+    slot = slots.Slot(0, np.zeros(1, slots.slot_dtype(len(indices), side))[0])
     slot.set_key(sampling.BatchKey(0, indices, side))
     data.TrainImages(split, 0, scale, False)(slot)
     sizes = [split.open(index).size for index in indices.tolist()]
@@ -235,6 +235,7 @@ def measure(corpus: Corpus, args: argparse.Namespace, side: int) -> list[dict]:
 
 
 def print_table(rows: Sequence[dict]) -> None:
+    """One Markdown table."""
     print("| pipeline | store | PSNR (p10) | MAD | SSIM |\n|---|---|---|---|---|")
     for row in rows:
         text = "| {pipeline} | {store} | {psnr:.1f} ({psnr_p10:.1f}) | {mad:.2f} | {ssim:.3f} |"

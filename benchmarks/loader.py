@@ -54,6 +54,7 @@ import feeding
 import packing
 import transforms
 from sampling import BatchKey, epoch_order
+from slots import Slot, slot_dtype
 
 BATCH = 50  # images
 STORES = (ORIGINAL, LONG_500, LONG_400, SHORT_256)
@@ -108,7 +109,7 @@ def base_candidate(work: Work) -> Candidate:
 def our_candidate(work: Work, store: str, split: data.Split) -> Candidate:
     """What a worker process does, done in this one."""
     fill = data.TrainImages(split, 0, work.scale, True)
-    slot = feeding.Slot(0, np.zeros(1, feeding.slot_dtype(BATCH, work.size))[0])
+    slot = Slot(0, np.zeros(1, slot_dtype(BATCH, work.size))[0])
 
     def run(number: int) -> float:
         start = time.process_time()
@@ -174,6 +175,7 @@ def compare(candidates: Sequence[Candidate], seconds: np.ndarray, work: Work) ->
 
 
 def print_table(rows: Sequence[dict]) -> None:
+    """One Markdown table; columns that no row has are left out."""
     titles = {f"x_{key}": f"x {title}" for key, title in {"base": "base", **TITLES}.items()}
     columns = [column for column in titles if any(column in row for row in rows)]
     print("| pipeline | store | kB/image | images/s |", *(f"{titles[c]} |" for c in columns))

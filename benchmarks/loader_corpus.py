@@ -31,6 +31,7 @@ def jpeg_files(files: Sequence[str], long_side: int, cache: Path) -> list[str]:
 
 
 def write_jpeg(long_side: int, source: str, target: Path) -> None:
+    """Write a picture as an ordinary JPEG of at most long_side pixels a side."""
     from PIL import Image  # where this runs there is Pillow; where DALI runs there need not be
 
     with Image.open(source) as opened:

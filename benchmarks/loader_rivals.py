@@ -181,6 +181,7 @@ def make_dali(
         exec_async=False, exec_pipelined=False, exec_dynamic=False, seed=0,
     )  # fmt: skip
     def crops() -> tuple:
+        """Images and their labels; DALI makes a graph of it."""
         data, numbers = fn.readers.file(
             files=[files[i] for i in order], labels=[labels[i] for i in order]
         )

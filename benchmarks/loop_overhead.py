@@ -35,8 +35,8 @@ import train
 import transforms
 from config import TrainConfig
 from distributed import Ranks
-from feeding import Batch
 from run_log import RunLog
+from slots import Batch
 
 
 class FinishedError(Exception):

@@ -12,9 +12,9 @@ import engine
 import transforms
 from config import TrainConfig
 from distributed import Ranks
-from feeding import Batch
 from model import ResNet
 from schedule import one_cycle
+from slots import Batch
 
 CPU = torch.device("cpu")
 FP32 = engine.Precision(CPU, torch.float32)

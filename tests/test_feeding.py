@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,7 +191,6 @@ def test_training_needs_no_dev_shm(image_folder, tmp_path):
     result = run([*words, *train_words(*flags)], tmp_path)
     assert result.code == 0, result.err
     assert status_of(run_dir)["state"] == "done"
-    assert Path("/dev/shm").stat().st_size >= 0  # ours was not touched
 
 
 def test_the_number_of_workers_comes_from_the_cores():

@@ -9,11 +9,12 @@ from conftest import REPOSITORY
 
 COMMANDS = {"train", "evaluate", "prepare_data", "bench"}
 ASSEMBLY = {"assembly", "host_speed"}  # put the library together for commands that train
-LIBRARY = {"data", "engine", "checkpoint", "run_log", "packing", "fashion_mnist"}
+LIBRARY = {"data", "engine", "checkpoint", "run_log", "packing", "pack_report", "fashion_mnist"}
 LEAVES = {
     "config", "recipes", "dataset_paths", "transforms", "model", "schedule", "distributed",
     "interruption", "supervisor", "run_folder", "curves", "tables", "sampling", "feeding", "jpeg",
     "packed_images", "pack_writer", "archives", "layouts", "known_archives", "rgb", "locking",
+    "slots",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
@@ -22,12 +23,14 @@ MAY_IMPORT = {
     **{name: set() for name in LEAVES},
     # What a parent and its children must agree on.
     "supervisor": {"interruption"},
-    "feeding": {"interruption", "sampling"},
+    "feeding": {"interruption", "sampling", "slots"},
+    "slots": {"sampling"},
     # A pack is tiles of JPEG; whatever they are not, Pillow decodes as everywhere.
     "jpeg": {"rgb"},
     "transforms": {"rgb"},
     "packed_images": {"jpeg"},
     "pack_writer": {"packed_images"},
+    "pack_report": {"packing"} | LEAVES,
     # Where data sets are and what they hold.
     "layouts": {"archives", "dataset_paths"},
     "known_archives": {"dataset_paths"},

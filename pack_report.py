@@ -1,0 +1,98 @@
+"""What prepare_data.py says of packs: what was made, and whether all of it is whole."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+import dataset_paths
+import packing
+from layouts import Source
+from pack_writer import Note
+from packed_images import SUFFIX, PackedImages
+
+SPLITS = ("train", "val")
+VERIFY_CHUNK = 256  # images a task
+SHOWN_NOTES = 20
+
+
+def tell(report: dict, out: Path, source: Source) -> None:
+    """Print what was made, what is amiss, and what comes next."""
+    print(f"{out}: {source.layout}, {len(source.classes)} classes")
+    for split in SPLITS:
+        made = report[split]
+        print(
+            f"  {split:5}  {made['images']:>9,} images  {made['bytes'] / 1e9:8.3f} GB, "
+            f"{made['bytes'] / made['images'] / 1e3:.1f} kB an image  {made['seconds']:7.1f} s  "
+            f"{made['images_per_s']:.0f} images/s"
+        )
+        notes = [Note(**note) for note in made["notes"]]
+        for kind in ("bad", "repaired"):
+            tell_notes(split, kind, [note for note in notes if note.kind == kind])
+    num_train, num_val = (report[split]["images"] for split in SPLITS)
+    if amiss := dataset_paths.shortfall(source.classes, num_train, num_val):
+        print(f"warning: {amiss}")
+    elif dataset_paths.known_dataset(source.classes):
+        print("  the numbers of images are what this data set must have")
+    hint = " and settings for its size (README.md, Your own images)"
+    if source.layout == "fashion-mnist":
+        hint = " --recipe demo"
+    elif len(source.classes) == dataset_paths.DATASETS["imagenet"].num_classes:
+        hint = ""
+    print(f"next: python train.py --data_dir {out}{hint}")
+
+
+def half_done(path: Path) -> bool:
+    """Whether packing was interrupted before this pack was whole."""
+    return path.with_name(f"{path.name}.partial").exists()
+
+
+def tell_notes(split: str, kind: str, notes: Sequence[Note]) -> None:
+    """Name the first pictures of a kind of note; nothing if there are none."""
+    if not notes:
+        return
+    meaning = {
+        "bad": "cannot be decoded and were left out",
+        "repaired": "were not what their names say",
+    }[kind]
+    print(f"  {split}: {len(notes)} images {meaning}:")
+    for note in notes[:SHOWN_NOTES]:
+        print(f"    {note.name}: {note.text}")
+    if len(notes) > SHOWN_NOTES:
+        print(f"    and {len(notes) - SHOWN_NOTES} more, in report.json")
+
+
+def verify(data_dir: Path, num_workers: int) -> int:
+    """Decode every image of both packs; 0 if all is well, 2 if not. Raises ValueError."""
+    num_faults, counts, classes = 0, [], ()
+    for split in SPLITS:
+        path = data_dir / f"{split}{SUFFIX}"
+        if not path.exists():
+            raise ValueError(
+                f"--verify {data_dir}: {path.name} is not there"
+                + (", packing was interrupted: the same command goes on" if half_done(path) else "")
+            )
+        pack, start = PackedImages(path), time.monotonic()
+        chunks = range(0, len(pack), VERIFY_CHUNK)
+        tasks = ((path, at, min(at + VERIFY_CHUNK, len(pack))) for at in chunks)
+        with (
+            packing.worker_pool(num_workers) as pool,
+            tqdm(total=len(pack), desc=split, unit="img", disable=None, leave=False) as bar,
+        ):
+            for faults in packing.in_order(pool, tasks, packing.find_faults, 4 * num_workers):
+                bar.update(min(VERIFY_CHUNK, len(pack) - bar.n))
+                num_faults += len(faults)
+                for fault in faults:
+                    tqdm.write(fault)
+        seconds = time.monotonic() - start
+        print(f"{path}: {len(pack):,} images checked, {len(pack) / seconds:.0f} images/s")
+        counts.append(len(pack))
+        classes = pack.classes
+    if amiss := dataset_paths.shortfall(classes, *counts):
+        print(f"warning: {amiss}")
+    if num_faults:
+        print(f"{num_faults} images are damaged: copy the pack again, or remove it and pack anew")
+    else:
+        print("all images are whole")
+    return 2 if num_faults else 0
