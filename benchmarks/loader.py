@@ -51,6 +51,7 @@ from loader_rivals import LONG_SIDES, TITLES, Rival, RivalError, start_rivals
 
 import data
 import feeding
+import host_speed
 import packing
 import transforms
 from sampling import BatchKey, epoch_order
@@ -238,12 +239,10 @@ def measure_workers(args: argparse.Namespace, corpus: Corpus, rounds: np.ndarray
 
 def machine() -> str:
     """Processor, how busy it is, versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
     modules = torch, torchvision, PIL, simplejpeg, cv2
     versions = [f"{module.__name__} {module.__version__}" for module in modules]
     state = f"{packing.num_cores()} cores, load {os.getloadavg()[0]:.1f}"
-    return ", ".join([*names, state, f"Python {sys.version.split()[0]}", *versions])
+    return ", ".join([host_speed.cpu_name(), state, f"Python {sys.version.split()[0]}", *versions])
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

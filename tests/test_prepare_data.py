@@ -29,6 +29,7 @@ from conftest import (
     wait_for,
 )
 from PIL import Image
+from test_packed_images import put_version
 from test_sources import (
     CONTAINERS,
     WNIDS,
@@ -285,6 +286,17 @@ def test_a_pack_that_was_damaged_or_removed_later_is_made_again(damage, image_fo
     assert hashes(tmp_path / "out") == before
     assert (tmp_path / "out" / "val.pack").stat().st_mtime_ns == val_written
     assert "complete already" in prepare(tmp_path, image_folder, "--out", "out").out
+
+
+def test_a_pack_of_a_newer_format_is_neither_read_nor_replaced(image_folder, tmp_path):
+    assert prepare(tmp_path, image_folder, "--out", "out").code == 0
+    pack = tmp_path / "out" / "train.pack"
+    newer = bytearray(pack.read_bytes())
+    put_version(newer)
+    pack.write_bytes(newer)
+    result = prepare(tmp_path, image_folder, "--out", "out")
+    assert result.code == 2 and "has format 9, this program reads 1" in result.err
+    assert pack.read_bytes() == newer
 
 
 def test_another_request_does_not_keep_the_split_that_was_finished(image_folder, tmp_path):
