@@ -1,56 +1,41 @@
-"""Puts a run together: settings, data, loaders, ranks, model, the newest checkpoint.
+"""Puts a run together: settings, what is found out at its start, trainer, the newest checkpoint.
 
-The order matters and is the point of this file: the loader processes are forked before CUDA, the
-process group and any thread exist; the checkpoint is found before that, since the loaders start at
-its step, and loaded after it; the optimizer exists before the scheduler, and both before their
-states are loaded.
+The checkpoint is found before the trainer is set up, since its loaders start at that step, and
+loaded after it.
 """
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-import torch
-from torch import nn
-
+import batch_fit
 import checkpoint
 import config
 import data
 import dataset_paths
 import distributed
 import engine
-import feeding
+import range_test
 import run_folder
-import sampling
 import schedule
-from config import Request, TrainConfig
+import trainer
+from command_line import Request
+from config import TrainConfig
 from distributed import Ranks
 from engine import TrainState
 from interruption import Interruption
-from model import ResNet
 from recipes import DEFAULT_RECIPE, RECIPES
 from run_log import RunLog
-from slots import Batch
-
-TRAIN, EVAL = range(2)  # the streams of a feeder
+from settings import AUTO
+from trainer import Trainer
 
 
 @dataclass
-class Run:
+class Run(Trainer):
     """One attempt at training: everything that `train` works with."""
 
-    cfg: TrainConfig
-    ranks: Ranks
-    plan: schedule.Plan
-    precision: engine.Precision
-    state: TrainState
-    network: nn.Module  # state.model, compiled and replicated
-    batches: Iterator[Batch]
-    feeder: feeding.Feeder
-    num_eval_images: int
     origin: dict[str, object]  # what a checkpoint tells of where it comes from
     log: RunLog
     interruption: Interruption
@@ -80,14 +65,15 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
         cfg = TrainConfig(**settings)
     else:
         cfg = config.resumed(config.from_json(stored | {"run_dir": run_dir}), settings)
-    if world_size and not cfg.device_batch_size:
+    if world_size and cfg.device_batch_size in (0, AUTO):
         if cfg.total_batch_size % world_size:
             raise ValueError(
                 f"--total_batch_size {cfg.total_batch_size} does not divide over {world_size} "
                 "ranks: choose a multiple, or fewer GPUs (CUDA_VISIBLE_DEVICES picks them)"
             )
-        device_batch_size = cfg.total_batch_size // world_size
-        cfg = dataclasses.replace(cfg, device_batch_size=device_batch_size)
+        if cfg.device_batch_size != AUTO:
+            device_batch_size = cfg.total_batch_size // world_size
+            cfg = dataclasses.replace(cfg, device_batch_size=device_batch_size)
     return cfg
 
 
@@ -101,16 +87,21 @@ def with_data(cfg: TrainConfig) -> TrainConfig:
 
 
 def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> Run:
-    """Open the data, fork the loaders, join the other ranks, build the model, restore the state.
+    """Open the data, find what is to be found out, put the trainer together, restore the state.
 
-    Raises ValueError for everything that the user must change.
+    Raises ValueError for everything that the user must change, and Interrupted.
     """
-    run_dir = Path(cfg.run_dir)
+    run_dir, say = Path(cfg.run_dir), say_on(ranks)
+    folder = run_folder.checkpoints_dir(run_dir)
     train_set, val_set = data.open_dataset(Path(cfg.data_dir))
-    plan = schedule.make_plan(
-        len(train_set), cfg.epochs, cfg.total_batch_size, cfg.device_batch_size,
-        ranks.world_size, cfg.max_steps,
-    )  # fmt: skip
+    saved_step = checkpoint.find_newest(folder, say, may_rename=ranks.is_main)
+    is_fresh = saved_step < 0
+    cfg = batch_fit.settle(cfg, ranks, stop, say)
+    plan = trainer.make_plan(cfg, train_set, ranks)
+    # A range test comes first, if there is one: then the loaders wait for its batches.
+    first_step = plan.total_steps if cfg.max_lr == AUTO else max(saved_step, 0)
+    keys = trainer.train_keys(cfg, ranks, plan, first_step, plan.total_steps)
+    parts = trainer.set_up(cfg, ranks, train_set, val_set, plan, keys, is_fresh)
     log = RunLog(
         run_dir,
         plan,
@@ -120,106 +111,53 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         price_per_hour=cfg.price_per_hour,
         log_every_s=cfg.log_every_s,
     )
-    folder = run_folder.checkpoints_dir(run_dir)
-    saved_step = checkpoint.find_newest(folder, log.say, may_rename=ranks.is_main)
-    first_step = max(saved_step, 0)
-    feeder = start_feeder(cfg, ranks, train_set, val_set)
-    batches = feeder.batches(TRAIN, train_keys(cfg, ranks, plan, first_step))
-
-    distributed.connect(ranks)
-    engine.set_up_device(ranks.device, cfg.deterministic)
-    state = build_state(cfg, ranks, len(train_set.classes), plan)
-    origin = origin_of(cfg, plan, train_set, val_set)
-    if saved_step >= 0:
-        contents = checkpoint.load(checkpoint.step_path(folder, saved_step))
-        refuse_other_run(contents, origin, cfg)
-        restore(state, contents, log, ranks)
-    else:
-        log.begin(0, [])
-    model = torch.compile(state.model) if cfg.compile else state.model
+    if parts.cfg.max_lr == AUTO:
+        find_max_lr(parts, log, stop)
     run = Run(
-        cfg=cfg,
-        ranks=ranks,
-        plan=plan,
-        precision=engine.choose_precision(cfg.amp, ranks.device),
-        state=state,
-        network=distributed.replicate(model, ranks),
-        batches=batches,
-        feeder=feeder,
-        num_eval_images=len(val_set),
-        origin=origin,
+        **vars(parts),
+        origin=origin_of(parts),
         log=log,
         interruption=stop,
         non_finite=engine.LateCounter(ranks.device),
         saved_step=saved_step,
         save_due_s=time.monotonic() + 60 * cfg.save_every_minutes,
     )
-    introduce(run, train_set)
+    if is_fresh:
+        log.begin(0, [])
+    else:
+        contents = checkpoint.load(checkpoint.step_path(folder, saved_step))
+        refuse_other_run(contents, run.origin, cfg)
+        restore(run.state, contents, log, ranks)
+    introduce(run)
     return run
 
 
-def start_feeder(
-    cfg: TrainConfig, ranks: Ranks, train_set: data.Split, val_set: data.Split
-) -> feeding.Feeder:
-    """Fork the loader processes of the whole run, for training and for every evaluation."""
-    on_gpu = ranks.device.type == "cuda"
-    return feeding.Feeder(
-        [
-            data.TrainImages(train_set, cfg.seed, cfg.min_crop_scale, cfg.flip),
-            data.EvalImages(val_set, cfg.eval_resize),
-        ],
-        cfg.device_batch_size,
-        max(cfg.image_size, cfg.eval_crop),
-        feeding.choose_num_workers(cfg.num_workers, ranks.local_world_size, on_gpu),
-        ranks.device,
-    )
+def say_on(ranks: Ranks) -> Callable[[str], None]:
+    """How a rank says something before it has a log: the first one prints, the others do not."""
+
+    def say(text: str) -> None:
+        if ranks.is_main:
+            print(text, flush=True)
+
+    return say
 
 
-def image_size_at(cfg: TrainConfig, epoch: int) -> int:
-    """Side of the training crops in an epoch, in pixels."""
-    return schedule.image_size_at(
-        epoch, cfg.start_image_size, cfg.image_size, cfg.grow_start_epoch, cfg.grow_end_epoch,
-        cfg.image_size_multiple,
-    )  # fmt: skip
-
-
-def train_keys(
-    cfg: TrainConfig, ranks: Ranks, plan: schedule.Plan, first_step: int
-) -> Iterator[sampling.BatchKey]:
-    """This rank's micro-batches from a step to the end of the run."""
-    image_size = partial(image_size_at, cfg)
-    return sampling.train_keys(
-        plan.num_images, cfg.seed, cfg.total_batch_size, cfg.device_batch_size, image_size,
-        first_step, plan.total_steps, ranks.rank, ranks.world_size,
-    )  # fmt: skip
-
-
-def build_state(
-    cfg: TrainConfig, ranks: Ranks, num_classes: int, plan: schedule.Plan
-) -> TrainState:
-    """A model fresh from the seed, and what trains it. Only weights draw from torch's generator."""
-    torch.manual_seed(cfg.seed)
-    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    model = ResNet(cfg.layers, cfg.width, num_classes, cfg.zero_init_gamma)
-    model = model.to(ranks.device, memory_format=layout)
-    optimizer = engine.build_optimizer(model, cfg)
-    scheduler = schedule.one_cycle(optimizer, plan.total_steps, **one_cycle_settings(cfg))
-    is_fp16 = engine.choose_precision(cfg.amp, ranks.device).dtype == torch.float16
-    scaler = torch.amp.GradScaler(ranks.device.type, enabled=is_fp16)
-    epoch_sums = torch.zeros(5, dtype=torch.int64, device=ranks.device)
-    return TrainState(
-        model, optimizer, scheduler, scaler, engine.build_ema(model, cfg.ema_decay), epoch_sums
-    )
-
-
-def one_cycle_settings(cfg: TrainConfig) -> dict[str, object]:
-    names = ("max_lr", "pct_start", "anneal_strategy", "div_factor", "final_div_factor")
-    return {name: getattr(cfg, name) for name in (*names, "cycle_momentum")}
+def find_max_lr(parts: Trainer, log: RunLog, stop: Interruption) -> None:
+    """Measure --max_lr auto, put it into the settings, and begin with the training's batches."""
+    folder = Path(parts.cfg.run_dir) / "lr_finder"
+    found = range_test.find_max_lr(parts, range_test.Range(), folder, stop, log.say)
+    parts.cfg = dataclasses.replace(parts.cfg, max_lr=found.recommended)
+    trainer.settle_learning_rate(parts)
+    log.event(0, f"--max_lr auto: {found.recommended:g} ({found}); curve in {folder}")
+    for warning in found.warnings:
+        log.event(0, f"warning: {warning}")
+    keys = trainer.train_keys(parts.cfg, parts.ranks, parts.plan, 0, parts.plan.total_steps)
+    parts.batches = parts.feeder.batches(trainer.TRAIN, keys)
 
 
 def schedule_fingerprint(cfg: TrainConfig, plan: schedule.Plan) -> dict[str, object]:
     """What fixes the learning rate and the images of every step."""
-    return one_cycle_settings(cfg) | {
+    return dataclasses.asdict(trainer.learning_rate_settings(cfg, plan)) | {
         "epochs": cfg.epochs,
         "total_batch_size": cfg.total_batch_size,
         "device_batch_size": cfg.device_batch_size,
@@ -228,14 +166,13 @@ def schedule_fingerprint(cfg: TrainConfig, plan: schedule.Plan) -> dict[str, obj
     }
 
 
-def origin_of(
-    cfg: TrainConfig, plan: schedule.Plan, train_set: data.Split, val_set: data.Split
-) -> dict[str, object]:
+def origin_of(parts: Trainer) -> dict[str, object]:
     """What a checkpoint tells of where it comes from."""
+    splits = {"train": parts.train_set, "val": parts.val_set}
     return {
-        "config": config.to_json(cfg),
-        "data": {"train": data.fingerprint(train_set), "val": data.fingerprint(val_set)},
-        "schedule": schedule_fingerprint(cfg, plan),
+        "config": config.to_json(parts.cfg),
+        "data": {name: data.fingerprint(split) for name, split in splits.items()},
+        "schedule": schedule_fingerprint(parts.cfg, parts.plan),
         "commit": run_folder.commit(),
     }
 
@@ -273,14 +210,14 @@ def restore(state: TrainState, contents: dict, log: RunLog, ranks: Ranks) -> Non
         checkpoint.mark_best(checkpoint.step_path(folder, state.step))
 
 
-def introduce(run: Run, train_set: data.Split) -> None:
+def introduce(run: Run) -> None:
     """Say once what will happen: data, arithmetic, device, and where the run stands."""
-    cfg, log, step = run.cfg, run.log, run.state.step
+    cfg, log, step, train_set = run.cfg, run.log, run.state.step, run.train_set
     log.say(
-        f"{cfg.data_dir}: {len(train_set)} training and {run.num_eval_images} validation images, "
+        f"{cfg.data_dir}: {len(train_set)} training and {len(run.val_set)} validation images, "
         f"{len(train_set.classes)} classes"
     )
-    if amiss := dataset_paths.shortfall(train_set.classes, len(train_set), run.num_eval_images):
+    if amiss := dataset_paths.shortfall(train_set.classes, len(train_set), len(run.val_set)):
         log.say(f"warning: {amiss}: results will not compare with published ones")
     log.say(run.plan.describe())
     log.say(

@@ -29,6 +29,8 @@ import assembly
 import config
 import host_speed
 import tables
+import trainer
+from command_line import with_underscores
 from config import TrainConfig
 from recipes import DEFAULT_RECIPE, RECIPES
 
@@ -51,7 +53,7 @@ def find_limit(loader: float, model: float, disk: float | None, fits_in_memory: 
 
 def epoch_sizes(cfg: TrainConfig) -> list[int]:
     """Side of the training crops in every epoch, in pixels."""
-    return [assembly.image_size_at(cfg, epoch) for epoch in range(cfg.epochs)]
+    return [trainer.image_size_at(cfg, epoch) for epoch in range(cfg.epochs)]
 
 
 def project(
@@ -274,7 +276,7 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write --json."""
-    words = config.with_underscores(sys.argv[1:] if argv is None else argv)
+    words = with_underscores(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
     try:

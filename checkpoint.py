@@ -167,7 +167,7 @@ def find_newest(folder: Path, say: Callable[[str], None], may_rename: bool = Tru
     return -1
 
 
-def load_weights_file(path: Path) -> dict:
+def load_weights_file(path: Path, option: str = "--weights") -> dict:
     """A checkpoint of this project or any file of tensors that torch.save wrote, onto the CPU.
 
     Raises ValueError naming the file if it is neither, or would need code to load.
@@ -179,15 +179,15 @@ def load_weights_file(path: Path) -> dict:
                 return load(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ValueError(f"--weights {path}: {error.strerror}") from error
+        raise ValueError(f"{option} {path}: {error.strerror}") from error
     except DamagedCheckpointError:
         raise
     except Exception as error:
         # torch raises half a dozen types for files that are not its own, and for those that hold
         # more than tensors it advises to load them as code: that advice is not passed on.
         raise ValueError(
-            f"--weights {path} is not a file of tensors written by torch.save"
+            f"{option} {path} is not a file of tensors written by torch.save"
         ) from error
     if not isinstance(state, dict):
-        raise ValueError(f"--weights {path} holds a {type(state).__name__}, not a state dict")
+        raise ValueError(f"{option} {path} holds a {type(state).__name__}, not a state dict")
     return state

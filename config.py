@@ -1,34 +1,18 @@
-"""Every setting of a training run: its default, unit and check, and the command line made from it.
-
-    python train.py --help
-    python train.py --recipe demo --epochs 3 --print_config
+"""Every setting of a training run: its default, unit and check.
 
 `TrainConfig` is the one list. A field's metadata says what it is for, what it may be, and whether
 it may change when a run is resumed: settings that shape the result may not, settings that only say
 where, how long or how loudly may.
 """
 
-import argparse
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-
-def setting(
-    default: object,
-    text: str,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    above: float | None = None,
-    choices: Sequence[str] = (),
-    may_change: bool = False,
-) -> object:
-    """A dataclass field with its help text, its bounds, and whether a resume may change it."""
-    rules = {"at_least": at_least, "at_most": at_most, "above": above, "choices": tuple(choices)}
-    return field(default=default, metadata={"text": text, "may_change": may_change, **rules})
+import combinations
+from settings import AUTO, check_value, setting, shown
 
 
 @dataclass(frozen=True)
@@ -53,6 +37,11 @@ class TrainConfig:
     layers: tuple[int, ...] = setting((3, 4, 6, 3), "blocks in each of the four stages", at_least=1)
     width: int = setting(64, "channels after the stem", at_least=8)
     zero_init_gamma: bool = setting(True, "start every residual block as the identity")
+    blurpool: bool = setting(False, "blur before every strided convolution and the max pool")
+    init_from: str = setting(
+        "",
+        "weights to start from: a checkpoint, or torchvision's keys; other classes get a new head",
+    )
 
     # Images
     image_size: int = setting(224, "side of a training crop in pixels", at_least=32)
@@ -78,23 +67,47 @@ class TrainConfig:
         0.08, "smallest part of a picture's area that a training crop takes", above=0, at_most=1
     )
     flip: bool = setting(True, "mirror half of the training images")
+    trivial_augment: bool = setting(False, "one random change of colour or shape an image")
+    random_erasing: float = setting(
+        0.0, "part of the training images that get a grey rectangle", at_least=0, at_most=1
+    )
+    mixup_alpha: float = setting(
+        0.0, "blend pairs of images with a weight from Beta(alpha, alpha); 0: not", at_least=0
+    )
+    cutmix_alpha: float = setting(
+        0.0,
+        "paste a rectangle of one image into another, its area from Beta(alpha, alpha); with "
+        "--mixup_alpha each has half of the batches; 0: not",
+        at_least=0,
+    )
 
     # Optimisation
     epochs: int = setting(50, "passes over the training images", at_least=1)
     total_batch_size: int = setting(
         256, "images per optimizer step, over all GPUs and micro-batches", at_least=1
     )
-    device_batch_size: int = setting(
+    device_batch_size: int | Literal["auto"] = setting(
         0,
         "images per micro-batch, which is also the batch-norm group; 0: total_batch_size divided "
-        "by the number of GPUs of the first start",
+        "by the number of GPUs of the first start; auto: the most that fit into its memory",
         at_least=0,
+        may_be_auto=True,
     )
-    max_lr: float = setting(0.175, "peak learning rate", above=0)
-    momentum: float = setting(0.9, "SGD momentum", at_least=0, at_most=1)
+    optimizer: str = setting("sgd", "SGD, or AdamW as in torch", choices=("sgd", "adamw"))
+    max_lr: float | Literal["auto"] = setting(
+        0.175, "peak learning rate; auto: as lr_finder.py recommends", above=0, may_be_auto=True
+    )
+    momentum: float = setting(0.9, "SGD momentum, AdamW's first beta", at_least=0, at_most=1)
     nesterov: bool = setting(False, "Nesterov momentum")
     weight_decay: float = setting(
         1e-4, "weight decay of convolutions and classifier; norms and biases have none", at_least=0
+    )
+    decay_norms: bool = setting(False, "weight decay on norms and biases too")
+    decoupled_weight_decay: bool = setting(
+        False, "shrink SGD's weights by weight_decay x lr / max_lr a step, beside the gradient"
+    )
+    loss: str = setting(
+        "ce", "cross-entropy, or binary cross-entropy over all classes", choices=("ce", "bce")
     )
     label_smoothing: float = setting(
         0.0, "probability mass spread over all classes", at_least=0, at_most=1
@@ -102,21 +115,50 @@ class TrainConfig:
     clip_grad_norm: float = setting(0.0, "largest gradient norm; 0: no clipping", at_least=0)
     ema_decay: float = setting(
         0.0,
-        "decay per step of the averaged weights, which are then the ones evaluated; 0: none",
+        "decay of the averaged weights, which are then the ones evaluated; 0: none",
         at_least=0,
         at_most=0.999999,
     )
+    ema_every_steps: int = setting(1, "steps between two updates of that average", at_least=1)
+    ema_rescale: bool = setting(
+        False, "ema_decay is for one image an update and one epoch: scale it as torchvision does"
+    )
     seed: int = setting(0, "seed of weights, order and augmentation", at_least=0, at_most=2**63 - 1)
 
-    # Schedule: torch.optim.lr_scheduler.OneCycleLR, stepped once per optimizer step
-    pct_start: float = setting(
-        0.3, "part of the steps in which the learning rate rises", at_least=0, at_most=1
+    # Schedule, stepped once per optimizer step
+    schedule: str = setting(
+        "onecycle",
+        "learning rate over the run",
+        choices=("onecycle", "warmup_cosine", "step", "plateau"),
     )
-    anneal_strategy: str = setting("cos", "shape of rise and fall", choices=("cos", "linear"))
-    div_factor: float = setting(25.0, "first learning rate is max_lr / this", above=0)
-    final_div_factor: float = setting(1e4, "last learning rate is the first one / this", above=0)
+    pct_start: float = setting(
+        0.3, "onecycle: part of the steps in which it rises", at_least=0, at_most=1
+    )
+    anneal_strategy: str = setting(
+        "cos", "onecycle: shape of rise and fall", choices=("cos", "linear")
+    )
+    three_phase: bool = setting(False, "onecycle: fall as long as it rose, then to the last one")
+    div_factor: float = setting(25.0, "onecycle: the first one is max_lr / this", above=0)
+    final_div_factor: float = setting(1e4, "onecycle: the last one is the first / this", above=0)
     cycle_momentum: bool = setting(
-        False, "move momentum against the learning rate, from 0.95 to 0.85 and back"
+        False, "onecycle: move momentum against the learning rate, from 0.95 to 0.85 and back"
+    )
+    warmup_epochs: float = setting(
+        0.0, "warmup_cosine, step, plateau: epochs of a linear rise to max_lr", at_least=0
+    )
+    warmup_factor: float = setting(
+        0.01, "where that rise starts, as a part of max_lr", at_least=0, at_most=1
+    )
+    min_lr: float = setting(0.0, "warmup_cosine: the last learning rate", at_least=0)
+    step_epochs: int = setting(30, "step: epochs between two falls", at_least=1)
+    step_factor: float = setting(0.1, "step: what a fall leaves", above=0, at_most=1)
+    plateau_epochs: int = setting(
+        0, "epochs at the end that follow the validation loss instead", at_least=0
+    )
+    plateau_lr: float = setting(0.0, "learning rate these begin with; 0: max_lr / 10", at_least=0)
+    plateau_factor: float = setting(0.1, "plateau: what a fall leaves", above=0, at_most=0.999)
+    plateau_patience: int = setting(
+        2, "plateau: evaluations without a lower validation loss before a fall", at_least=0
     )
 
     # Arithmetic
@@ -146,8 +188,12 @@ class TrainConfig:
         may_change=True,
     )  # fmt: skip
     eval_every_epochs: int = setting(
-        1, "evaluate after every so many epochs, and at the end", at_least=1
+        1, "evaluate after every so many epochs, and at the end; 0: at the end only", at_least=0
     )
+    target_top1: float = setting(
+        0.0, "stop when the validation top-1 has reached so many percent; 0: not", at_least=0,
+        at_most=100, may_change=True,
+    )  # fmt: skip
     save_every_steps: int = setting(
         0, "checkpoint every so many steps; 0: by time only", at_least=0, may_change=True
     )
@@ -175,34 +221,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
-            _check(item, getattr(self, item.name))
-        total, device = self.total_batch_size, self.device_batch_size
-        if device and total % device:
-            multiple = device * (total // device + 1)
-            raise ValueError(
-                f"--total_batch_size {total} does not split into micro-batches of "
-                f"--device_batch_size {device}: take a multiple, such as {multiple}"
-            )
+            check_value(item, getattr(self, item.name))
         if len(self.layers) != 4:
-            raise ValueError(f"--layers needs four numbers, got {_shown(self.layers)}")
-        if self.nesterov and not self.momentum:
-            raise ValueError("--nesterov needs --momentum above 0")
-        if self.start_image_size and not 32 <= self.start_image_size <= self.image_size:
-            raise ValueError(
-                f"--start_image_size {self.start_image_size}: must be from 32 to --image_size "
-                f"{self.image_size}"
-            )
-        if self.start_image_size and not self.grow_end_epoch > self.grow_start_epoch:
-            raise ValueError(
-                f"--start_image_size {self.start_image_size}: say when it grows: --grow_end_epoch "
-                f"{self.grow_end_epoch:g} must be above --grow_start_epoch "
-                f"{self.grow_start_epoch:g}"
-            )
-        if self.eval_resize < self.eval_crop:
-            raise ValueError(
-                f"--eval_resize_size {self.eval_resize} is smaller than the crop of "
-                f"{self.eval_crop} px cut from it: take at least {self.eval_crop}"
-            )
+            raise ValueError(f"--layers needs four numbers, got {shown(self.layers)}")
+        combinations.check(self)
 
     @property
     def eval_crop(self) -> int:
@@ -214,104 +236,23 @@ class TrainConfig:
         """Shorter side of a picture before the evaluation crop, in pixels."""
         return self.eval_resize_size or round(self.eval_crop * 256 / 224)
 
+    @property
+    def curve_epochs(self) -> int:
+        """Epochs before the plateau's."""
+        return self.epochs - self.plateau_epochs
 
-class Request(NamedTuple):
-    """What a command line asks for: the settings given explicitly, and what to do with them."""
+    @property
+    def ema_update_decay(self) -> float:
+        """Decay of the averaged weights at an update.
 
-    settings: dict[str, object]
-    print_config: bool
-    fresh: bool
-    overwrite: bool
-
-
-def _shown(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _check(item: dataclasses.Field, value: object) -> None:
-    """Raise ValueError if `value` has the wrong type or lies outside the field's bounds."""
-    rules = item.metadata
-    wanted = type(item.default)
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if type(value) is not wanted:
-        raise ValueError(f"--{item.name} {value!r}: must be of type {wanted.__name__}")
-    if rules["choices"] and value not in rules["choices"]:
-        raise ValueError(f"--{item.name} {value}: choose from {', '.join(rules['choices'])}")
-    numbers = value if isinstance(value, tuple) else (value,)
-    for number in numbers:
-        if rules["at_least"] is not None and not number >= rules["at_least"]:
-            raise ValueError(f"--{item.name} {_shown(value)}: must be at least {rules['at_least']}")
-        if rules["at_most"] is not None and not number <= rules["at_most"]:
-            raise ValueError(f"--{item.name} {_shown(value)}: must be at most {rules['at_most']}")
-        if rules["above"] is not None and not number > rules["above"]:
-            raise ValueError(f"--{item.name} {_shown(value)}: must be above {rules['above']}")
-
-
-def _int_tuple(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-def build_parser(presets: Mapping[str, str], epilog: str) -> argparse.ArgumentParser:
-    """The command line: one flag a field; `presets` maps recipe names to summaries."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        usage="train.py [--data_dir DIR] [--run_dir DIR] [--recipe NAME] [--FLAG VALUE ...]",
-        description="Train a ResNet50 on a folder of images. The same command resumes it.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    recipes = "; ".join(f"{name}: {summary}" for name, summary in presets.items())
-    for item in dataclasses.fields(TrainConfig):
-        text = item.metadata["text"].replace("%", "%%")
-        if item.name == "recipe":
-            parser.add_argument("--recipe", choices=list(presets), help=f"preset. {recipes}")
-        elif isinstance(item.default, bool):
-            _add_switch(parser, item.name, item.default, text)
-        else:
-            kind = _int_tuple if isinstance(item.default, tuple) else type(item.default)
-            shown = f"{text} [{_shown(item.default)}]" if item.default != "" else text
-            metavar = {int: "N", float: "X", _int_tuple: "N,N,N,N"}.get(kind, item.name.upper())
-            if item.metadata["choices"]:
-                metavar = "|".join(item.metadata["choices"])
-            parser.add_argument(f"--{item.name}", type=kind, metavar=metavar, help=shown)
-    parser.add_argument("--print_config", action="store_true", help="print all settings and exit")
-    parser.add_argument(
-        "--fresh", action="store_true", help="start anew; refused where a run lies already"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="with --fresh: delete the run that lies there"
-    )
-    return parser
-
-
-def _add_switch(parser: argparse.ArgumentParser, name: str, default: bool, text: str) -> None:
-    """`--name` and `--no_name`; the help shows the one that changes something."""
-    on = argparse.SUPPRESS if default else f"{text} [off]"
-    off = f"not: {text}" if default else argparse.SUPPRESS
-    parser.add_argument(f"--{name}", dest=name, action="store_true", help=on)
-    parser.add_argument(f"--no_{name}", dest=name, action="store_false", help=off)
-
-
-def with_underscores(argv: Sequence[str]) -> list[str]:
-    """`--max-lr` and `--max_lr` are the same flag; values after `=` or a space are left alone."""
-
-    def spelled(word: str) -> str:
-        name, equals, value = word.partition("=")
-        return name.replace("-", "_").replace("__", "--", 1) + equals + value
-
-    return [spelled(word) if word.startswith("--") and len(word) > 2 else word for word in argv]
-
-
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Request:
-    """Read a command line; ends the program with exit code 2 and the usage on a mistake."""
-    given = vars(parser.parse_args(with_underscores(argv)))
-    commands = {name: given.pop(name, False) for name in ("print_config", "fresh", "overwrite")}
-    if commands["overwrite"] and not commands["fresh"]:
-        parser.error("--overwrite goes with --fresh: without it a run is resumed, not replaced")
-    return Request(given, **commands)
+        With ema_rescale as in torchvision's references/classification/train.py: an update weighs
+        (1 - ema_decay) x images since the last one / epochs, so that the average reaches back over
+        the same part of a run whatever its batch and length.
+        """
+        if not self.ema_rescale:
+            return self.ema_decay
+        images = self.total_batch_size * self.ema_every_steps
+        return 1 - (1 - self.ema_decay) * images / self.epochs
 
 
 def resumed(stored: TrainConfig, settings: Mapping[str, object]) -> TrainConfig:
@@ -321,16 +262,17 @@ def resumed(stored: TrainConfig, settings: Mapping[str, object]) -> TrainConfig:
     """
     fields = {item.name: item for item in dataclasses.fields(TrainConfig)}
     differing = [
-        f"--{name} {_shown(value)} (the run has {_shown(getattr(stored, name))})"
+        f"--{name} {shown(value)} (the run has {shown(getattr(stored, name))})"
         for name, value in settings.items()
-        if not fields[name].metadata["may_change"] and value != getattr(stored, name)
+        if not fields[name].metadata["may_change"] and value not in (getattr(stored, name), AUTO)
     ]
     if differing:
         raise ValueError(
             f"the run in {stored.run_dir} cannot go on with other settings: "
             f"{', '.join(differing)}. Leave them out to resume it, or give a new --run_dir"
         )
-    return dataclasses.replace(stored, **settings)
+    found = {name: value for name, value in settings.items() if value != AUTO}
+    return dataclasses.replace(stored, **found)
 
 
 def to_json(config: TrainConfig) -> dict[str, object]:

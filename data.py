@@ -9,6 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+import augment
 import dataset_paths
 import packed_images
 import sampling
@@ -25,7 +27,10 @@ from jpeg import WholePicture
 from packed_images import PackedImages
 from slots import Slot
 
-NUM_DRAWS = transforms.CROP_DRAWS + 1  # the last one is the flip
+# Which of an image's random numbers are for what. New ones go to the end, so that the old stay.
+FLIP = transforms.CROP_DRAWS
+TRIVIAL = slice(FLIP + 1, FLIP + 1 + augment.TRIVIAL_DRAWS)
+ERASING = slice(TRIVIAL.stop, TRIVIAL.stop + augment.ERASING_DRAWS)
 CHUNK = 32  # pictures that are open at once: encoded, so a few megabytes
 # A shrunken crop needs anti-aliasing. Below this factor OpenCV's plain bilinear loses little and
 # takes a third of the time; 1.5 would give 6% more images a second and cost 0.9 dB.
@@ -131,28 +136,39 @@ def fingerprint(split: Split) -> dict[str, object]:
     } | ({"tiles": split.settings} if is_tiled else {})
 
 
+class Augmentation(NamedTuple):
+    """min_crop_scale: part of the area that a crop takes at least; random_erasing: probability."""
+
+    min_crop_scale: float = 0.08
+    flip: bool = True
+    trivial_augment: bool = False
+    random_erasing: float = 0.0
+
+
 class TrainImages:
     """Fills slots with randomly cropped training images; flips are drawn, and left to the device.
 
     An image that cannot be decoded is replaced by the next one that can, always the same.
     """
 
-    def __init__(self, split: Split, seed: int, min_crop_scale: float, flip: bool) -> None:
-        self._split, self._seed = split, seed
-        self._min_crop_scale, self._flip = min_crop_scale, flip
+    def __init__(self, split: Split, seed: int, augmentation: Augmentation) -> None:
+        self._split, self._seed, self._augmentation = split, seed, augmentation
 
     def __call__(self, slot: Slot) -> None:
         cv2.setNumThreads(0)  # threads of its own would stand in the other workers' way
         key, images = slot.key, slot.images
-        draws = sampling.uniforms(self._seed, key.epoch, key.indices, NUM_DRAWS)
-        slot.flips[:] = (draws[:, -1] < 0.5) & self._flip
+        draws = sampling.uniforms(self._seed, key.epoch, key.indices, ERASING.stop)
+        slot.flips[:] = (draws[:, FLIP] < 0.5) & self._augmentation.flip
         slot.labels[:] = self._split.labels[key.indices]
         self._split.will_need(key.indices)
         for start in range(0, len(images), CHUNK):
             chunk = slice(start, start + CHUNK)
-            failed = self._fill(images[chunk], key.indices[chunk], draws[chunk, :-1], slot)
+            failed = self._fill(images[chunk], key.indices[chunk], draws[chunk], slot)
             for place in failed:
-                self._replace(slot, start + place, draws[start + place, :-1])
+                self._replace(slot, start + place, draws[start + place])
+        if probability := self._augmentation.random_erasing:
+            boxes = augment.erasing_boxes(draws[:, ERASING], key.image_size, probability)
+            augment.erase(images, boxes)
 
     def _fill(
         self, images: np.ndarray, indices: np.ndarray, draws: np.ndarray, slot: Slot
@@ -167,12 +183,16 @@ class TrainImages:
                 failed.append(place)
                 complain(slot, self._split, index, error)
         sizes = np.array([picture.size if picture else (1, 1) for picture in pictures])
-        boxes = transforms.crop_boxes(draws, sizes, self._min_crop_scale)
+        crop_draws, min_crop_scale = draws[:, :FLIP], self._augmentation.min_crop_scale
+        boxes = transforms.crop_boxes(crop_draws, sizes, min_crop_scale)
         boxes, shrinks = (array.tolist() for array in reduce_boxes(boxes, images.shape[1]))
         for place, picture in enumerate(pictures):
             try:
-                if picture is not None:
-                    resize(picture.crop(*boxes[place], shrinks[place]), images[place])
+                if picture is None:
+                    continue
+                resize(picture.crop(*boxes[place], shrinks[place]), images[place])
+                if self._augmentation.trivial_augment:
+                    images[place] = augment.trivial_augment(images[place], draws[place, TRIVIAL])
             except Exception as error:
                 failed.append(place)
                 complain(slot, self._split, int(indices[place]), error)

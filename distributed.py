@@ -84,6 +84,18 @@ def connect(ranks: Ranks) -> None:
         dist.init_process_group(backend, timeout=TIMEOUT)
 
 
+def least_before_connecting(number: int, ranks: Ranks) -> int:
+    """The smallest of all ranks' numbers, by way of torchrun's own store.
+
+    For what must be agreed on before the loader processes are forked, and so before `connect`.
+    """
+    if ranks.world_size == 1:
+        return number
+    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store.set(f"least/{ranks.rank}", str(number))
+    return min(int(store.get(f"least/{rank}")) for rank in range(ranks.world_size))
+
+
 def disconnect(ranks: Ranks) -> None:
     if ranks.world_size > 1:
         dist.destroy_process_group()

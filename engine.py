@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 import distributed
-import schedule
+import losses
 import transforms
 from config import TrainConfig
 from distributed import Ranks
+from learning_rate import LearningRate
 from slots import Batch
 
 LOSS_UNIT = 2.0**-20
+LARGEST_LOSS = 2.0**32  # of a batch's images together; more is as good as infinite, and overflows
 LOSS, TOP1, TOP5, COUNT, NON_FINITE = range(5)  # what `batch_sums` sums, int64 (5,)
 
 
@@ -66,50 +66,13 @@ def set_up_device(device: torch.device, deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = device.type == "cuda" and not deterministic
 
 
-def build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.SGD:
-    """SGD; weight decay on the weights of convolutions and linear layers only.
-
-    Goes by module type: names miss the batch norms called `downsample.1` (ffcv-imagenet's filter
-    does).
-    """
-    decayed = [
-        module.weight for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))
-    ]
-    known = {id(weight) for weight in decayed}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    return torch.optim.SGD(
-        [
-            {"params": decayed, "weight_decay": cfg.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        lr=cfg.max_lr,
-        momentum=cfg.momentum,
-        nesterov=cfg.nesterov,
-    )
-
-
-def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Exponential moving average of parameters and floating buffers; None for decay 0."""
-    if not decay:
-        return None
-
-    @torch.no_grad()
-    def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-        else:  # batch norm's counters have no average
-            torch._foreach_copy_(averaged, current)
-
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-
-
 @dataclass
 class TrainState:
     """Everything that a training step changes; what a checkpoint holds of it."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    scheduler: LRScheduler
+    learning_rate: LearningRate | None  # None in a range test, which sets it by itself
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
     epoch_sums: Tensor  # int64 (5,), of this rank, since the epoch began
@@ -121,6 +84,10 @@ class TrainState:
         return self.model if self.ema is None else self.ema.module
 
     @property
+    def num_classes(self) -> int:
+        return self.model.fc.out_features
+
+    @property
     def lr(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
@@ -130,7 +97,7 @@ class TrainState:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "scheduler": self.learning_rate.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "num_averaged": 0 if self.ema is None else int(self.ema.n_averaged),
@@ -141,23 +108,23 @@ class TrainState:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        self.learning_rate.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
             self.ema.n_averaged.fill_(state["num_averaged"])
-        assert self.scheduler.get_last_lr()[0] == self.lr, "scheduler and optimizer disagree"
+        assert self.learning_rate.lr == self.lr, "scheduler and optimizer disagree"
 
 
-def batch_sums(logits: Tensor, labels: Tensor, losses: Tensor) -> Tensor:
+def batch_sums(logits: Tensor, labels: Tensor, image_losses: Tensor) -> Tensor:
     """What is counted of a batch, on its device, without waiting for it.
 
-    logits: (B, K); labels: int64 (B,); losses: float32 (B,), one an image.
+    logits: (B, K); labels: int64 (B,); image_losses: float32 (B,), one an image.
     Returns int64 (5,): loss in LOSS_UNIT, top-1 and top-5 hits, images, batches of non-finite loss.
     """
     ranking = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    loss = losses.sum()
-    finite = torch.isfinite(loss)
+    loss = image_losses.sum()
+    finite = loss.abs() < LARGEST_LOSS
     return torch.stack(
         [
             (torch.where(finite, loss, 0).double() / LOSS_UNIT).round().long(),
@@ -198,7 +165,8 @@ def train_step(
     """One optimizer step from this rank's micro-batches; the scheduler is the caller's.
 
     network: state.model as replicated and compiled. Gradients are means over all images of the
-    step. Returns this rank's `batch_sums` of the step.
+    step. Returns this rank's `batch_sums` of the step, of mixed images against the label that is
+    the larger part.
     """
     network.train()
     sums = torch.zeros_like(state.epoch_sums)
@@ -208,32 +176,50 @@ def train_step(
         track_running_statistics(state.model, ranks.is_main and i == 0)
         is_last = i == len(micro_batches) - 1
         with nullcontext() if is_last or ranks.world_size == 1 else network.no_sync():
-            logits, losses = forward(network, batch, precision, cfg.label_smoothing)
-            state.scaler.scale(losses.mean() / len(micro_batches)).backward()
-        sums += batch_sums(logits.detach(), batch.labels, losses.detach())
+            number = i * ranks.world_size + ranks.rank
+            images, targets = prepare(batch, cfg, (cfg.seed, state.step, number), state.num_classes)
+            with precision.autocast():
+                logits = network(images)
+            logits = logits.float()
+            image_losses = losses.losses_of(logits, targets, cfg.loss, cfg.label_smoothing)
+            state.scaler.scale(image_losses.mean() / len(micro_batches)).backward()
+        labels = targets if targets.dim() == 1 else targets.argmax(1)
+        sums += batch_sums(logits.detach(), labels, image_losses.detach())
     if cfg.clip_grad_norm:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_grad_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad()
-    if state.ema is not None:
+    if state.ema is not None and (state.step + 1) % cfg.ema_every_steps == 0:
         state.ema.update_parameters(state.model)
     return sums
 
 
-def forward(
-    network: nn.Module, batch: Batch, precision: Precision, label_smoothing: float = 0.0
+def prepare(
+    batch: Batch, cfg: TrainConfig, key: Sequence[int], num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Batch from the loader -> float32 logits (B, K) and losses (B,) on the device."""
-    inputs = transforms.normalize(batch.images, batch.flips)
+    """A training batch from the loader -> what the model takes, and its labels or (B, K) targets.
+
+    key: seed, step and micro-batch; all that chance does here is a function of it.
+    """
+    images = transforms.normalize(batch.images, batch.flips)
+    if not (cfg.mixup_alpha or cfg.cutmix_alpha):
+        return images, batch.labels
+    return losses.mix(images, batch.labels, num_classes, cfg.mixup_alpha, cfg.cutmix_alpha, key)
+
+
+def predict(
+    model: nn.Module, batch: Batch, precision: Precision, with_flip: bool = False
+) -> Tensor:
+    """Batch from the loader -> float32 logits (B, K); with_flip: mean over it and its mirror image.
+
+    Flip averaging is what ffcv-imagenet's published figures have; it costs twice the time.
+    """
+    images = transforms.normalize(batch.images, batch.flips)
     with precision.autocast():
-        logits = network(inputs)
-    logits = logits.float()
-    losses = functional.cross_entropy(
-        logits, batch.labels, reduction="none", label_smoothing=label_smoothing
-    )
-    return logits, losses
+        logits = model(images).float()
+        return (logits + model(images.flip(3)).float()) / 2 if with_flip else logits
 
 
 @torch.inference_mode()
@@ -244,19 +230,21 @@ def evaluate(
     precision: Precision,
     ranks: Ranks,
     should_stop: Callable[[Batch | None], bool] = lambda batch: False,
+    with_flip: bool = False,
 ) -> Tensor | None:
     """Count hits over a split, exactly: every image once on any number of ranks.
 
     batches: this rank's share, with None where a rank has no batch in the last round.
-    should_stop: called after every round on all ranks, with one answer for all.
+    should_stop: called after every round on all ranks, with one answer for all; with_flip: see
+    `predict`.
     Returns the summed `batch_sums` of all ranks, or None if it was told to stop.
     """
     model.eval()
     sums = torch.zeros(5, dtype=torch.int64, device=precision.device)
     for batch in batches:
         if batch is not None:
-            logits, losses = forward(model, batch, precision)
-            sums += batch_sums(logits, batch.labels, losses)
+            logits = predict(model, batch, precision, with_flip)
+            sums += batch_sums(logits, batch.labels, losses.losses_of(logits, batch.labels))
         if should_stop(batch):
             return None
     total = distributed.sum_over_ranks(sums, ranks)
@@ -270,11 +258,11 @@ def all_finite(model: nn.Module) -> bool:
     return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
-def advance(state: TrainState, sums: Tensor, total_steps: int) -> None:
+def advance(state: TrainState, sums: Tensor) -> None:
     """Book a finished step: its sums, the step count, the next learning rate."""
     state.epoch_sums += sums
     state.step += 1
-    schedule.advance(state.scheduler, state.step, total_steps)
+    state.learning_rate.advance(state.step)
 
 
 class LateCounter:

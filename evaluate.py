@@ -5,13 +5,14 @@
 
 Takes the settings from a checkpoint (averaged weights, sizes, batch, precision) and ImageNet's
 usual ones for other files: torchvision's keys, 224 px cut from 256, fp32. Whole batches go round
-the ranks, so that any number of them gives the same figures.
+the ranks, so that any number of them gives the same figures. top1 and top5 are of a single crop;
+FFCV's published figures average over the crop and its mirror image, which --flip reports apart.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import engine
 import feeding
 import interruption
 import sampling
-from config import with_underscores
+from command_line import with_underscores
 from distributed import Ranks
 from feeding import Feeder
 from model import ResNet, architecture_of, load_weights
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, required=True, help="checkpoint, or file of torchvision's keys")
     add("--split", default="val", help="folder of data_dir to evaluate [val]")
     add("--raw", action="store_true", help="the trained weights, not their average (EMA)")
+    add("--flip", action="store_true", help="also averaged over the mirror image: flip_top1, _top5")
     add("--image_size", type=int, metavar="N", help="side of the centre crop, px [as trained; 224]")
     add("--resize_size", type=int, metavar="N", help="shorter side before it, px [as trained; 256]")
     add("--batch_size", type=int, metavar="N", help="images a batch [as trained; 64]")
@@ -95,34 +97,37 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
     rounds = -(-len(split) // (batch_size * ranks.world_size))
     images = data.EvalImages(split, resize_size)
     feeder = Feeder([images], batch_size, crop_size, num_workers, ranks.device)
-    batches = feeder.batches(0, keys)
+    first_batches = feeder.batches(0, keys)
 
     distributed.connect(ranks)
-    model = ResNet(**architecture)
+    model = ResNet(**architecture, blurpool=trained.get("blurpool", False))
     load_weights(model, weights)
+    model.to(ranks.device)
+    precision = engine.choose_precision(args.amp or trained.get("amp", "fp32"), ranks.device)
     bad_images: set[str] = set()
 
     def note_bad_images(batch: Batch | None) -> bool:
         bad_images.update(batch.bad_images if batch else ())
         return False
 
-    sums = engine.evaluate(
-        model.to(ranks.device),
-        chain(batches, [None] * (rounds - len(keys))),
-        len(split),
-        engine.choose_precision(args.amp or trained.get("amp", "fp32"), ranks.device),
-        ranks,
-        note_bad_images,
-    )
+    def means(batches: Iterator[Batch], with_flip: bool) -> dict[str, float]:
+        batches = chain(batches, [None] * (rounds - len(keys)))
+        return engine.means(
+            engine.evaluate(
+                model, batches, len(split), precision, ranks, note_bad_images, with_flip
+            )
+        )
+
+    result = means(first_batches, with_flip=False)
+    if args.flip:
+        flipped = means(feeder.batches(0, keys), with_flip=True)
+        result |= {"flip_top1": flipped["top1"], "flip_top5": flipped["top5"]}
     bad_images = distributed.gather_names(bad_images, ranks)
     for name in sorted(bad_images) if ranks.is_main else ():
         print(f"warning: cannot be decoded, counted as black: {name}", file=sys.stderr)
     distributed.disconnect(ranks)
-    means = engine.means(sums)
     return {
-        "top1": means["top1"],
-        "top5": means["top5"],
-        "loss": means["loss"],
+        **result,
         "num_images": len(split),
         "num_bad_images": len(bad_images),
         "split": str(split.root),

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import assembly
 import data
 import dataset_paths
 import distributed
@@ -27,6 +26,7 @@ import engine
 import feeding
 import sampling
 import schedule
+import trainer
 from config import TrainConfig
 from distributed import Ranks
 from feeding import Batch
@@ -87,9 +87,9 @@ def set_up(cfg: TrainConfig, seconds: float) -> Bench:
     plan = schedule.make_plan(
         len(train_set), cfg.epochs, cfg.total_batch_size, cfg.device_batch_size, ranks.world_size
     )
-    feeder = assembly.start_feeder(cfg, ranks, train_set, val_set or train_set)
+    feeder = trainer.start_feeder(cfg, ranks, train_set, val_set or train_set)
     engine.set_up_device(ranks.device, cfg.deterministic)
-    state = assembly.build_state(cfg, ranks, len(train_set.classes), plan)
+    state = trainer.build_state(cfg, ranks, len(train_set.classes), plan)
     order = sampling.epoch_order(cfg.seed, 0, len(train_set))
     on_gpu = ranks.device.type == "cuda"
     return Bench(
@@ -179,11 +179,11 @@ def measure_size(bench: Bench, size: int) -> dict[str, object]:
     def train(micro_batches: list[Batch]) -> None:
         state, network = bench.state, bench.network
         sums = engine.train_step(state, network, micro_batches, cfg, bench.precision, bench.ranks)
-        engine.advance(state, sums, bench.plan.total_steps)
+        engine.advance(state, sums)
 
     def loaded(what: str, work: Callable[[list[Batch]], object]) -> Rate:
         keys = sample_keys(bench, size)
-        with phase(f"{size} px, {what}"), stream(bench, assembly.TRAIN, keys) as batches:
+        with phase(f"{size} px, {what}"), stream(bench, trainer.TRAIN, keys) as batches:
             return measure(bench, batches, per_step, work)
 
     synthetic = Batch(
@@ -229,11 +229,11 @@ def measure_evaluation(bench: Bench) -> float:
     @torch.inference_mode()
     def evaluate(batches: list[Batch]) -> None:
         for batch in batches:
-            engine.forward(model, batch, bench.precision)
+            engine.predict(model, batch, bench.precision)
 
     endless = (key for key in cycle(keys))
     read(bench, bench.val_set, np.arange(num_images), bench.seconds)  # the disk is not meant here
-    with phase("evaluation"), stream(bench, assembly.EVAL, endless) as batches:
+    with phase("evaluation"), stream(bench, trainer.EVAL, endless) as batches:
         return measure(bench, batches, 1, evaluate).images_per_s
 
 

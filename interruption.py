@@ -15,6 +15,10 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 SUPERVISOR_PID = "TRAIN_SUPERVISOR_PID"  # environment variable from supervisor.py to its ranks
 
 
+class Interrupted(Exception):  # noqa: N818 (not an error)
+    """A signal asked to stop, and all ranks have agreed on it."""
+
+
 class Interruption:
     """`requested` turns true on the first SIGTERM or SIGINT."""
 

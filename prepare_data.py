@@ -31,7 +31,7 @@ import known_archives
 import layouts
 import pack_report
 import packing
-from config import with_underscores
+from command_line import with_underscores
 from dataset_paths import DATASETS
 from interruption import Interruption
 from layouts import Source

@@ -1,14 +1,10 @@
-"""Steps and learning rates. Here epochs become steps, once; everywhere else time is steps.
+"""Steps and image sizes. Here epochs become steps, once; everywhere else time is steps.
 
 `step` counts batches consumed, which is also the position in the schedule. A checkpoint of step
 1200 continues with batch 1200 (counted from 0). A step that gradient scaling skips counts.
 """
 
-import warnings
 from dataclasses import dataclass
-
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 
 @dataclass(frozen=True)
@@ -47,20 +43,29 @@ class Plan:
     def ends_epoch(self, step: int) -> bool:
         return step > 0 and step % self.steps_per_epoch == 0
 
-    def evaluates_at(self, step: int, every_epochs: int) -> bool:
-        """Whether validation follows this step: every so many epochs and where the run ends."""
-        return step == self.stop_step or (
-            self.ends_epoch(step) and step // self.steps_per_epoch % every_epochs == 0
+    def evaluates_at(self, step: int, every_epochs: int, early_end: bool = True) -> bool:
+        """Whether validation follows this step: every so many epochs, 0 being none, and in the end.
+
+        early_end: whether an end by --max_steps counts as one.
+        """
+        if step == (self.stop_step if early_end else self.total_steps):
+            return True
+        epoch = step // self.steps_per_epoch
+        return self.ends_epoch(step) and every_epochs > 0 and epoch % every_epochs == 0
+
+    def describe_batch(self) -> str:
+        """How a step's images are split up."""
+        return (
+            f"batch {self.total_batch_size} = {self.world_size} ranks x "
+            f"{self.micro_batches_per_rank} micro-batches x {self.device_batch_size} images"
         )
 
     def describe(self) -> str:
         """The arithmetic in one line, for the start of the log."""
         sizes = ", ".join(map(str, possible_world_sizes(self.num_micro_batches)))
         return (
-            f"batch {self.total_batch_size} = {self.world_size} ranks x "
-            f"{self.micro_batches_per_rank} micro-batches x {self.device_batch_size} images; "
-            f"{self.steps_per_epoch} steps an epoch, {self.epochs} epochs, {self.total_steps} "
-            f"steps; may go on with {sizes} ranks"
+            f"{self.describe_batch()}; {self.steps_per_epoch} steps an epoch, {self.epochs} "
+            f"epochs, {self.total_steps} steps; may go on with {sizes} ranks"
         )
 
 
@@ -120,39 +125,3 @@ def make_plan(
     total_steps = num_images // total_batch_size * epochs
     stop_step = min(max_steps, total_steps) if max_steps else total_steps
     return Plan(num_images, epochs, total_batch_size, device_batch_size, world_size, stop_step)
-
-
-def one_cycle(
-    optimizer: Optimizer,
-    total_steps: int,
-    *,
-    max_lr: float,
-    pct_start: float,
-    anneal_strategy: str,
-    div_factor: float,
-    final_div_factor: float,
-    cycle_momentum: bool,
-) -> OneCycleLR:
-    """torch's OneCycleLR (Smith and Topin 2017, arXiv:1708.07120), for stepping once a step."""
-    return OneCycleLR(
-        optimizer,
-        max_lr=max_lr,
-        total_steps=total_steps,
-        pct_start=pct_start,
-        anneal_strategy=anneal_strategy,
-        div_factor=div_factor,
-        final_div_factor=final_div_factor,
-        cycle_momentum=cycle_momentum,
-    )
-
-
-def advance(scheduler: LRScheduler, step: int, total_steps: int) -> None:
-    """Set the learning rate of batch `step`; after the last batch there is none to set.
-
-    OneCycleLR would allow one call more and give a rate beyond its end, a negative one when linear.
-    """
-    if step < total_steps:
-        with warnings.catch_warnings():
-            # torch complains if gradient scaling skips the very first step; here it counts.
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            scheduler.step()

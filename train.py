@@ -24,15 +24,20 @@ import torch
 
 import assembly
 import checkpoint
+import command_line
 import config
 import distributed
 import engine
 import interruption
+import recipe_table
 import run_folder
 import sampling
 import supervisor
+import trainer
 from assembly import Run
-from config import Request, TrainConfig
+from command_line import Request, with_underscores
+from config import TrainConfig
+from interruption import Interrupted
 from locking import FolderLock
 from recipes import RECIPES
 from slots import Batch
@@ -59,7 +64,7 @@ def train(run: Run) -> str:
     cfg, plan, state, log = run.cfg, run.plan, run.state, run.log
     while True:
         orders = agree(run)
-        ends = state.step >= plan.stop_step or orders.out_of_time
+        ends = state.step >= plan.stop_step or orders.out_of_time or reached_target(run)
         if (ends or plan.ends_epoch(state.step)) and not log.has_row(state.step):
             orders.save = True
             orders.stop = not finish_epoch(run, ends) or orders.stop
@@ -75,7 +80,7 @@ def train(run: Run) -> str:
         data_wait_s = time.monotonic() - start
         lr = state.lr
         sums = engine.train_step(state, run.network, micro_batches, cfg, run.precision, run.ranks)
-        engine.advance(state, sums, plan.total_steps)
+        engine.advance(state, sums)
         note_bad_images(run, micro_batches)
         log.step_done(state.step, time.monotonic() - start, data_wait_s)
         if state.step % cfg.log_every_steps == 0:
@@ -131,17 +136,33 @@ def finish_epoch(run: Run, ends: bool) -> bool:
     run.log.epoch_row(state.step, state.lr, engine.means(train_sums), val_means)
     if plan.ends_epoch(state.step):
         state.epoch_sums.zero_()
+        # Only what an uninterrupted run evaluates too may count on a plateau.
+        if val_means and plan.evaluates_at(state.step, cfg.eval_every_epochs, early_end=False):
+            lower_on_plateau(run, val_means["loss"])
     return True
+
+
+def lower_on_plateau(run: Run, val_loss: float) -> None:
+    state = run.state
+    if state.learning_rate.evaluated(state.step, val_loss) and state.step < run.plan.total_steps:
+        run.log.event(state.step, f"on a plateau: learning rate {state.lr:.4g} from here on")
+
+
+def reached_target(run: Run) -> bool:
+    """Whether the validation top-1 has reached --target_top1; every rank knows the rows."""
+    best = run.log.best
+    return bool(run.cfg.target_top1 and best and best["val_top1"] >= run.cfg.target_top1)
 
 
 def evaluate(run: Run) -> torch.Tensor | None:
     """Summed results of the validation split, on all ranks; None if interrupted."""
     cfg, ranks = run.cfg, run.ranks
+    num_images = len(run.val_set)
     keys = sampling.eval_keys(
-        run.num_eval_images, cfg.device_batch_size, cfg.eval_crop, ranks.rank, ranks.world_size
+        num_images, cfg.device_batch_size, cfg.eval_crop, ranks.rank, ranks.world_size
     )
-    rounds = -(-run.num_eval_images // (cfg.device_batch_size * ranks.world_size))
-    batches = chain(run.feeder.batches(assembly.EVAL, keys), [None] * (rounds - len(keys)))
+    rounds = -(-num_images // (cfg.device_batch_size * ranks.world_size))
+    batches = chain(run.feeder.batches(trainer.EVAL, keys), [None] * (rounds - len(keys)))
 
     def should_stop(batch: Batch | None) -> bool:
         note_bad_images(run, [batch] if batch else [])
@@ -149,7 +170,7 @@ def evaluate(run: Run) -> torch.Tensor | None:
 
     distributed.broadcast_buffers([run.state.model, run.state.eval_model], ranks)
     return engine.evaluate(
-        run.state.eval_model, batches, run.num_eval_images, run.precision, ranks, should_stop
+        run.state.eval_model, batches, num_images, run.precision, ranks, should_stop
     )
 
 
@@ -239,7 +260,13 @@ def run_rank(request: Request) -> int:
             run_folder.write_status(run_dir, state=run_folder.RUNNING, attempt=attempt, message="")
         run = assembly.start(cfg, ranks, attempt, stop)
         if is_main:  # only now: settings that cannot start are not those of a run to resume
-            run_folder.write_config(run_dir, config.to_json(cfg), sys.argv)
+            run_folder.write_config(run_dir, config.to_json(run.cfg), sys.argv)
+    except Interrupted:
+        print("interrupted before the first step; the same command starts again", flush=True)
+        if lock:
+            run_folder.write_status(run_dir, state=run_folder.INTERRUPTED, attempt=attempt)
+        distributed.disconnect(ranks)
+        return 0 if supervised else run_folder.EXIT_CODES[run_folder.INTERRUPTED]
     except (ValueError, OSError) as error:
         if is_main:
             say_error(error)
@@ -302,7 +329,7 @@ def supervise(request: Request, argv: Sequence[str]) -> int:
 
 def prolonged(cfg: TrainConfig, stored: dict[str, object], step: int) -> bool:
     """Whether new limits let a run that ended at `step` go on."""
-    if cfg.max_minutes != stored["max_minutes"]:
+    if any(getattr(cfg, name) != stored[name] for name in ("max_minutes", "target_top1")):
         return True
     return cfg.max_steps != stored["max_steps"] and not 0 < cfg.max_steps <= step
 
@@ -313,10 +340,13 @@ def say_error(error: Exception) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line; then be a rank, or the supervisor of all ranks."""
-    argv = config.with_underscores(sys.argv[1:] if argv is None else argv)
+    argv = with_underscores(sys.argv[1:] if argv is None else argv)
     presets = {name: recipe.summary for name, recipe in RECIPES.items()}
-    parser = config.build_parser(presets, epilog=__doc__.split("\n", 2)[2])
-    request = config.parse(parser, argv)
+    parser = command_line.build_parser(presets, epilog=__doc__.split("\n", 2)[2])
+    request = command_line.parse(parser, argv)
+    if request.list_recipes:
+        print(recipe_table.describe(RECIPES), end="")
+        return 0
     if request.print_config:
         try:
             print(json.dumps(config.to_json(assembly.resolve(request)), indent=2))

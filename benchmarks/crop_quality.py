@@ -134,7 +134,7 @@ def our_crops(split: data.Split, indices: np.ndarray, side: int, scale: float) -
     """What train.py sees of some images."""
     slot = slots.Slot(0, np.zeros(1, slots.slot_dtype(len(indices), side))[0])
     slot.set_key(sampling.BatchKey(0, indices, side))
-    data.TrainImages(split, 0, scale, False)(slot)
+    data.TrainImages(split, 0, data.Augmentation(scale, flip=False))(slot)
     sizes = [split.open(index).size for index in indices.tolist()]
     boxes, _ = data.reduce_boxes(draw_boxes(indices, sizes, scale), side)
     return [Crop(*crop) for crop in zip(slot.images, boxes.tolist(), sizes, strict=True)]
@@ -142,7 +142,7 @@ def our_crops(split: data.Split, indices: np.ndarray, side: int, scale: float) -
 
 def draw_boxes(indices: np.ndarray, sizes: Sequence, scale: float) -> np.ndarray:
     """The rectangles that data.TrainImages draws, (N, 4)."""
-    draws = sampling.uniforms(0, 0, indices, data.NUM_DRAWS)[:, : transforms.CROP_DRAWS]
+    draws = sampling.uniforms(0, 0, indices, data.FLIP)
     return transforms.crop_boxes(draws, np.array(sizes), scale)
 
 

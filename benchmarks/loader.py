@@ -109,7 +109,7 @@ def base_candidate(work: Work) -> Candidate:
 
 def our_candidate(work: Work, store: str, split: data.Split) -> Candidate:
     """What a worker process does, done in this one."""
-    fill = data.TrainImages(split, 0, work.scale, True)
+    fill = data.TrainImages(split, 0, data.Augmentation(work.scale))
     slot = Slot(0, np.zeros(1, slot_dtype(BATCH, work.size))[0])
 
     def run(number: int) -> float:
@@ -215,7 +215,10 @@ def measure_one_core(args: argparse.Namespace, corpus: Corpus, rounds: np.ndarra
 def measure_workers(args: argparse.Namespace, corpus: Corpus, rounds: np.ndarray) -> list[dict]:
     """What two workers deliver over one, at the first image size and crop scale."""
     size, scale = args.image_sizes[0], args.min_crop_scales[0]
-    fill, device = data.TrainImages(corpus.pack(LONG_500), 0, scale, True), torch.device("cpu")
+    fill, device = (
+        data.TrainImages(corpus.pack(LONG_500), 0, data.Augmentation(scale)),
+        torch.device("cpu"),
+    )
     feeders = [feeding.Feeder([fill], BATCH, size, count, device) for count in (1, 2)]
     keys = [BatchKey(0, indices, size) for indices in rounds.reshape(-1, BATCH)]
     streams = [feeder.batches(0, itertools.cycle(keys)) for feeder in feeders]

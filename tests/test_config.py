@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import command_line
 import config
 from config import TrainConfig
 from recipes import RECIPES
@@ -15,8 +16,8 @@ PRESETS = {name: recipe.summary for name, recipe in RECIPES.items()}
 FIELDS = dataclasses.fields(TrainConfig)
 
 
-def parse(*words: str) -> config.Request:
-    return config.parse(config.build_parser(PRESETS, ""), words)
+def parse(*words: str) -> command_line.Request:
+    return command_line.parse(command_line.build_parser(PRESETS, ""), words)
 
 
 @pytest.mark.parametrize("item", FIELDS, ids=lambda item: item.name)
@@ -114,7 +115,7 @@ def test_a_resume_changes_only_what_may_change():
 
 
 def test_help_explains_every_setting():
-    text = config.build_parser(PRESETS, "").format_help()
+    text = command_line.build_parser(PRESETS, "").format_help()
     for item in FIELDS:
         assert f"--{item.name}" in text or f"--no_{item.name}" in text
         assert len(item.metadata["text"]) > 10

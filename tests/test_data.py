@@ -38,7 +38,7 @@ def test_any_number_of_loaders_gives_the_same_pixels(image_folder, num_workers):
     train, _ = data.open_dataset(image_folder)
 
     def batches(workers: int) -> list[Batch]:
-        images = data.TrainImages(train, 0, 0.08, True)
+        images = data.TrainImages(train, 0, data.Augmentation())
         keys = sampling.train_keys(66, 0, 16, 8, lambda epoch: 32 - 4 * epoch, 2, 9)
         feeder = Feeder([images], 8, 32, workers, CPU)
         return list(feeder.batches(0, keys))
@@ -52,7 +52,7 @@ def test_any_number_of_loaders_gives_the_same_pixels(image_folder, num_workers):
 
 def test_batches_have_the_promised_form_and_no_flip_where_none_is_wanted(image_folder):
     train, val = data.open_dataset(image_folder)
-    batch = one_batch(data.TrainImages(train, 0, 0.5, False), [0, 30, 65])
+    batch = one_batch(data.TrainImages(train, 0, data.Augmentation(0.5, flip=False)), [0, 30, 65])
     assert batch.images.shape == (3, 32, 32, 3) and batch.images.dtype == torch.uint8
     assert batch.labels.tolist() == [0, 1, 2] and not batch.flips.any() and not batch.bad_images
     batch = one_batch(data.EvalImages(val, 40), [20])
@@ -76,7 +76,7 @@ def lying_folder(tmp_path: Path) -> Path:
 
 def test_lying_files_are_read_and_broken_ones_named_and_replaced_the_same_way(lying_folder):
     train, _ = data.open_dataset(lying_folder)
-    images = data.TrainImages(train, 0, 0.08, True)
+    images = data.TrainImages(train, 0, data.Augmentation())
     whole = one_batch(images, range(4))
     assert not whole.bad_images and whole.labels.tolist() == [0] * 4
     bad = one_batch(images, range(4, 8))
@@ -193,7 +193,7 @@ def test_a_pack_of_originals_gives_the_pixels_of_its_folder(image_folder, tmp_pa
         packed = pack(image_folder, split, tmp_path, store="original")
         assert data.fingerprint(packed) == data.fingerprint(folder)
         ours, reference = (
-            batches_of(data.TrainImages(s, 0, 0.08, True)) if split == "train"
+            batches_of(data.TrainImages(s, 0, data.Augmentation())) if split == "train"
             else [one_batch(data.EvalImages(s, 40), range(len(s)))]
             for s in (packed, folder)
         )  # fmt: skip
@@ -205,7 +205,7 @@ def test_a_pack_of_tiles_gives_nearly_the_pixels_of_its_folder(image_folder, tmp
     packed = pack(image_folder, "train", tmp_path)
     assert data.fingerprint(packed) != data.fingerprint(folder)  # a run cannot change over
     ours, reference = (
-        batches_of(data.TrainImages(split, 0, 0.08, True)) for split in (packed, folder)
+        batches_of(data.TrainImages(split, 0, data.Augmentation())) for split in (packed, folder)
     )
     for one, other in zip(ours, reference, strict=True):
         assert torch.equal(one.labels, other.labels) and torch.equal(one.flips, other.flips)
@@ -241,8 +241,8 @@ def test_a_reduced_rectangle_lies_in_its_own_and_is_large_enough(rectangles):
 
 def test_images_around_one_that_cannot_be_opened_are_still_themselves(lying_folder):
     train, _ = data.open_dataset(lying_folder)
-    together = one_batch(data.TrainImages(train, 0, 0.08, True), range(12))
+    together = one_batch(data.TrainImages(train, 0, data.Augmentation()), range(12))
     assert len(together.bad_images) > 3  # a replacement may be bad as well, and is named again
     for index in (0, 3, 7, 8, 11):
-        alone = one_batch(data.TrainImages(train, 0, 0.08, True), [index])
+        alone = one_batch(data.TrainImages(train, 0, data.Augmentation()), [index])
         assert torch.equal(together.images[index], alone.images[0])

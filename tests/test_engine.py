@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from torch import nn
 from torch.nn import functional
 
 import engine
+import optimization
+import schedule
+import trainer
 import transforms
 from config import TrainConfig
 from distributed import Ranks
 from model import ResNet
-from schedule import one_cycle
 from slots import Batch
 
 CPU = torch.device("cpu")
@@ -26,17 +29,11 @@ def tiny(num_classes: int = 7) -> ResNet:
 
 
 def make_state(cfg: TrainConfig, fp16: bool = False) -> engine.TrainState:
-    model = tiny()
-    optimizer = engine.build_optimizer(model, cfg)
-    scheduler = one_cycle(
-        optimizer, 20, max_lr=cfg.max_lr, pct_start=0.3, anneal_strategy="cos", div_factor=25.0,
-        final_div_factor=1e4, cycle_momentum=cfg.cycle_momentum,
-    )  # fmt: skip
-    scaler = torch.amp.GradScaler("cpu", enabled=fp16)
-    sums = torch.zeros(5, dtype=torch.int64)
-    return engine.TrainState(
-        model, optimizer, scheduler, scaler, engine.build_ema(model, cfg.ema_decay), sums
-    )
+    plan = schedule.Plan(20 * cfg.total_batch_size, 1, cfg.total_batch_size, 1, 1, 20)
+    cfg = replace(cfg, layers=(1, 1, 1, 1), width=8, epochs=1, channels_last=False)
+    state = trainer.build_state(cfg, Ranks(), 7, plan)
+    state.scaler = torch.amp.GradScaler("cpu", enabled=fp16)
+    return state
 
 
 def make_batch(seed: int, size: int = 8) -> Batch:
@@ -52,7 +49,9 @@ def step(state: engine.TrainState, batches: list[Batch], cfg: TrainConfig) -> to
 
 def test_weight_decay_goes_to_convolutions_and_classifier_alone():
     model = ResNet()
-    decayed, others = engine.build_optimizer(model, TrainConfig(weight_decay=1e-4)).param_groups
+    decayed, others = optimization.build_optimizer(
+        model, TrainConfig(weight_decay=1e-4)
+    ).param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (1e-4, 0.0)
     assert len(decayed["params"]) == 54 and len(others["params"]) == 107
     norms = {
@@ -139,7 +138,7 @@ def test_state_survives_a_round_trip_under_another_seed():
     cfg = TrainConfig(ema_decay=0.9, cycle_momentum=True)
     state = make_state(cfg, fp16=True)
     for seed in range(3):
-        engine.advance(state, step(state, [make_batch(seed)], cfg), 20)
+        engine.advance(state, step(state, [make_batch(seed)], cfg))
     saved = copy.deepcopy(state.state_dict())
     torch.manual_seed(99)
     other = make_state(cfg, fp16=True)
@@ -147,7 +146,7 @@ def test_state_survives_a_round_trip_under_another_seed():
         nn.init.normal_(parameter)
     other.load_state_dict(saved)
     for s in (state, other):
-        engine.advance(s, step(s, [make_batch(9)], cfg), 20)
+        engine.advance(s, step(s, [make_batch(9)], cfg))
     one, two = state.state_dict(), other.state_dict()
     assert one["step"] == two["step"] == 4 and one["scheduler"] == two["scheduler"]
     assert one["scaler"] == two["scaler"] and one["num_averaged"] == two["num_averaged"] == 4
@@ -162,7 +161,7 @@ def test_fp16_scales_gradients_and_a_skipped_step_counts():
     before = state.model.fc.weight.clone()
     state.model.fc.weight.register_hook(lambda grad: grad * math.inf)
     sums = engine.train_step(state, state.model, [make_batch(1)], cfg, fp16, Ranks())
-    engine.advance(state, sums, 20)
+    engine.advance(state, sums)
     assert torch.equal(state.model.fc.weight, before) and state.step == 1
     assert state.scaler.get_scale() == 2.0**15  # halved from its first 2**16
 

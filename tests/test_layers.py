@@ -7,20 +7,30 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-COMMANDS = {"train", "evaluate", "prepare_data", "bench"}
-ASSEMBLY = {"assembly", "host_speed"}  # put the library together for commands that train
+COMMANDS = {"train", "evaluate", "prepare_data", "bench", "lr_finder"}
+# Put the library together for commands that train: the trainer, what measures it, the whole run.
+ASSEMBLY = {"trainer", "host_speed", "range_test", "batch_fit", "assembly"}
 LIBRARY = {"data", "engine", "checkpoint", "run_log", "packing", "pack_report", "fashion_mnist"}
 LEAVES = {
     "config", "recipes", "dataset_paths", "transforms", "model", "schedule", "distributed",
     "interruption", "supervisor", "run_folder", "curves", "tables", "sampling", "feeding", "jpeg",
     "packed_images", "pack_writer", "archives", "layouts", "known_archives", "rgb", "locking",
-    "slots",
+    "slots", "settings", "combinations", "command_line", "augment", "losses", "optimization",
+    "learning_rate", "lr_curve", "recipe_table",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
-    **dict.fromkeys(ASSEMBLY, {"assembly"} | LIBRARY | LEAVES),
+    **dict.fromkeys(ASSEMBLY, {"trainer"} | LIBRARY | LEAVES),
+    "trainer": LIBRARY | LEAVES,
+    "assembly": ASSEMBLY | LIBRARY | LEAVES,
     **dict.fromkeys(LIBRARY, LEAVES),
     **{name: set() for name in LEAVES},
+    # The settings, and what is made of them.
+    "combinations": {"settings", "config"},  # config for its type only
+    "config": {"settings", "combinations"},
+    "command_line": {"settings", "config"},
+    "recipe_table": {"recipes"},
+    "optimization": {"config"},
     # What a parent and its children must agree on.
     "supervisor": {"interruption"},
     "feeding": {"interruption", "sampling", "slots"},
@@ -28,12 +38,18 @@ MAY_IMPORT = {
     # A pack is tiles of JPEG; whatever they are not, Pillow decodes as everywhere.
     "jpeg": {"rgb"},
     "transforms": {"rgb"},
+    "augment": {"transforms"},
     "packed_images": {"jpeg"},
     "pack_writer": {"packed_images"},
     "pack_report": {"packing"} | LEAVES,
     # Where data sets are and what they hold.
     "layouts": {"archives", "dataset_paths"},
     "known_archives": {"dataset_paths"},
+}
+IMPORTED_AS = {
+    "pillow": "PIL",
+    "opencv-python-headless": "cv2",
+    "torch-lr-finder": "torch_lr_finder",
 }
 MODULES = sorted(path.stem for path in REPOSITORY.glob("*.py"))
 
@@ -66,7 +82,7 @@ def test_imports_go_down(name):
 def test_only_declared_packages_are_imported(name):
     requirements = (REPOSITORY / "requirements.txt").read_text().splitlines()
     packages = {line.partition("==")[0] for line in requirements if "==" in line}
-    packages = (packages - {"pillow", "opencv-python-headless"}) | {"PIL", "cv2"}
+    packages = (packages - set(IMPORTED_AS)) | set(IMPORTED_AS.values())
     others = imports_of(name) - set(MODULES) - set(sys.stdlib_module_names)
     assert others <= packages
 
@@ -80,6 +96,7 @@ def test_nothing_happens_at_import(name):
         text = ast.unparse(node)
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         guarded = isinstance(node, ast.If) and text.startswith("if __name__ == '__main__'")
+        guarded |= text.startswith("if TYPE_CHECKING:")
         chooses_no_screen = text == "matplotlib.use('Agg')"
         assert isinstance(node, harmless) or docstring or guarded or chooses_no_screen, text
 

@@ -278,7 +278,7 @@ def use_with_workers(path: str) -> None:
     before, start = proportional_bytes([os.getpid()]), time.monotonic()
     pack = PackedImages(Path(path))
     seconds = time.monotonic() - start
-    feeder = Feeder([data.TrainImages(pack, 0, 0.08, True)], 8, 64, 4, torch.device("cpu"))
+    feeder = Feeder([data.TrainImages(pack, 0, data.Augmentation())], 8, 64, 4, torch.device("cpu"))
     idle = proportional_bytes([os.getpid(), *(worker.pid for worker in feeder._workers)])
     keys = sampling.train_keys(len(pack), 0, 8, 8, lambda epoch: 64, 0, 300)
     stream = feeder.batches(0, keys)

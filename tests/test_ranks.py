@@ -88,7 +88,7 @@ rank, world_size, num_workers = map(int, sys.argv[2:])
 train, _ = data.open_dataset(Path(sys.argv[1]))
 size_of = lambda epoch: 24 + 8 * epoch
 keys = sampling.train_keys(len(train), 0, 16, 4, size_of, 0, 8, rank, world_size)
-fill = data.TrainImages(train, 0, 0.08, True)
+fill = data.TrainImages(train, 0, data.Augmentation())
 feeder = feeding.Feeder([fill], 4, 32, num_workers, torch.device("cpu"))
 for batch in feeder.batches(0, keys):
     tensors = (batch.images, batch.labels, batch.flips)

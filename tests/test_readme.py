@@ -13,6 +13,7 @@ from conftest import REPOSITORY, environment, make_folder
 from PIL import Image
 
 import bench
+import command_line
 import config
 import evaluate
 import prepare_data
@@ -46,7 +47,7 @@ def check(words: list[str]) -> None:
             assert result.returncode == 0 and mode in ("--demo", "--test")
         case ["python", "train.py", *flags]:
             presets = {name: recipe.summary for name, recipe in RECIPES.items()}
-            settings = config.parse(config.build_parser(presets, ""), flags).settings
+            settings = command_line.parse(command_line.build_parser(presets, ""), flags).settings
             recipe = RECIPES[settings.get("recipe", "onecycle50")].settings
             cfg = config.TrainConfig(**{**recipe, **settings})
             make_plan(10**6, cfg.epochs, cfg.total_batch_size, cfg.total_batch_size, 1)
@@ -118,4 +119,4 @@ def test_the_reading_order_names_every_module():
 
 def test_the_recipe_table_names_every_recipe():
     text = (REPOSITORY / "README.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)) == set(RECIPES)
+    assert set(re.findall(r"^\| `([\w-]+)`", text, re.MULTILINE)) == set(RECIPES)

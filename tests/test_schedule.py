@@ -2,17 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.optim.lr_scheduler import OneCycleLR
 
 import schedule
-
-ONE_CYCLE = {
-    "max_lr": 1.0, "pct_start": 0.3, "div_factor": 25.0, "final_div_factor": 1e4,
-    "cycle_momentum": False,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -63,32 +56,6 @@ def test_evaluation_comes_every_so_many_epochs_and_at_the_end():
     steps = [step for step in range(plan.total_steps + 1) if plan.evaluates_at(step, 2)]
     assert steps == [8, 16, 20]
     assert schedule.make_plan(66, 5, 16, 8, 1, max_steps=6).evaluates_at(6, 2)
-
-
-@pytest.mark.parametrize("strategy", ["cos", "linear"])
-def test_rates_are_onecycles_at_every_step_and_never_beyond_its_end(strategy):
-    def optimizer() -> torch.optim.SGD:
-        return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-
-    total_steps = 90
-    ours = optimizer()
-    scheduler = schedule.one_cycle(ours, total_steps, anneal_strategy=strategy, **ONE_CYCLE)
-    rates = []
-    for step in range(total_steps):
-        rates.append(ours.param_groups[0]["lr"])
-        ours.step()
-        schedule.advance(scheduler, step + 1, total_steps)
-    reference = optimizer()
-    theirs = OneCycleLR(reference, total_steps=total_steps, anneal_strategy=strategy, **ONE_CYCLE)
-    expected = []
-    for _ in range(total_steps):
-        expected.append(theirs.get_last_lr()[0])
-        reference.step()
-        theirs.step()
-    assert rates == expected
-    assert rates[0] == pytest.approx(1 / 25) and max(rates) == pytest.approx(1.0)
-    assert ours.param_groups[0]["lr"] == rates[-1] == pytest.approx(1 / 25e4)
-    assert scheduler.last_epoch == total_steps - 1
 
 
 def ffcv_resolution(epoch: int, min_res: int, max_res: int, start_ramp: int, end_ramp: int) -> int:

@@ -1,0 +1,137 @@
+"""The training loop that users write: torchvision's ResNet50, ImageFolder, SGD, a step schedule.
+
+    python benchmarks/plain_loop.py --data_dir DIR --image_size 96 --minutes 10 --out plain.csv
+    python benchmarks/plain_loop.py --data_dir DIR --image_size 96 --bf16 --out bf16.csv
+
+What time_to_accuracy.py compares the recipes with. It follows pytorch/examples imagenet/main.py
+(RandomResizedCrop, flip, momentum 0.9, weight decay 1e-4, learning rate 0.1 x batch / 256, divided
+by ten after each third of the epochs); --bf16 adds autocast and channels_last, the two lines that
+every tuning guide gives. Evaluates after every epoch, and notes wall seconds and the processor's:
+the latter do not depend on what else the machine does.
+"""
+
+import argparse
+import csv
+import resource
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import datasets, models, transforms
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+COLUMNS = ("epoch", "seconds", "core_seconds", "lr", "train_loss", "val_top1")
+
+
+def make_loaders(args: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
+    """Training batches in a new order every epoch, and the validation images, from folders."""
+    size, end = args.image_size, [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    crop = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+    whole = [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
+    val_dir = next(
+        args.data_dir / name for name in ("val", "validation") if (args.data_dir / name).is_dir()
+    )
+    train = datasets.ImageFolder(args.data_dir / "train", transforms.Compose(crop + end))
+    val = datasets.ImageFolder(val_dir, transforms.Compose(whole + end))
+    workers = {"num_workers": args.num_workers, "pin_memory": torch.cuda.is_available()}
+    return (
+        DataLoader(train, args.batch_size, shuffle=True, drop_last=True, **workers),
+        DataLoader(val, args.batch_size, **workers),
+    )
+
+
+def core_seconds() -> float:
+    """Processor time of this process and of the loader processes that have ended, in seconds."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+class Loop:
+    """Model, optimizer, and one epoch of each kind."""
+
+    def __init__(self, args: argparse.Namespace, num_classes: int) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.layout = torch.channels_last if args.bf16 else torch.contiguous_format
+        self.bf16 = args.bf16
+        model = models.resnet50(num_classes=num_classes)
+        self.model = model.to(self.device, memory_format=self.layout)
+        lr = 0.1 * args.batch_size / 256
+        self.optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=1e-4)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, -(-args.epochs // 3))
+        self.criterion = nn.CrossEntropyLoss()
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images = images.to(self.device, memory_format=self.layout)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.model(images)
+            return logits, self.criterion(logits, labels.to(self.device))
+
+    def train(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """One epoch; the mean loss."""
+        self.model.train()
+        losses = []
+        for images, labels in batches:
+            _, loss = self.forward(images, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.item())
+        self.scheduler.step()
+        return sum(losses) / len(losses)
+
+    @torch.inference_mode()
+    def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Top-1 in percent."""
+        self.model.eval()
+        hits = count = 0
+        for images, labels in batches:
+            logits, _ = self.forward(images, labels)
+            hits += (logits.argmax(1) == labels.to(self.device)).sum().item()
+            count += len(labels)
+        return 100 * hits / count
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train until the time is over, one row of --out an epoch."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data_dir", type=Path, required=True, help="train/CLASS/* and val/CLASS/*")
+    add("--image_size", type=int, default=224, help="side of the crops, px [224]")
+    add("--batch_size", type=int, default=64, help="images a step [64]")
+    add("--epochs", type=int, default=90, help="of the schedule [90]")
+    add("--minutes", type=float, default=0, help="end after so many, whatever the epoch; 0: never")
+    add("--core_minutes", type=float, default=0, help="the same in processor time")
+    add("--num_workers", type=int, default=2, help="loader processes [2]")
+    add("--bf16", action="store_true", help="autocast to bfloat16, channels_last")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, required=True, help="CSV file, one row an epoch")
+    args = parser.parse_args(argv)
+    torch.manual_seed(args.seed)
+    train, val = make_loaders(args)
+    loop = Loop(args, len(train.dataset.classes))
+    started, cores_started = time.monotonic(), core_seconds()
+    with args.out.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(COLUMNS)
+        for epoch in range(1, args.epochs + 1):
+            lr = loop.optimizer.param_groups[0]["lr"]
+            loss, top1 = loop.train(train), loop.evaluate(val)
+            seconds, cores = time.monotonic() - started, core_seconds() - cores_started
+            rows.writerow(
+                (epoch, f"{seconds:.1f}", f"{cores:.1f}", lr, f"{loss:.4f}", f"{top1:.3f}")
+            )
+            file.flush()
+            print(f"epoch {epoch}: {seconds:.0f} s, loss {loss:.3f}, top-1 {top1:.2f}%", flush=True)
+            if 0 < args.minutes * 60 <= seconds or 0 < args.core_minutes * 60 <= cores:
+                break
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Settings that exclude or need each other. Each check raises ValueError naming both."""
+
+from typing import TYPE_CHECKING
+
+from settings import AUTO
+
+if TYPE_CHECKING:
+    from config import TrainConfig
+
+
+def check(cfg: "TrainConfig") -> None:
+    """Raise ValueError naming the options, their values and what to do."""
+    check_batch(cfg)
+    check_sizes(cfg)
+    check_optimizer(cfg)
+    check_schedule(cfg)
+
+
+def check_batch(cfg: "TrainConfig") -> None:
+    total, device = cfg.total_batch_size, cfg.device_batch_size
+    if device not in (0, AUTO) and total % device:
+        raise ValueError(
+            f"--total_batch_size {total} does not split into micro-batches of "
+            f"--device_batch_size {device}: take a multiple, such as "
+            f"{device * (total // device + 1)}"
+        )
+    if device == 1 and (cfg.mixup_alpha or cfg.cutmix_alpha):
+        raise ValueError(
+            "--mixup_alpha and --cutmix_alpha mix the images of a micro-batch: --device_batch_size "
+            "1 has none to mix, take 2 or more"
+        )
+
+
+def check_sizes(cfg: "TrainConfig") -> None:
+    start = cfg.start_image_size
+    if start and not 32 <= start <= cfg.image_size:
+        raise ValueError(
+            f"--start_image_size {start}: must be from 32 to --image_size {cfg.image_size}"
+        )
+    if start and not cfg.grow_end_epoch > cfg.grow_start_epoch:
+        raise ValueError(
+            f"--start_image_size {start}: say when it grows: --grow_end_epoch "
+            f"{cfg.grow_end_epoch:g} must be above --grow_start_epoch {cfg.grow_start_epoch:g}"
+        )
+    if cfg.eval_resize < cfg.eval_crop:
+        raise ValueError(
+            f"--eval_resize_size {cfg.eval_resize} is smaller than the crop of {cfg.eval_crop} px "
+            f"cut from it: take at least {cfg.eval_crop}"
+        )
+
+
+def check_optimizer(cfg: "TrainConfig") -> None:
+    if cfg.nesterov and not cfg.momentum:
+        raise ValueError("--nesterov needs --momentum above 0")
+    if cfg.optimizer == "adamw":
+        for name in ("nesterov", "decoupled_weight_decay"):
+            if getattr(cfg, name):
+                raise ValueError(
+                    f"--{name} is for --optimizer sgd (AdamW always decouples its decay): leave "
+                    "out one of them"
+                )
+        if cfg.momentum == 1:
+            raise ValueError("--momentum 1: as AdamW's first beta it must be below 1")
+    for name, is_set in (("rescale", cfg.ema_rescale), ("every_steps", cfg.ema_every_steps > 1)):
+        if is_set and not cfg.ema_decay:
+            raise ValueError(f"--ema_{name} needs --ema_decay above 0: there is no average without")
+    if not 0 <= cfg.ema_update_decay < 1:
+        raise ValueError(
+            f"--ema_rescale makes of --ema_decay {cfg.ema_decay:g} a decay of "
+            f"{cfg.ema_update_decay:.4g} for batches of {cfg.total_batch_size} and {cfg.epochs} "
+            "epochs: give a larger --ema_decay or a smaller --ema_every_steps"
+        )
+
+
+def check_schedule(cfg: "TrainConfig") -> None:
+    if cfg.schedule != "onecycle":
+        for name in ("three_phase", "cycle_momentum"):
+            if getattr(cfg, name):
+                raise ValueError(f"--{name} is for --schedule onecycle, not {cfg.schedule}")
+    elif cfg.warmup_epochs:
+        raise ValueError(
+            f"--warmup_epochs {cfg.warmup_epochs:g} is for the other schedules: onecycle rises in "
+            "--pct_start of its steps"
+        )
+    if cfg.warmup_epochs and cfg.warmup_epochs >= cfg.curve_epochs:
+        raise ValueError(
+            f"--warmup_epochs {cfg.warmup_epochs:g} must be below the {cfg.curve_epochs} epochs "
+            "that the schedule has"
+        )
+    if cfg.schedule == "plateau" and cfg.plateau_epochs:
+        raise ValueError(
+            "--plateau_epochs come after another schedule: --schedule plateau has nothing else"
+        )
+    if cfg.schedule != "plateau" and not cfg.plateau_epochs:
+        return
+    if cfg.plateau_epochs >= cfg.epochs:
+        raise ValueError(
+            f"--plateau_epochs {cfg.plateau_epochs} are the last of --epochs {cfg.epochs}: take "
+            "fewer, or --schedule plateau"
+        )
+    epochs, every = cfg.plateau_epochs or cfg.epochs, cfg.eval_every_epochs
+    if not every or epochs // every < cfg.plateau_patience + 2:
+        raise ValueError(
+            f"--eval_every_epochs {every} leaves {epochs // every if every else 1} evaluations in "
+            f"{epochs} epochs on a plateau, too few for the learning rate to fall: "
+            f"--plateau_patience {cfg.plateau_patience} needs {cfg.plateau_patience + 2} and more"
+        )

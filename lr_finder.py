@@ -1,0 +1,125 @@
+"""Find the maximum learning rate: a range test with the training's own model, data and step.
+
+    python lr_finder.py --data_dir DIR --start_lr=1e-7 --end_lr=10 --num_iter=100
+    python lr_finder.py --recipe fast16 --total_batch_size 512 --out runs/lr_finder
+    torchrun --standalone --nproc_per_node=4 lr_finder.py --data_dir DIR
+
+Trains for num_iter steps while the learning rate grows from start_lr to end_lr, prints three
+suggestions and the one to take as --max_lr, and writes result.json, curve.csv and three pictures.
+The last line is a JSON object: {"max_lr": ..., "suggestions": {...}}. Takes train.py's settings,
+since another batch, size or augmentation has another best rate; one GPU gathers the whole batch in
+micro-batches. `python train.py --max_lr auto` does all of this by itself. Exit codes: 0, 2 change
+something, 75 interrupted.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import assembly
+import batch_fit
+import command_line
+import data
+import distributed
+import interruption
+import lr_curve
+import range_test
+import run_folder
+import trainer
+from config import TrainConfig
+from distributed import Ranks
+from interruption import Interrupted, Interruption
+from range_test import Range
+from recipes import RECIPES
+
+OUT = run_folder.RUNS / "lr_finder"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: the range, and train.py's settings."""
+    parser = argparse.ArgumentParser(
+        prog="lr_finder.py",
+        usage="lr_finder.py [--data_dir DIR] [--start_lr X] [--end_lr X] [--num_iter N] [--out DIR]"
+        " [--FLAG VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    add = parser.add_argument
+    add("--start_lr", type=float, metavar="X", help=f"first rate [{Range.start_lr:g}]")
+    add("--end_lr", type=float, metavar="X", help=f"last rate [{Range.end_lr:g}]")
+    add("--num_iter", type=int, metavar="N", help=f"steps between them [{Range.num_iter}]")
+    add("--out", type=Path, default=OUT, metavar="DIR", help=f"folder for the results [{OUT}]")
+    add("--json", type=Path, default=None, metavar="FILE", help="file for the last line, too")
+    command_line.add_settings(parser, {name: r.summary for name, r in RECIPES.items()})
+    return parser
+
+
+def find(
+    args: argparse.Namespace, ranks: Ranks, rates: Range, stop: Interruption
+) -> lr_curve.Suggestions:
+    """Run the test on all ranks. Raises ValueError for what the user must change, Interrupted."""
+    known = {item.name for item in fields(TrainConfig)}
+    given = {name: value for name, value in vars(args).items() if name in known}
+    if "run_dir" in given:
+        raise ValueError("--run_dir is train.py's: lr_finder.py touches no run, give --out")
+    # The rate is what is looked for, and the range test sets it by itself.
+    request = command_line.Request({**given, "max_lr": trainer.AUTO}, fresh=True)
+    cfg = assembly.with_data(assembly.resolve(request, ranks.world_size))
+    say = assembly.say_on(ranks)
+    train_set, val_set = data.open_dataset(Path(cfg.data_dir))
+    cfg = batch_fit.settle(cfg, ranks, stop, say)
+    plan = trainer.make_plan(cfg, train_set, ranks)
+    parts = trainer.set_up(cfg, ranks, train_set, val_set, plan, iter(()))
+    say(
+        f"{cfg.data_dir}: {len(train_set)} training images, {len(train_set.classes)} classes; "
+        f"{plan.describe_batch()}\n{ranks.device.type}, {parts.precision.name}, {rates.num_iter} "
+        f"steps from {rates.start_lr:g} to {rates.end_lr:g}"
+    )
+    found = range_test.find_max_lr(parts, rates, args.out, stop, say)
+    distributed.disconnect(ranks)
+    return found
+
+
+def report(found: lr_curve.Suggestions, args: argparse.Namespace) -> None:
+    """Say what was found; the last line is for programs."""
+    for warning in found.warnings:
+        print(f"warning: {warning}")
+    print(f"{found}\nrecommended: --max_lr {found.recommended:g} (pictures in {args.out})")
+    line = json.dumps({"max_lr": found.recommended, "suggestions": found.as_dict()})
+    if args.json:
+        args.json.write_text(line + "\n")
+    print(line, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the command line, be a rank, and on the first one report."""
+    words = command_line.with_underscores(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(words)
+    if distributed.launched_by_torchrun():
+        interruption.die_with_launcher()
+    stop, ranks = Interruption(), Ranks()
+    try:
+        ranks = distributed.read_ranks()
+        names = [item.name for item in fields(Range)]
+        rates = replace(Range(), **{n: getattr(args, n) for n in names if n in args})
+        found = find(args, ranks, rates, stop)
+        if ranks.is_main:
+            report(found, args)
+    except Interrupted:
+        if ranks.is_main:
+            print("lr_finder.py: interrupted", file=sys.stderr)
+        return run_folder.EXIT_CODES[run_folder.INTERRUPTED]
+    except (ValueError, OSError) as error:
+        if ranks.is_main:
+            print(f"lr_finder.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
