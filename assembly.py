@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import batch_fit
@@ -110,6 +111,8 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         title=f"{run_dir.name} ({cfg.recipe})",
         price_per_hour=cfg.price_per_hour,
         log_every_s=cfg.log_every_s,
+        max_minutes=cfg.max_minutes,
+        image_size_at=partial(trainer.image_size_at, cfg),
     )
     if parts.cfg.max_lr == AUTO:
         find_max_lr(parts, log, stop)
@@ -189,7 +192,7 @@ def refuse_other_run(contents: dict, origin: dict, cfg: TrainConfig) -> None:
                 "names, or it was packed otherwise. Give the same data, or a new --run_dir"
             )
     then, now = contents["schedule"], origin["schedule"]
-    differing = [f"{key} {then[key]} -> {now[key]}" for key in now if then[key] != now[key]]
+    differing = [f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
     if differing:
         raise ValueError(
             f"the checkpoint in {cfg.run_dir} follows another schedule ({', '.join(differing)}): "

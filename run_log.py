@@ -9,7 +9,7 @@ Every rank keeps the rows, rank 0 writes. A disk that is full costs log lines, n
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,9 +36,12 @@ class RunLog:
         title: str,
         price_per_hour: float,
         log_every_s: float,
+        max_minutes: float = 0.0,
+        image_size_at: Callable[[int], int] = lambda epoch: 1,
     ) -> None:
         self.run_dir, self.plan, self.is_main, self.title = run_dir, plan, is_main, title
         self.attempt, self.price_per_hour, self.log_every_s = attempt, price_per_hour, log_every_s
+        self.max_minutes, self._image_size_at = max_minutes, image_size_at
         self.rows: list[dict] = []
         self._steps: list[dict] = []
         self._bar: tqdm | None = None
@@ -209,7 +212,7 @@ class RunLog:
         if self._bar is None:
             epoch, done = divmod(step - 1, self.plan.steps_per_epoch)
             self._bar = tqdm(
-                desc=f"epoch {epoch + 1}/{self.plan.epochs}",
+                desc=f"epoch {epoch + 1}/{self.plan.epochs}{self._size(epoch)}",
                 total=self.plan.steps_per_epoch * self.plan.total_batch_size,
                 initial=done * self.plan.total_batch_size,
                 unit="img",
@@ -220,6 +223,11 @@ class RunLog:
             )
         return self._bar
 
+    def _size(self, epoch: int) -> str:
+        """The size of an epoch's crops, where it grows."""
+        size = self._image_size_at(epoch)
+        return "" if size == self._image_size_at(self.plan.epochs) else f" {size} px"
+
     def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -228,8 +236,7 @@ class RunLog:
     def _show(self, step: int, lr: float, means: dict[str, float]) -> None:
         """The numbers beside the bar, or the plain line where there is no terminal."""
         speed = self._speed()
-        remaining = (self.plan.stop_step - step) * self.plan.total_batch_size
-        eta = tables.clock(remaining / max(speed["images_per_s"], 1e-9))
+        eta = tables.clock(self._remaining_s(step, speed["images_per_s"]))
         text = (
             f"loss {means['loss']:.3f} lr {lr:.4g} waiting {speed['data_wait_pct']:.0f}% left {eta}"
         )
@@ -240,9 +247,18 @@ class RunLog:
         elif not self._on_terminal and self._due("print", self.log_every_s):
             epoch = self.plan.epoch_of(step)
             self.say(
-                f"epoch {epoch:.2f}/{self.plan.epochs} step {step}/{self.plan.stop_step} {text} "
+                f"epoch {epoch:.2f}/{self.plan.epochs}{self._size(int(epoch))} "
+                f"step {step}/{self.plan.stop_step} {text} "
                 f"{speed['images_per_s']:.0f} img/s"
             )
+
+    def _remaining_s(self, step: int, images_per_s: float) -> float:
+        """Seconds to the run's end at this epoch's speed, less when --max_minutes come first."""
+        work = self.plan.images_left(step, self._image_size_at)
+        remaining_s = work / max(images_per_s, 1e-9)
+        if self.max_minutes:
+            remaining_s = min(remaining_s, max(60 * self.max_minutes - self.paid_s, 0))
+        return remaining_s
 
     def _append(self, record: dict) -> None:
         with self._disk_may_be_full(), open(self.run_dir / "log.jsonl", "a") as file:

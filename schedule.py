@@ -4,6 +4,7 @@
 1200 continues with batch 1200 (counted from 0). A step that gradient scaling skips counts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -52,6 +53,18 @@ class Plan:
             return True
         epoch = step // self.steps_per_epoch
         return self.ends_epoch(step) and every_epochs > 0 and epoch % every_epochs == 0
+
+    def images_left(self, step: int, image_size_at: Callable[[int], int]) -> float:
+        """Training images from `step` to stop_step, each counting by its area against this epoch's.
+
+        image_size_at: side of an epoch's crops; time goes with their area.
+        """
+        now, left = step // self.steps_per_epoch, 0.0
+        for epoch in range(now, -(-self.stop_step // self.steps_per_epoch)):
+            first = max(step, epoch * self.steps_per_epoch)
+            last = min(self.stop_step, (epoch + 1) * self.steps_per_epoch)
+            left += (last - first) * (image_size_at(epoch) / image_size_at(now)) ** 2
+        return left * self.total_batch_size
 
     def describe_batch(self) -> str:
         """How a step's images are split up."""

@@ -29,6 +29,7 @@ import config
 import distributed
 import engine
 import interruption
+import launch
 import recipe_table
 import run_folder
 import sampling
@@ -36,13 +37,11 @@ import supervisor
 import trainer
 from assembly import Run
 from command_line import Request, with_underscores
-from config import TrainConfig
 from interruption import Interrupted
 from locking import FolderLock
 from recipes import RECIPES
 from slots import Batch
 
-NO_LIMIT = ", or --max_minutes 0 --max_steps 0 to go on without a limit"
 RETRY_SAVE_S = 60.0  # after a checkpoint that could not be written
 
 
@@ -262,14 +261,14 @@ def run_rank(request: Request) -> int:
         if is_main:  # only now: settings that cannot start are not those of a run to resume
             run_folder.write_config(run_dir, config.to_json(run.cfg), sys.argv)
     except Interrupted:
-        print("interrupted before the first step; the same command starts again", flush=True)
         if lock:
+            print("interrupted before the first step; the same command starts again", flush=True)
             run_folder.write_status(run_dir, state=run_folder.INTERRUPTED, attempt=attempt)
         distributed.disconnect(ranks)
         return 0 if supervised else run_folder.EXIT_CODES[run_folder.INTERRUPTED]
     except (ValueError, OSError) as error:
         if is_main:
-            say_error(error)
+            launch.say_error(error)
         if lock:
             state = run_folder.CONFIG_ERROR
             run_folder.write_status(run_dir, state=state, attempt=attempt, message=str(error))
@@ -288,56 +287,6 @@ def run_rank(request: Request) -> int:
     return 0 if supervised else run_folder.EXIT_CODES[state]
 
 
-def supervise(request: Request, argv: Sequence[str]) -> int:
-    """What `python train.py` is: check, and have torchrun do it on every GPU."""
-    try:
-        cfg = assembly.with_data(assembly.resolve(request))
-        run_dir = Path(cfg.run_dir)
-        lock = FolderLock(run_dir, ".supervisor.lock")
-        FolderLock(run_dir).release()  # a plain torchrun may be training there
-        if request.fresh:
-            run_folder.make_room(run_dir, request.overwrite)
-        status, stored = run_folder.read_status(run_dir), run_folder.read_settings(run_dir)
-    except (ValueError, OSError) as error:
-        say_error(error)
-        return 2
-    if status.get("state") == run_folder.DONE and not prolonged(cfg, stored, status["step"]):
-        print(
-            f"train.py: the run in {run_dir} is done at step {status.get('step')}, best top-1 "
-            f"{status.get('best_top1'):.2f}%. Give a new --run_dir to train another one"
-            f"{NO_LIMIT if cfg.max_minutes or cfg.max_steps else ''}"
-        )
-        return 0
-    flags = [word for word in argv if word not in ("--fresh", "--overwrite")]
-    command = [__file__, *flags, f"--run_dir={run_dir}", f"--data_dir={cfg.data_dir}"]
-    watcher = supervisor.Supervisor(
-        command,
-        max(1, torch.cuda.device_count()),
-        read_status=lambda: run_folder.read_status(run_dir),
-        newest_step=lambda: checkpoint.newest_step(run_folder.checkpoints_dir(run_dir)),
-        exit_codes=run_folder.EXIT_CODES,
-    )
-    code = watcher.run()
-    state = run_folder.read_status(run_dir).get("state")
-    if state == run_folder.RUNNING:  # nobody was left to write it
-        interrupted = code == run_folder.EXIT_CODES[run_folder.INTERRUPTED]
-        state = run_folder.INTERRUPTED if interrupted else run_folder.CRASHED
-        run_folder.write_status(run_dir, state=state)
-    lock.release()
-    return code
-
-
-def prolonged(cfg: TrainConfig, stored: dict[str, object], step: int) -> bool:
-    """Whether new limits let a run that ended at `step` go on."""
-    if any(getattr(cfg, name) != stored[name] for name in ("max_minutes", "target_top1")):
-        return True
-    return cfg.max_steps != stored["max_steps"] and not 0 < cfg.max_steps <= step
-
-
-def say_error(error: Exception) -> None:
-    print(f"train.py: error: {error}", file=sys.stderr, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line; then be a rank, or the supervisor of all ranks."""
     argv = with_underscores(sys.argv[1:] if argv is None else argv)
@@ -353,7 +302,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             parser.error(str(error))
         return 0
-    return run_rank(request) if distributed.launched_by_torchrun() else supervise(request, argv)
+    return (
+        run_rank(request)
+        if distributed.launched_by_torchrun()
+        else launch.supervise(request, argv, __file__)
+    )
 
 
 if __name__ == "__main__":

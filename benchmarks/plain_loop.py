@@ -1,18 +1,16 @@
 """The training loop that users write: torchvision's ResNet50, ImageFolder, SGD, a step schedule.
 
-    python benchmarks/plain_loop.py --data_dir DIR --image_size 96 --minutes 10 --out plain.csv
-    python benchmarks/plain_loop.py --data_dir DIR --image_size 96 --bf16 --out bf16.csv
+    python benchmarks/plain_loop.py --data_dir DIR --image_size 96 --minutes 10
+    python benchmarks/plain_loop.py --data_dir DIR --image_size 96 --minutes 10 --bf16
 
 What time_to_accuracy.py compares the recipes with. It follows pytorch/examples imagenet/main.py
 (RandomResizedCrop, flip, momentum 0.9, weight decay 1e-4, learning rate 0.1 x batch / 256, divided
 by ten after each third of the epochs); --bf16 adds autocast and channels_last, the two lines that
-every tuning guide gives. Evaluates after every epoch, and notes wall seconds and the processor's:
-the latter do not depend on what else the machine does.
+every tuning guide gives. As many epochs as the minutes give room for, and an evaluation after each.
 """
 
 import argparse
-import csv
-import resource
+import itertools
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -24,7 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, models, transforms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-COLUMNS = ("epoch", "seconds", "core_seconds", "lr", "train_loss", "val_top1")
+TIMED_STEPS = 10  # and as many before them, to warm up
 
 
 def make_loaders(args: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
@@ -44,12 +42,6 @@ def make_loaders(args: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
     )
 
 
-def core_seconds() -> float:
-    """Processor time of this process and of the loader processes that have ended, in seconds."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
 class Loop:
     """Model, optimizer, and one epoch of each kind."""
 
@@ -61,7 +53,6 @@ class Loop:
         self.model = model.to(self.device, memory_format=self.layout)
         lr = 0.1 * args.batch_size / 256
         self.optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=1e-4)
-        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, -(-args.epochs // 3))
         self.criterion = nn.CrossEntropyLoss()
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +71,6 @@ class Loop:
             loss.backward()
             self.optimizer.step()
             losses.append(loss.item())
-        self.scheduler.step()
         return sum(losses) / len(losses)
 
     @torch.inference_mode()
@@ -95,8 +85,19 @@ class Loop:
         return 100 * hits / count
 
 
+def epochs_that_fit(args: argparse.Namespace, batches: DataLoader, num_classes: int) -> int:
+    """Epochs that the minutes give room for, by the time of a few steps of a loop to throw away."""
+    loop, times = Loop(args, num_classes), []
+    for batch in itertools.islice(batches, 2 * TIMED_STEPS):
+        loop.train([batch])
+        times.append(time.monotonic())
+    steps = len(times) - 1 - TIMED_STEPS
+    step_s = (times[-1] - times[TIMED_STEPS]) / steps
+    return max(1, round(args.minutes * 60 / (step_s * len(batches))))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train until the time is over, one row of --out an epoch."""
+    """Train for about so many minutes, one printed line an epoch."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,32 +105,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--data_dir", type=Path, required=True, help="train/CLASS/* and val/CLASS/*")
     add("--image_size", type=int, default=224, help="side of the crops, px [224]")
     add("--batch_size", type=int, default=64, help="images a step [64]")
-    add("--epochs", type=int, default=90, help="of the schedule [90]")
-    add("--minutes", type=float, default=0, help="end after so many, whatever the epoch; 0: never")
-    add("--core_minutes", type=float, default=0, help="the same in processor time")
+    add("--minutes", type=float, default=10, help="to train for, about [10]")
+    add("--epochs", type=int, default=0, help="instead of as many as fit into the minutes")
     add("--num_workers", type=int, default=2, help="loader processes [2]")
     add("--bf16", action="store_true", help="autocast to bfloat16, channels_last")
     add("--seed", type=int, default=0)
-    add("--out", type=Path, required=True, help="CSV file, one row an epoch")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
     train, val = make_loaders(args)
-    loop = Loop(args, len(train.dataset.classes))
-    started, cores_started = time.monotonic(), core_seconds()
-    with args.out.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(COLUMNS)
-        for epoch in range(1, args.epochs + 1):
-            lr = loop.optimizer.param_groups[0]["lr"]
-            loss, top1 = loop.train(train), loop.evaluate(val)
-            seconds, cores = time.monotonic() - started, core_seconds() - cores_started
-            rows.writerow(
-                (epoch, f"{seconds:.1f}", f"{cores:.1f}", lr, f"{loss:.4f}", f"{top1:.3f}")
-            )
-            file.flush()
-            print(f"epoch {epoch}: {seconds:.0f} s, loss {loss:.3f}, top-1 {top1:.2f}%", flush=True)
-            if 0 < args.minutes * 60 <= seconds or 0 < args.core_minutes * 60 <= cores:
-                break
+    num_classes = len(train.dataset.classes)
+    epochs = args.epochs or epochs_that_fit(args, train, num_classes)
+    torch.manual_seed(args.seed)
+    loop = Loop(args, num_classes)
+    scheduler = torch.optim.lr_scheduler.StepLR(loop.optimizer, -(-epochs // 3))
+    for epoch in range(1, epochs + 1):
+        loss = loop.train(train)
+        scheduler.step()
+        top1 = loop.evaluate(val)
+        print(f"epoch {epoch}/{epochs}: train loss {loss:.3f}, validation top-1 {top1:.2f}%")
+        sys.stdout.flush()
     return 0
 
 

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 
 COMMANDS = {"train", "evaluate", "prepare_data", "bench", "lr_finder"}
 # Put the library together for commands that train: the trainer, what measures it, the whole run.
-ASSEMBLY = {"trainer", "host_speed", "range_test", "batch_fit", "assembly"}
+ASSEMBLY = {"trainer", "host_speed", "range_test", "batch_fit", "assembly", "launch"}
 LIBRARY = {"data", "engine", "checkpoint", "run_log", "packing", "pack_report", "fashion_mnist"}
 LEAVES = {
     "config", "recipes", "dataset_paths", "transforms", "model", "schedule", "distributed",
@@ -22,7 +22,8 @@ MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
     **dict.fromkeys(ASSEMBLY, {"trainer"} | LIBRARY | LEAVES),
     "trainer": LIBRARY | LEAVES,
-    "assembly": ASSEMBLY | LIBRARY | LEAVES,
+    "assembly": (ASSEMBLY - {"launch"}) | LIBRARY | LEAVES,
+    "launch": {"assembly"} | LIBRARY | LEAVES,
     **dict.fromkeys(LIBRARY, LEAVES),
     **{name: set() for name in LEAVES},
     # The settings, and what is made of them.

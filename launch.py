@@ -1,0 +1,70 @@
+"""`python train.py`: check the settings, then have torchrun train on every GPU, supervised."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import assembly
+import checkpoint
+import run_folder
+import supervisor
+from command_line import Request
+from config import TrainConfig
+from locking import FolderLock
+
+NO_LIMIT = ", or --max_minutes 0 --max_steps 0 --target_top1 0 to go on without a limit"
+
+
+def supervise(request: Request, argv: Sequence[str], script: str) -> int:
+    """Check, and have torchrun run `script` with the words of argv; returns the exit code.
+
+    A run that is done is left alone, unless new limits let it go on.
+    """
+    try:
+        cfg = assembly.with_data(assembly.resolve(request))
+        run_dir = Path(cfg.run_dir)
+        lock = FolderLock(run_dir, ".supervisor.lock")
+        FolderLock(run_dir).release()  # a plain torchrun may be training there
+        if request.fresh:
+            run_folder.make_room(run_dir, request.overwrite)
+        status, stored = run_folder.read_status(run_dir), run_folder.read_settings(run_dir)
+    except (ValueError, OSError) as error:
+        say_error(error)
+        return 2
+    if status.get("state") == run_folder.DONE and not prolonged(cfg, stored, status["step"]):
+        print(
+            f"train.py: the run in {run_dir} is done at step {status.get('step')}, best top-1 "
+            f"{status.get('best_top1'):.2f}%. Give a new --run_dir to train another one"
+            f"{NO_LIMIT if cfg.max_minutes or cfg.max_steps or cfg.target_top1 else ''}"
+        )
+        return 0
+    flags = [word for word in argv if word not in ("--fresh", "--overwrite")]
+    command = [script, *flags, f"--run_dir={run_dir}", f"--data_dir={cfg.data_dir}"]
+    watcher = supervisor.Supervisor(
+        command,
+        max(1, torch.cuda.device_count()),
+        read_status=lambda: run_folder.read_status(run_dir),
+        newest_step=lambda: checkpoint.newest_step(run_folder.checkpoints_dir(run_dir)),
+        exit_codes=run_folder.EXIT_CODES,
+    )
+    code = watcher.run()
+    state = run_folder.read_status(run_dir).get("state")
+    if state == run_folder.RUNNING:  # nobody was left to write it
+        interrupted = code == run_folder.EXIT_CODES[run_folder.INTERRUPTED]
+        state = run_folder.INTERRUPTED if interrupted else run_folder.CRASHED
+        run_folder.write_status(run_dir, state=state)
+    lock.release()
+    return code
+
+
+def prolonged(cfg: TrainConfig, stored: dict[str, object], step: int) -> bool:
+    """Whether new limits let a run that ended at `step` go on."""
+    if any(getattr(cfg, name) != stored.get(name, 0) for name in ("max_minutes", "target_top1")):
+        return True
+    return cfg.max_steps != stored["max_steps"] and not 0 < cfg.max_steps <= step
+
+
+def say_error(error: Exception) -> None:
+    print(f"train.py: error: {error}", file=sys.stderr, flush=True)
