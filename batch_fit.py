@@ -26,6 +26,7 @@ from trainer import build_state
 
 POLL_S = 0.2
 TRYING, FITS, FAILED = "trying", "fits", "failed"  # what the child reports
+INTERRUPTED = -1  # in place of a size, among ranks
 
 
 def candidates(images_per_rank: int) -> list[int]:
@@ -108,12 +109,14 @@ def largest_that_fits(
         child = spawn.Process(target=try_sizes, args=arguments, daemon=True)
         child.start()
         far_end.close()
+        left = len(sizes)
         try:
             while kind == TRYING:
                 kind, what = next_report(reports, stop)
                 sizes = [size for size in sizes if kind == TRYING and size < what]
         except EOFError:  # nothing fits, or it was killed, as Linux does when memory runs out
-            continue
+            if len(sizes) == left:
+                kind, what = FAILED, "the process that tries sizes ended before the first one"
         finally:
             child.kill()
             child.join()
@@ -133,8 +136,13 @@ def settle(
         return cfg
     sizes = candidates(cfg.total_batch_size // ranks.world_size)
     say(f"device batch size: trying {sizes[0]} images of {cfg.image_size} px and halves of it")
-    fitting = largest_that_fits(cfg, ranks.device, sizes, stop)
+    try:
+        fitting = largest_that_fits(cfg, ranks.device, sizes, stop)
+    except Interrupted:
+        fitting = INTERRUPTED  # the other ranks wait for a number
     fitting = distributed.least_before_connecting(fitting, ranks)
+    if fitting == INTERRUPTED:
+        raise Interrupted
     if not fitting:
         raise ValueError(
             f"--device_batch_size auto: not even {sizes[-1]} images of {cfg.image_size} px fit "

@@ -14,6 +14,7 @@ def check(cfg: "TrainConfig") -> None:
     check_sizes(cfg)
     check_optimizer(cfg)
     check_schedule(cfg)
+    check_plateau(cfg)
 
 
 def check_batch(cfg: "TrainConfig") -> None:
@@ -87,9 +88,14 @@ def check_schedule(cfg: "TrainConfig") -> None:
             f"--warmup_epochs {cfg.warmup_epochs:g} must be below the {cfg.curve_epochs} epochs "
             "that the schedule has"
         )
+
+
+def check_plateau(cfg: "TrainConfig") -> None:
+    """A plateau phase needs evaluations, and a fall at its very end would change nothing."""
     if cfg.schedule == "plateau" and cfg.plateau_epochs:
         raise ValueError(
-            "--plateau_epochs come after another schedule: --schedule plateau has nothing else"
+            f"--plateau_epochs {cfg.plateau_epochs} come after another schedule: --schedule "
+            "plateau has nothing else, leave out one of them"
         )
     if cfg.schedule != "plateau" and not cfg.plateau_epochs:
         return
@@ -98,10 +104,12 @@ def check_schedule(cfg: "TrainConfig") -> None:
             f"--plateau_epochs {cfg.plateau_epochs} are the last of --epochs {cfg.epochs}: take "
             "fewer, or --schedule plateau"
         )
-    epochs, every = cfg.plateau_epochs or cfg.epochs, cfg.eval_every_epochs
-    if not every or epochs // every < cfg.plateau_patience + 2:
+    begins = cfg.curve_epochs if cfg.plateau_epochs else cfg.warmup_epochs
+    every, needed = cfg.eval_every_epochs, cfg.plateau_patience + 2
+    count = (cfg.epochs - 1) // every - int(begins // every) if every else 0
+    if count < needed:
         raise ValueError(
-            f"--eval_every_epochs {every} leaves {epochs // every if every else 1} evaluations in "
-            f"{epochs} epochs on a plateau, too few for the learning rate to fall: "
-            f"--plateau_patience {cfg.plateau_patience} needs {cfg.plateau_patience + 2} and more"
+            f"--eval_every_epochs {every} leaves {count} evaluations on the plateau before the "
+            "last epoch's end, too few for the learning rate to fall: --plateau_patience "
+            f"{cfg.plateau_patience} needs {needed} and more"
         )

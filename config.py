@@ -261,17 +261,21 @@ def resumed(stored: TrainConfig, settings: Mapping[str, object]) -> TrainConfig:
     Raises ValueError naming every other explicit setting that differs from the stored one.
     """
     fields = {item.name: item for item in dataclasses.fields(TrainConfig)}
+    found = {  # what was found out at the start of the run stands
+        name: value
+        for name, value in settings.items()
+        if not (fields[name].metadata["may_be_auto"] and value == AUTO)
+    }
     differing = [
         f"--{name} {shown(value)} (the run has {shown(getattr(stored, name))})"
-        for name, value in settings.items()
-        if not fields[name].metadata["may_change"] and value not in (getattr(stored, name), AUTO)
+        for name, value in found.items()
+        if not fields[name].metadata["may_change"] and value != getattr(stored, name)
     ]
     if differing:
         raise ValueError(
             f"the run in {stored.run_dir} cannot go on with other settings: "
             f"{', '.join(differing)}. Leave them out to resume it, or give a new --run_dir"
         )
-    found = {name: value for name, value in settings.items() if value != AUTO}
     return dataclasses.replace(stored, **found)
 
 

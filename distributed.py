@@ -96,8 +96,9 @@ def least_before_connecting(number: int, ranks: Ranks) -> int:
     return min(int(store.get(f"least/{rank}")) for rank in range(ranks.world_size))
 
 
-def disconnect(ranks: Ranks) -> None:
-    if ranks.world_size > 1:
+def disconnect() -> None:
+    """Leave the process group, if it was joined."""
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -125,7 +125,7 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
     bad_images = distributed.gather_names(bad_images, ranks)
     for name in sorted(bad_images) if ranks.is_main else ():
         print(f"warning: cannot be decoded, counted as black: {name}", file=sys.stderr)
-    distributed.disconnect(ranks)
+    distributed.disconnect()
     return {
         **result,
         "num_images": len(split),

@@ -59,6 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raise ValueError now for what could not be written in the end."""
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a file: give a folder, new or old")
+    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
+        raise ValueError(f"--json {args.json} cannot be written: give a file in a folder")
+
+
 def find(
     args: argparse.Namespace, ranks: Ranks, rates: Range, stop: Interruption
 ) -> lr_curve.Suggestions:
@@ -81,7 +89,7 @@ def find(
         f"steps from {rates.start_lr:g} to {rates.end_lr:g}"
     )
     found = range_test.find_max_lr(parts, rates, args.out, stop, say)
-    distributed.disconnect(ranks)
+    distributed.disconnect()
     return found
 
 
@@ -106,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         ranks = distributed.read_ranks()
         names = [item.name for item in fields(Range)]
+        check_outputs(args)
         rates = replace(Range(), **{n: getattr(args, n) for n in names if n in args})
         found = find(args, ranks, rates, stop)
         if ranks.is_main:

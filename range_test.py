@@ -105,6 +105,8 @@ class RangeTest(LRFinder):
             if requested:
                 raise Interrupted
             micro_batches = list(islice(batches, trainer.plan.micro_batches_per_rank))
+            if isinstance(state.optimizer, optimization.DecoupledSGD):
+                state.optimizer.max_lr = state.lr  # every rate is tried as the peak
             scale = state.scaler.get_scale()
             sums = engine.train_step(
                 state, trainer.network, micro_batches, trainer.cfg, trainer.precision,
@@ -196,7 +198,10 @@ def find_max_lr(
     """
     cfg = trainer.cfg
     lrs, losses = measure(trainer, rates, stop, say)
-    suggestions = lr_curve.suggest(lrs, losses, cfg.total_batch_size)
+    exploded = len(losses) < rates.num_iter
+    # `suggest` is to know it: else it would ask for a higher --end_lr, or for more iterations.
+    seen = np.append(lrs, rates.end_lr), np.append(losses, np.nan)
+    suggestions = lr_curve.suggest(*(seen if exploded else (lrs, losses)), cfg.total_batch_size)
     result = {
         "max_lr": suggestions.recommended,
         "suggestions": suggestions.as_dict(),

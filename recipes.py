@@ -9,42 +9,15 @@ Where the code cannot or should not do what was published, the recipe's `differs
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from recipe import Recipe
+from small_recipes import SMALL
 
 DEFAULT_RECIPE = "onecycle50"
 AUTO = "auto"  # config.AUTO: as many images as fit into the device's memory
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Settings of `TrainConfig` by name, and what somebody reached with them.
-
-    top1, top5: percent, None where there is none; evaluated: at which size and how; source: who
-    published it and where; gpu_hours: of training and evaluation there, all GPUs together, gpu:
-    on which; differs: what is not done here as it was there.
-    """
-
-    summary: str
-    settings: Mapping[str, object]
-    top1: float | None
-    top5: float | None
-    evaluated: str
-    source: str
-    gpu_hours: float | None = None
-    gpu: str = ""
-    differs: str = ""
-
-    @property
-    def result(self) -> str:
-        """What was reached, in one line."""
-        if self.top1 is None:
-            return "no figure yet"
-        top5 = "" if self.top5 is None else f", top-5 {self.top5:g}"
-        return f"top-1 {self.top1:g}{top5} ({self.evaluated})"
-
-
 USER = "shared by this project's user: another's run, not repeated by us"
-OURS = "this project"
 
 ONE_CYCLE = {
     "image_size": 224,
@@ -137,7 +110,7 @@ def _mild(epochs: int) -> dict[str, object]:
     }
 
 
-RECIPES: Mapping[str, Recipe] = {
+IMAGENET: dict[str, Recipe] = {
     "onecycle50": Recipe(
         summary="ImageNet-1K, 50 epochs at 224 px, batch 256, OneCycleLR to 0.175",
         settings={**ONE_CYCLE, "epochs": 50, "total_batch_size": 256, "max_lr": 0.175},
@@ -294,119 +267,6 @@ RECIPES: Mapping[str, Recipe] = {
         "the classifier's bias; the average begins at once (theirs when warm-up is over); "
         "batch-norm groups as large as fit (theirs 128); mixed precision (theirs fp32)",
     ),
-    "tiny-imagenet": Recipe(
-        summary="Tiny-ImageNet, 200 classes, 100,000 images of 64 px; for one small GPU",
-        settings={
-            "epochs": 60,
-            # Its pictures are enlarged: at 64 px ResNet50's last stage would see 2x2.
-            "start_image_size": 96,
-            "image_size": 128,
-            "grow_start_epoch": 20.0,
-            "grow_end_epoch": 45.0,
-            "eval_resize_size": 128,
-            "min_crop_scale": 0.25,
-            "total_batch_size": 256,
-            "device_batch_size": 128,
-            "max_lr": 0.2,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "label_smoothing": 0.1,
-            "mixup_alpha": 0.2,
-            "random_erasing": 0.1,
-            "ema_decay": 0.998,
-        },
-        top1=None,
-        top5=None,
-        evaluated="128 px, whole pictures",
-        source=OURS + ", not yet run",
-    ),
-    "mini-imagenet": Recipe(
-        summary="mini-ImageNet, 100 classes, 60,000 images less validation; for one small GPU",
-        settings={
-            "epochs": 80,
-            "start_image_size": 128,
-            "image_size": 160,
-            "grow_start_epoch": 30.0,
-            "grow_end_epoch": 60.0,
-            "eval_image_size": 192,
-            "min_crop_scale": 0.25,
-            "total_batch_size": 256,
-            "device_batch_size": 128,
-            "max_lr": 0.2,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "label_smoothing": 0.1,
-            "mixup_alpha": 0.2,
-            "random_erasing": 0.1,
-            "ema_decay": 0.998,
-        },
-        top1=None,
-        top5=None,
-        evaluated="192 px",
-        source=OURS + ", not yet run",
-    ),
-    "imagenette": Recipe(
-        summary="Imagenette, 10 classes, 9,469 images; for one small GPU",
-        settings={
-            "epochs": 80,
-            "start_image_size": 96,
-            "image_size": 128,
-            "grow_start_epoch": 30.0,
-            "grow_end_epoch": 60.0,
-            "eval_image_size": 160,
-            "min_crop_scale": 0.25,
-            "total_batch_size": 64,
-            "device_batch_size": 64,
-            "max_lr": 0.05,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "label_smoothing": 0.1,
-            "random_erasing": 0.1,
-            "ema_decay": 0.995,
-        },
-        top1=None,
-        top5=None,
-        evaluated="160 px",
-        source=OURS + ", not yet run",
-    ),
-    "demo": Recipe(
-        summary="Fashion-MNIST at 32 px, minutes on a laptop's CPU",
-        # Whole pictures, and a third of the usual rate: on 20,000 images OneCycleLR to 0.03 gave
-        # 81.1%, to 0.1 80.0% and to 0.01 79.9%.
-        settings={
-            "epochs": 2,
-            "image_size": 32,
-            "eval_resize_size": 32,
-            "min_crop_scale": 1.0,
-            "total_batch_size": 128,
-            "max_lr": 0.03,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "label_smoothing": 0.1,
-            "ema_decay": 0.95,
-            "max_minutes": 11.0,
-        },
-        top1=88.01,
-        top5=99.7,
-        evaluated="32 px, its 10,000 test images",
-        source=OURS + ": one run, bf16 on 2 CPU cores",
-    ),
-    "tiny": Recipe(
-        summary="a ResNet of 0.1 M parameters at 32 px, for tests that kill it again and again",
-        settings={
-            "layers": (1, 1, 1, 1),
-            "width": 8,
-            "epochs": 2,
-            "image_size": 32,
-            "eval_resize_size": 32,
-            "total_batch_size": 16,
-            "device_batch_size": 8,
-            "max_lr": 0.05,
-            "num_workers": 0,
-        },
-        top1=None,
-        top5=None,
-        evaluated="32 px; it exists for the tests",
-        source=OURS,
-    ),
 }
+
+RECIPES: Mapping[str, Recipe] = IMAGENET | SMALL

@@ -1,6 +1,7 @@
 """What a setting is: a dataclass field with help, bounds, and whether a resume may change it."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import field
 from typing import Literal
@@ -43,6 +44,8 @@ def check_value(item: dataclasses.Field, value: object) -> None:
         raise ValueError(f"--{item.name} {value}: choose from {', '.join(rules['choices'])}")
     numbers = value if isinstance(value, tuple) else (value,)
     for number in numbers:
+        if isinstance(number, float) and math.isinf(number):
+            raise ValueError(f"--{item.name} {shown(value)}: must be finite")
         if rules["at_least"] is not None and not number >= rules["at_least"]:
             raise ValueError(f"--{item.name} {shown(value)}: must be at least {rules['at_least']}")
         if rules["at_most"] is not None and not number <= rules["at_most"]:

@@ -67,6 +67,7 @@ def train(run: Run) -> str:
         if (ends or plan.ends_epoch(state.step)) and not log.has_row(state.step):
             orders.save = True
             orders.stop = not finish_epoch(run, ends) or orders.stop
+            ends = ends or reached_target(run)
         if orders.save or orders.stop:
             save(run)
         if ends and log.has_row(state.step):
@@ -264,7 +265,7 @@ def run_rank(request: Request) -> int:
         if lock:
             print("interrupted before the first step; the same command starts again", flush=True)
             run_folder.write_status(run_dir, state=run_folder.INTERRUPTED, attempt=attempt)
-        distributed.disconnect(ranks)
+        distributed.disconnect()
         return 0 if supervised else run_folder.EXIT_CODES[run_folder.INTERRUPTED]
     except (ValueError, OSError) as error:
         if is_main:
@@ -281,7 +282,7 @@ def run_rank(request: Request) -> int:
     if state == run_folder.INTERRUPTED:
         run.log.say(f"interrupted at step {run.state.step}; the same command goes on from there")
     run.log.close(state, run.state.step)
-    distributed.disconnect(ranks)
+    distributed.disconnect()
     # The supervisor reads status.json; another exit code would only make torchrun print a
     # traceback.
     return 0 if supervised else run_folder.EXIT_CODES[state]

@@ -80,9 +80,7 @@ def set_up(
     is_fresh: no checkpoint follows, so --init_from counts. Raises ValueError for everything that
     the user must change.
     """
-    weights = None
-    if cfg.init_from and is_fresh:
-        weights = checkpoint.load_weights_file(Path(cfg.init_from), "--init_from")
+    weights = read_weights(cfg) if cfg.init_from and is_fresh else None
     feeder = start_feeder(cfg, ranks, train_set, val_set)
     batches = feeder.batches(TRAIN, keys)
     distributed.connect(ranks)
@@ -174,6 +172,14 @@ def build_state(
         ema=optimization.build_ema(model, cfg.ema_update_decay if cfg.ema_decay else 0.0),
         epoch_sums=torch.zeros(5, dtype=torch.int64, device=ranks.device),
     )
+
+
+def read_weights(cfg: TrainConfig) -> dict:
+    """The file of --init_from. Raises ValueError naming both if it is missing or not whole."""
+    try:
+        return checkpoint.load_weights_file(Path(cfg.init_from), "--init_from")
+    except checkpoint.DamagedCheckpointError as error:
+        raise ValueError(f"--init_from: {error}") from None
 
 
 def init_from(model: ResNet, contents: dict, cfg: TrainConfig) -> None:

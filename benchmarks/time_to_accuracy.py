@@ -173,8 +173,8 @@ def draw(path: Path, results: dict[str, dict[str, list[Point]]], title: str) -> 
     figure.savefig(path)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run them all, write results.json and curves.png, print the table."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -185,6 +185,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--minutes", type=float, default=10, metavar="X", help="that the plain loop has [10]")
     add("--seeds", type=int, nargs="+", default=[0], metavar="N")
     add("--out", type=Path, default=Path("runs/time_to_accuracy"), metavar="DIR")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run them all, write results.json and curves.png, print the table."""
+    parser = build_parser()
     args = parser.parse_args(argv)
     if not args.data_dir.is_dir():
         parser.error(

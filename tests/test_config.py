@@ -114,6 +114,14 @@ def test_a_resume_changes_only_what_may_change():
     assert not may_change & {"seed", "total_batch_size", "device_batch_size", "image_size", "amp"}
 
 
+def test_auto_keeps_what_the_start_found_out_and_is_a_word_elsewhere():
+    stored = TrainConfig(run_dir="runs/a", device_batch_size=64, max_lr=0.2, amp="bf16")
+    assert config.resumed(stored, {"device_batch_size": "auto", "max_lr": "auto"}) == stored
+    assert config.resumed(stored, {"data_dir": "auto"}).data_dir == "auto"  # a folder's name
+    with pytest.raises(ValueError, match=r"--amp auto \(the run has bf16\)"):
+        config.resumed(stored, {"amp": "auto"})
+
+
 def test_help_explains_every_setting():
     text = command_line.build_parser(PRESETS, "").format_help()
     for item in FIELDS:

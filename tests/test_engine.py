@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 
 import engine
-import optimization
 import schedule
 import trainer
 import transforms
@@ -45,20 +44,6 @@ def make_batch(seed: int, size: int = 8) -> Batch:
 
 def step(state: engine.TrainState, batches: list[Batch], cfg: TrainConfig) -> torch.Tensor:
     return engine.train_step(state, state.model, batches, cfg, FP32, Ranks())
-
-
-def test_weight_decay_goes_to_convolutions_and_classifier_alone():
-    model = ResNet()
-    decayed, others = optimization.build_optimizer(
-        model, TrainConfig(weight_decay=1e-4)
-    ).param_groups
-    assert (decayed["weight_decay"], others["weight_decay"]) == (1e-4, 0.0)
-    assert len(decayed["params"]) == 54 and len(others["params"]) == 107
-    norms = {
-        id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()
-    }
-    assert not norms & {id(p) for p in decayed["params"]}  # downsample.1 among them
-    assert id(model.fc.bias) in {id(p) for p in others["params"]}
 
 
 def test_a_step_is_plain_torchs():

@@ -16,7 +16,7 @@ LEAVES = {
     "interruption", "supervisor", "run_folder", "curves", "tables", "sampling", "feeding", "jpeg",
     "packed_images", "pack_writer", "archives", "layouts", "known_archives", "rgb", "locking",
     "slots", "settings", "combinations", "command_line", "augment", "losses", "optimization",
-    "learning_rate", "lr_curve", "recipe_table",
+    "learning_rate", "lr_curve", "recipe_table", "recipe", "small_recipes",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
@@ -30,6 +30,8 @@ MAY_IMPORT = {
     "combinations": {"settings", "config"},  # config for its type only
     "config": {"settings", "combinations"},
     "command_line": {"settings", "config"},
+    "small_recipes": {"recipe"},
+    "recipes": {"recipe", "small_recipes"},
     "recipe_table": {"recipes"},
     "optimization": {"config"},
     # What a parent and its children must agree on.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import photo_corpus
 import pytest
+import time_to_accuracy
 from conftest import REPOSITORY, environment, make_folder
 from PIL import Image
 
@@ -16,7 +17,9 @@ import bench
 import command_line
 import config
 import evaluate
+import lr_finder
 import prepare_data
+import recipe_table
 from recipes import RECIPES
 from schedule import make_plan
 
@@ -75,6 +78,19 @@ def check(words: list[str]) -> None:
                     cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
                 )  # fmt: skip
             assert result.returncode == 0 and "px, " in result.stdout, result.stderr
+        case ["python", "lr_finder.py", *flags]:
+            lr_finder.build_parser().parse_args(flags)
+        case ["python", "benchmarks/time_to_accuracy.py", *flags]:
+            time_to_accuracy.build_parser().parse_args(flags)
+        case ["python", "benchmarks/recipe_costs.py"]:
+            result = subprocess.run(
+                [sys.executable, *words[1:]],
+                cwd=REPOSITORY, env=environment(), check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            table = result.stdout[
+                result.stdout.index("| recipe") : result.stdout.index("| machine")
+            ]
+            assert table.strip() in (REPOSITORY / "README.md").read_text()
         case ["python", "benchmarks/loop_overhead.py", *flags]:
             quick = ["--tiny", "--image_size=32", "--batch_size=4", "--steps=2", "--rounds=1"]
             result = subprocess.run(
@@ -119,4 +135,5 @@ def test_the_reading_order_names_every_module():
 
 def test_the_recipe_table_names_every_recipe():
     text = (REPOSITORY / "README.md").read_text()
+    assert recipe_table.as_markdown(RECIPES) in text
     assert set(re.findall(r"^\| `([\w-]+)`", text, re.MULTILINE)) == set(RECIPES)
