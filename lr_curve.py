@@ -18,6 +18,8 @@ from matplotlib.ticker import LogLocator
 MIN_POINTS = 20  # finite losses; with fewer the smoothed curve is hardly more than its first values
 SKIP_END = 5  # points: fastai's lr_find
 DIVERGED = 4  # times the best smoothed loss: fastai's LRFinder
+# Standard error of the moving average, whose beta is 0.98, as a part of one loss's deviation.
+SMOOTHED_NOISE = math.sqrt((1 - 0.98) / (1 + 0.98))
 CLEAR_FALL = 3  # standard errors of the smoothed curve's start
 FAR_APART = 10
 Floats = Sequence[float] | np.ndarray
@@ -38,13 +40,14 @@ class Suggestions:
 
     minimum_tenth: where the smoothed loss is lowest, / 10; steepest: where it falls fastest over
     log10(lr), None if it does nowhere inside the range; valley: fastai's default; anchor: what the
-    linear rule says, 0.1 * batch / 256; recommended: the one to take, 3 significant digits.
+    linear rule says, 0.1 * batch / 256, None where it does not hold; recommended: the one to take,
+    3 significant digits.
     """
 
     minimum_tenth: float
     steepest: float | None
     valley: float
-    anchor: float
+    anchor: float | None
     recommended: float
     warnings: tuple[str, ...]
 
@@ -54,9 +57,10 @@ class Suggestions:
 
     def __str__(self) -> str:
         steepest = "none" if self.steepest is None else f"{self.steepest:.3g}"
+        anchor = f", linear rule 0.1 x batch/256 {self.anchor:.3g}" if self.anchor else ""
         return (
-            f"minimum/10 {self.minimum_tenth:.3g}, steepest {steepest}, valley {self.valley:.3g}, "
-            f"linear rule 0.1 x batch/256 {self.anchor:.3g}"
+            f"minimum/10 {self.minimum_tenth:.3g}, steepest {steepest}, valley {self.valley:.3g}"
+            + anchor
         )
 
 
@@ -77,15 +81,17 @@ def diverged(loss: float, best: float) -> bool:
     return not math.isfinite(loss) or loss > DIVERGED * best
 
 
-def suggest(lrs: Floats, losses: Floats, total_batch_size: int) -> Suggestions:
-    """Which learning rates the curve speaks for.
+def suggest(lrs: Floats, losses: Floats, total_batch_size: int | None) -> Suggestions:
+    """Which learning rates the curve speaks for; total_batch_size: None without the linear rule.
 
     Takes minimum / 10. Of the rules tried on a small ResNet (6 seeds; runs at fixed rates were best
     at 0.3-1) it stayed in 0.20-0.31, the median of the three rules in 0.14-0.31, the steepest point
     in 0.14-1.97, the valley in 0.05-0.11. For the same reason only the recommended rate, not each
-    of the three, is held against the anchor. A loss that never fell says nothing about the minimum:
-    then the anchor is recommended. The moving average lags: on synthetic curves it put the minimum
-    1.2 to 1.7 times too high where the loss then leaps up, up to 5 times where it rises slowly.
+    of the three, is held against the anchor. The minimum of a flat bottom is its high end, where
+    the loss begins to rise for good: with small batches it hardly falls before (README, "A learning
+    rate"). A loss that neither fell nor exploded says nothing: then the anchor is recommended. The
+    moving average lags: on synthetic curves it put the minimum 1.2 to 1.7 times too high where the
+    loss then leaps up, up to 5 times where it rises slowly.
 
     The first tenth and the last 5 points are left out, as in fastai's lr_find: the moving average
     starts with single batches, and the end is explosion. ValueError if MIN_POINTS aren't finite.
@@ -94,19 +100,20 @@ def suggest(lrs: Floats, losses: Floats, total_batch_size: int) -> Suggestions:
     smoothed = smooth(kept)
     start = len(kept) // 10
     inner_lrs, inner = kept_lrs[start:-SKIP_END], smoothed[start:-SKIP_END]
-    lowest = int(inner.argmin())
-    fell = inner[0] - inner[lowest] > CLEAR_FALL * _noise(kept) / math.sqrt(start + 1)
+    noise = _noise(kept)
+    lowest = int(np.flatnonzero(inner <= inner.min() + noise * SMOOTHED_NOISE)[-1])
+    fell = inner[0] - inner.min() > CLEAR_FALL * noise / math.sqrt(start + 1)
 
     tenth, valley = float(inner_lrs[lowest]) / 10, float(inner_lrs[_valley(inner)])
     steepest = _steepest(inner_lrs, inner, lowest) if fell else None
     # Goyal et al. 2017, "Accurate, Large Minibatch SGD": 0.1 for every 256 images of a batch.
-    anchor = 0.1 * total_batch_size / 256
-    chosen = float(f"{tenth if fell else anchor:.3g}")
-    found = Suggestions(tenth, steepest, valley, anchor, chosen, warnings=())
+    anchor = None if total_batch_size is None else 0.1 * total_batch_size / 256
     # Where it exploded within the points left out, the minimum is known well enough.
     exploded = len(kept) < len(losses) or diverged(kept[-SKIP_END:].max(), smoothed.min())
+    chosen = float(f"{tenth if fell or exploded or anchor is None else anchor:.3g}")
+    found = Suggestions(tenth, steepest, valley, anchor, chosen, warnings=())
     falling = not exploded and smoothed.argmin() >= len(kept) - SKIP_END
-    return replace(found, warnings=_warnings(found, fell, lowest == 0, falling))
+    return replace(found, warnings=_warnings(found, fell, exploded, lowest == 0, falling))
 
 
 def as_csv(lrs: Floats, losses: Floats) -> str:
@@ -165,13 +172,20 @@ def _finite(lrs: Floats, losses: Floats) -> tuple[np.ndarray, np.ndarray]:
     return lrs[:end], losses[:end]
 
 
-def _warnings(found: Suggestions, fell: bool, low_end: bool, high_end: bool) -> tuple[str, ...]:
+def _warnings(
+    found: Suggestions, fell: bool, exploded: bool, low_end: bool, high_end: bool
+) -> tuple[str, ...]:
     """What to know before taking the recommendation; *_end: where the range cut the curve off."""
-    chosen, anchor = found.recommended, found.anchor
+    chosen, anchor = found.recommended, found.anchor or found.recommended
+    by_rule = found.anchor is not None and not exploded
     far_apart = max(chosen / anchor, anchor / chosen) > FAR_APART
     steepest = "none" if found.steepest is None else f"{found.steepest:.3g}"
     texts = {
-        f"the loss never fell, so the recommended {chosen:g} is just the linear rule's": not fell,
+        f"the loss never fell, so the recommended {chosen:g} is just the linear rule's": (
+            not fell and by_rule
+        ),
+        f"the loss hardly fell, so the recommended {chosen:g} is just a tenth of where it began to "
+        "rise: more --num_iter would tell more": not fell and not by_rule,
         "the loss is lowest at the low end of the range: lower --start_lr": low_end,
         "the loss was still falling at the high end of the range: raise --end_lr": high_end,
         f"the recommended {chosen:g} and the linear rule's {anchor:.3g} lie more than {FAR_APART}x "

@@ -201,7 +201,8 @@ def find_max_lr(
     exploded = len(losses) < rates.num_iter
     # `suggest` is to know it: else it would ask for a higher --end_lr, or for more iterations.
     seen = np.append(lrs, rates.end_lr), np.append(losses, np.nan)
-    suggestions = lr_curve.suggest(*(seen if exploded else (lrs, losses)), cfg.total_batch_size)
+    batch = cfg.total_batch_size if cfg.optimizer == "sgd" else None  # the linear rule is SGD's
+    suggestions = lr_curve.suggest(*(seen if exploded else (lrs, losses)), batch)
     result = {
         "max_lr": suggestions.recommended,
         "suggestions": suggestions.as_dict(),
