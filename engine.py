@@ -165,8 +165,7 @@ def train_step(
     """One optimizer step from this rank's micro-batches; the scheduler is the caller's.
 
     network: state.model as replicated and compiled. Gradients are means over all images of the
-    step. Returns this rank's `batch_sums` of the step, of mixed images against the label that is
-    the larger part.
+    step. Returns this rank's `batch_sums` of the step.
     """
     network.train()
     sums = torch.zeros_like(state.epoch_sums)
@@ -176,14 +175,11 @@ def train_step(
         track_running_statistics(state.model, ranks.is_main and i == 0)
         is_last = i == len(micro_batches) - 1
         with nullcontext() if is_last or ranks.world_size == 1 else network.no_sync():
-            number = i * ranks.world_size + ranks.rank
-            images, targets = prepare(batch, cfg, (cfg.seed, state.step, number), state.num_classes)
-            with precision.autocast():
-                logits = network(images)
-            logits = logits.float()
-            image_losses = losses.losses_of(logits, targets, cfg.loss, cfg.label_smoothing)
+            key = (cfg.seed, state.step, i * ranks.world_size + ranks.rank)
+            logits, labels, image_losses = forward(
+                network, batch, state.num_classes, cfg, precision, key
+            )
             state.scaler.scale(image_losses.mean() / len(micro_batches)).backward()
-        labels = targets if targets.dim() == 1 else targets.argmax(1)
         sums += batch_sums(logits.detach(), labels, image_losses.detach())
     if cfg.clip_grad_norm:
         state.scaler.unscale_(state.optimizer)
@@ -196,17 +192,30 @@ def train_step(
     return sums
 
 
-def prepare(
-    batch: Batch, cfg: TrainConfig, key: Sequence[int], num_classes: int
-) -> tuple[Tensor, Tensor]:
-    """A training batch from the loader -> what the model takes, and its labels or (B, K) targets.
+def forward(
+    network: nn.Module,
+    batch: Batch,
+    num_classes: int,
+    cfg: TrainConfig,
+    precision: Precision,
+    key: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A training batch from the loader -> float32 logits (B, K), labels (B,) and losses (B,).
 
-    key: seed, step and micro-batch; all that chance does here is a function of it.
+    key: seed, step and micro-batch; what chance does here is a function of it. The label of a mixed
+    image is that of its larger part.
     """
-    images = transforms.normalize(batch.images, batch.flips)
-    if not (cfg.mixup_alpha or cfg.cutmix_alpha):
-        return images, batch.labels
-    return losses.mix(images, batch.labels, num_classes, cfg.mixup_alpha, cfg.cutmix_alpha, key)
+    images, targets = transforms.normalize(batch.images, batch.flips), batch.labels
+    if cfg.mixup_alpha or cfg.cutmix_alpha:
+        images, targets = losses.mix(
+            images, targets, num_classes, cfg.mixup_alpha, cfg.cutmix_alpha, key
+        )
+    with precision.autocast():
+        logits = network(images)
+    logits = logits.float()
+    image_losses = losses.losses_of(logits, targets, cfg.loss, cfg.label_smoothing)
+    labels = targets if targets is batch.labels else targets.argmax(1)
+    return logits, labels, image_losses
 
 
 def predict(

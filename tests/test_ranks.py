@@ -19,7 +19,9 @@ from conftest import (
     train_words,
 )
 
-PLAIN = ("--clip_grad_norm=0", "--weight_decay=0")
+PLAIN = ("--clip_grad_norm=0", "--weight_decay=0")  # so that momentum begins as the gradient
+MIXED = ("--mixup_alpha=0.2", "--cutmix_alpha=1", "--trivial_augment", "--random_erasing=0.5")
+FLAGS = (*PLAIN, *MIXED)
 
 
 def run_ranks(num_ranks: int, flags: list[object], cwd: Path) -> Result:
@@ -36,7 +38,7 @@ def runs(image_folder, tmp_path_factory) -> dict[int, dict]:
     ends = {}
     for num_ranks, steps in ((1, 1), (2, 1), (1, 12)):
         run_dir = folder / f"{num_ranks}-{steps}"
-        flags = [*tiny_flags(image_folder, run_dir), *PLAIN, f"--max_steps={steps}"]
+        flags = [*tiny_flags(image_folder, run_dir), *FLAGS, f"--max_steps={steps}"]
         result = run_ranks(num_ranks, flags, folder)
         assert result.code == 0, result.err
         ends[num_ranks, steps] = torch.load(newest_checkpoint(run_dir), weights_only=True)
@@ -61,7 +63,7 @@ def test_two_ranks_have_the_batch_norm_buffers_of_one(runs):
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(image_folder, tmp_path, runs):
-    flags = [*tiny_flags(image_folder, tmp_path / "run"), *PLAIN]
+    flags = [*tiny_flags(image_folder, tmp_path / "run"), *FLAGS]
     for num_ranks, steps in ((2, 5), (1, 9), (2, 12)):
         result = run_ranks(num_ranks, [*flags, f"--max_steps={steps}"], tmp_path)
         assert result.code == 0, result.err
