@@ -79,7 +79,7 @@ def project(
         images / (rates[size] if disk["fits_in_memory"] and epoch else min(rates[size], disk_rate))
         for epoch, size in enumerate(sizes)
     )
-    evaluations = math.ceil(cfg.epochs / cfg.eval_every_epochs) if num_val else 0
+    evaluations = math.ceil(cfg.epochs / (cfg.eval_every_epochs or cfg.epochs)) if num_val else 0
     eval_s = evaluations * num_val / eval_images_per_s if evaluations else 0.0
     hours = (train_s + eval_s) / 3600
     return {

@@ -83,6 +83,14 @@ def check_schedule(cfg: "TrainConfig") -> None:
             f"--warmup_epochs {cfg.warmup_epochs:g} is for the other schedules: onecycle rises in "
             "--pct_start of its steps"
         )
+    if cfg.three_phase and cfg.pct_start > 0.5:
+        raise ValueError(
+            f"--pct_start {cfg.pct_start:g} leaves --three_phase no third phase: take 0.5 or less"
+        )
+    if cfg.schedule == "warmup_cosine" and cfg.max_lr != AUTO and cfg.min_lr > cfg.max_lr:
+        raise ValueError(
+            f"--min_lr {cfg.min_lr:g} is above --max_lr {cfg.max_lr:g}: the rate would rise to it"
+        )
     if cfg.warmup_epochs and cfg.warmup_epochs >= cfg.curve_epochs:
         raise ValueError(
             f"--warmup_epochs {cfg.warmup_epochs:g} must be below the {cfg.curve_epochs} epochs "

@@ -84,11 +84,11 @@ SMALL: dict[str, Recipe] = {
         summary="a few thousand photographs of a few classes, ten minutes on two CPU cores",
         # AdamW learns faster than SGD where there are so few images: see the README.
         settings={
-            "epochs": 16,
+            "epochs": 12,
             "start_image_size": 48,
             "image_size": 64,
-            "grow_start_epoch": 5.0,
-            "grow_end_epoch": 11.0,
+            "grow_start_epoch": 4.0,
+            "grow_end_epoch": 8.0,
             "image_size_multiple": 8,
             "eval_image_size": 80,
             "min_crop_scale": 0.35,

@@ -93,6 +93,11 @@ REFUSED = [
         for name in ("three_phase", "cycle_momentum")
     ],
     ({"warmup_epochs": 5.0}, ["--warmup_epochs 5", "onecycle rises in --pct_start"]),
+    ({"three_phase": True, "pct_start": 0.6}, ["--pct_start 0.6", "--three_phase", "0.5 or less"]),
+    (
+        {"schedule": "warmup_cosine", "min_lr": 0.2, "max_lr": 0.1},
+        ["--min_lr 0.2 is above --max_lr 0.1"],
+    ),
     (
         {"schedule": "warmup_cosine", "warmup_epochs": 45.0, "plateau_epochs": 5},
         ["--warmup_epochs 45", "must be below the 45 epochs"],
