@@ -55,8 +55,8 @@ def refuse_impossible(settings: LearningRateSettings) -> None:
     rising_steps = settings.pct_start * settings.curve_steps
     if settings.schedule == "onecycle" and rising_steps == 1:
         raise ValueError(
-            f"--pct_start {settings.pct_start} is exactly one of {settings.curve_steps} steps, where "
-            "OneCycleLR divides by zero: choose another"
+            f"--pct_start {settings.pct_start} is exactly one of {settings.curve_steps} steps, "
+            "where OneCycleLR divides by zero: choose another"
         )
     # torch would notice when the curve is over, which may be days into the run.
     if settings.curve_steps < settings.total_steps and not 0 < settings.plateau_factor < 1:

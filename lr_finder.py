@@ -34,6 +34,7 @@ from distributed import Ranks
 from interruption import Interrupted, Interruption
 from range_test import Range
 from recipes import RECIPES
+from settings import AUTO
 
 OUT = run_folder.RUNS / "lr_finder"
 
@@ -76,7 +77,7 @@ def find(
     if "run_dir" in given:
         raise ValueError("--run_dir is train.py's: lr_finder.py touches no run, give --out")
     # The rate is what is looked for, and the range test sets it by itself.
-    request = command_line.Request({**given, "max_lr": trainer.AUTO}, fresh=True)
+    request = command_line.Request({**given, "max_lr": AUTO}, fresh=True)
     cfg = assembly.with_data(assembly.resolve(request, ranks.world_size))
     say = assembly.say_on(ranks)
     train_set, val_set = data.open_dataset(Path(cfg.data_dir))

@@ -88,7 +88,8 @@ class Loop:
 def epochs_that_fit(args: argparse.Namespace, batches: DataLoader, num_classes: int) -> int:
     """Epochs that the minutes give room for, by the time of a few steps of a loop to throw away."""
     loop, times = Loop(args, num_classes), []
-    for batch in itertools.islice(batches, 2 * TIMED_STEPS):
+    endless = itertools.chain.from_iterable(itertools.repeat(batches))
+    for batch in itertools.islice(endless, 2 * TIMED_STEPS):
         loop.train([batch])
         times.append(time.monotonic())
     steps = len(times) - 1 - TIMED_STEPS

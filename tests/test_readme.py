@@ -80,8 +80,17 @@ def check(words: list[str]) -> None:
             assert result.returncode == 0 and "px, " in result.stdout, result.stderr
         case ["python", "lr_finder.py", *flags]:
             lr_finder.build_parser().parse_args(flags)
-        case ["python", "benchmarks/time_to_accuracy.py", *flags]:
+        case ["python", "benchmarks/time_to_accuracy.py" as script, *flags]:
             time_to_accuracy.build_parser().parse_args(flags)
+            with tempfile.TemporaryDirectory() as folder:
+                photos = make_folder(Path(folder) / "photos", 24, 2)  # the plain batch is 64
+                quick = ["--recipe=tiny", "--minutes=0.02", "--seeds=1", f"--data_dir={photos}"]
+                result = subprocess.run(
+                    [sys.executable, script, *flags, *quick, f"--out={folder}/out"],
+                    cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
+                )  # fmt: skip
+                assert result.returncode == 0, result.stdout + result.stderr
+                assert "| seed |" in result.stdout and Path(folder, "out/curves.png").is_file()
         case ["python", "benchmarks/recipe_costs.py"]:
             result = subprocess.run(
                 [sys.executable, *words[1:]],
