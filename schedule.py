@@ -63,7 +63,7 @@ class Plan:
         for epoch in range(now, -(-self.stop_step // self.steps_per_epoch)):
             first = max(step, epoch * self.steps_per_epoch)
             last = min(self.stop_step, (epoch + 1) * self.steps_per_epoch)
-            left += (last - first) * (image_size_at(epoch) / image_size_at(now)) ** 2
+            left += max(last - first, 0) * (image_size_at(epoch) / image_size_at(now)) ** 2
         return left * self.total_batch_size
 
     def describe_batch(self) -> str:

@@ -15,11 +15,11 @@ from schedule import make_plan
 MEANS = {"loss": 1.5, "top1": 40.0, "top5": 90.0}
 
 
-def make_log(run_dir: Path, is_main: bool = True, price: float = 0.0) -> RunLog:
+def make_log(run_dir: Path, is_main: bool = True, price: float = 0.0, **more: object) -> RunLog:
     plan = make_plan(66, 3, 16, 8, 1)
     return RunLog(
         run_dir, plan, is_main=is_main, attempt="a1", title="test", price_per_hour=price,
-        log_every_s=0.0,
+        log_every_s=0.0, **more,
     )  # fmt: skip
 
 
@@ -101,3 +101,16 @@ def test_a_full_disk_costs_lines_and_is_said(tmp_path, capsys):
         assert "No space left on device: going on without this record" in capsys.readouterr().out
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("max_minutes, left", [(0.0, "left 9:20 "), (2.0, "left 2:00 ")])
+def test_the_time_left_knows_growing_images_and_the_minutes(tmp_path, capsys, max_minutes, left):
+    """At one image a second: 48 of this epoch, and 64 of four times the area in each of two."""
+    sizes = [32, 64, 64, 64]
+    log = make_log(tmp_path, max_minutes=max_minutes, image_size_at=sizes.__getitem__)
+    log._on_terminal = False
+    log._started += 0.5  # else two minutes would soon be one minute and 59 s
+    log.step_done(1, 16.0, 0.0)
+    log.train_record(1, 0.1, MEANS)
+    out = capsys.readouterr().out
+    assert left in out and "epoch 0.25/3 32 px step 1/12" in out

@@ -81,3 +81,20 @@ def test_images_grow_within_their_bounds_and_only_if_asked_to():
     assert sizes == [88] * 7 + [96, 112, 124, 136, 152, 164] + [176] * 3
     assert {schedule.image_size_at(epoch, 0, 224, 3, 9, 32) for epoch in range(12)} == {224}
     assert [schedule.image_size_at(e, 100, 110, 0, 4, 32) for e in range(5)] == [100] * 4 + [110]
+
+
+def test_evaluation_may_come_at_the_end_only_and_an_early_end_can_be_told_apart():
+    plan = schedule.make_plan(66, 5, 16, 8, 1, max_steps=8)
+    assert [step for step in range(21) if plan.evaluates_at(step, 0)] == [8]
+    assert [step for step in range(21) if plan.evaluates_at(step, 0, early_end=False)] == [20]
+    assert [s for s in range(21) if plan.evaluates_at(s, 3, early_end=False)] == [12, 20]
+
+
+@given(st.integers(0, 20), st.integers(1, 20), st.lists(st.integers(1, 9), min_size=5, max_size=5))
+def test_images_left_count_by_their_area(step, stop, sizes):
+    """Against a sum over single steps; four steps an epoch."""
+    plan = schedule.make_plan(66, 5, 16, 8, 1, max_steps=stop)
+    now = sizes[min(step // 4, 4)]
+    single = [16 * (sizes[s // 4] / now) ** 2 for s in range(step, stop)]
+    image_size_at = [*sizes, 1].__getitem__
+    assert plan.images_left(step, image_size_at) == pytest.approx(sum(single))
