@@ -9,6 +9,7 @@ settled before the first step, recorded, and fixed for the run's life.
 import dataclasses
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
@@ -95,7 +96,14 @@ def next_report(reports: Connection, stop: Interruption) -> tuple[str, object]:
     while not reports.poll(POLL_S):
         if stop.requested:
             raise Interrupted
-    return reports.recv()
+    try:
+        return reports.recv()
+    except EOFError:
+        # torchrun signals the whole process group, and a child that is still importing dies of it.
+        time.sleep(POLL_S)
+        if stop.requested:
+            raise Interrupted from None
+        raise
 
 
 def largest_that_fits(

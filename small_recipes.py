@@ -102,7 +102,7 @@ SMALL: dict[str, Recipe] = {
         },
         top1=None,
         top5=None,
-        evaluated="",
+        evaluated="80 px",
         source=OURS,
     ),
     "demo": Recipe(

@@ -360,7 +360,10 @@ def test_a_step_left_out_is_noticed():
     [
         ({"schedule": "cosine"}, "schedule 'cosine' is none of onecycle, warmup_cosine, step"),
         ({"pct_start": 0.1, "curve_steps": 10}, "pct_start 0.1 is exactly one of 10 steps"),
-        ({"total_steps": 40, "plateau_factor": 1.0}, "plateau_factor 1.0 is not between 0 and 1"),
+        (
+            {"total_steps": 40, "plateau_factor": 1.0},
+            "--plateau_factor 1.0: must be between 0 and 1",
+        ),
     ],
 )
 def test_what_torch_refuses_obscurely_or_late_is_refused_at_once(changes, message):

@@ -128,7 +128,7 @@ def test_the_two_commands_come_first():
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_and_picture_a_page_names_is_there(page):
     text = (REPOSITORY / page).read_text()
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text):
         assert (REPOSITORY / target).is_file(), target
         if target.endswith(".png"):
             Image.open(REPOSITORY / target).verify()
@@ -145,4 +145,12 @@ def test_the_reading_order_names_every_module():
 def test_the_recipe_table_names_every_recipe():
     text = (REPOSITORY / "README.md").read_text()
     assert recipe_table.as_markdown(RECIPES) in text
-    assert set(re.findall(r"^\| `([\w-]+)`", text, re.MULTILINE)) == set(RECIPES)
+    assert set(re.findall(r"^\| `(\w[\w-]+)`", text, re.MULTILINE)) == set(RECIPES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_within_a_page_leads_to_a_heading(page):
+    text = (REPOSITORY / page).read_text()
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors

@@ -180,7 +180,8 @@ def test_rates_of_the_closed_schedules():
 
 def test_no_figure_without_a_source():
     for name, recipe in RECIPES.items():
-        assert recipe.source and recipe.evaluated and recipe.summary
+        assert recipe.source and recipe.summary
+        assert (recipe.top1 is None) or recipe.evaluated
         if recipe.top1 is None:
             assert recipe.top5 is None and recipe.source.startswith(small_recipes.OURS)
         assert (recipe.gpu_hours is None) == (recipe.gpu == "")
