@@ -9,8 +9,11 @@ settled before the first step, recorded, and fixed for the run's life.
 import dataclasses
 import multiprocessing
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
@@ -158,3 +161,15 @@ def settle(
         )
     say(f"device batch size: {fitting} fit")
     return dataclasses.replace(cfg, device_batch_size=fitting)
+
+
+def settle_alone(cfg: TrainConfig) -> TrainConfig:
+    """`settle` for a command of one process that Ctrl-C ends by KeyboardInterrupt: afterwards it
+    does, in a background job too, where it would be ignored."""
+    try:
+        return settle(
+            cfg, distributed.read_ranks(), Interruption(), partial(print, file=sys.stderr)
+        )
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -15,13 +15,11 @@ import argparse
 import json
 import math
 import os
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,13 +27,12 @@ import torch
 import assembly
 import batch_fit
 import config
-import distributed
 import host_speed
 import tables
 import trainer
 from command_line import with_underscores
 from config import TrainConfig
-from interruption import Interrupted, Interruption
+from interruption import Interrupted
 from recipes import DEFAULT_RECIPE, RECIPES
 
 BUSY = 0.25  # load a core from which on a machine is not ours alone
@@ -278,23 +275,12 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
     return cfg
 
 
-def fit_batch(cfg: TrainConfig) -> TrainConfig:
-    """The settings with a number for --device_batch_size auto; afterwards Ctrl-C raises again."""
-    try:
-        return batch_fit.settle(
-            cfg, distributed.read_ranks(), Interruption(), partial(print, file=sys.stderr)
-        )
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write --json."""
     words = with_underscores(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
     try:
-        cfg = fit_batch(read_settings(args))
+        cfg = batch_fit.settle_alone(read_settings(args))
         result = bench_host(cfg, set(args.image_size or epoch_sizes(cfg)), args.seconds)
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -18,6 +18,7 @@ def check(cfg: "TrainConfig") -> None:
 
 
 def check_batch(cfg: "TrainConfig") -> None:
+    """Micro-batches make up the batch, and mixing needs more than one image in each."""
     total, device = cfg.total_batch_size, cfg.device_batch_size
     if device not in (0, AUTO) and total % device:
         raise ValueError(
@@ -33,6 +34,7 @@ def check_batch(cfg: "TrainConfig") -> None:
 
 
 def check_sizes(cfg: "TrainConfig") -> None:
+    """Images grow within bounds, and the evaluation crop fits into its picture."""
     start = cfg.start_image_size
     if start and not 32 <= start <= cfg.image_size:
         raise ValueError(
@@ -51,6 +53,7 @@ def check_sizes(cfg: "TrainConfig") -> None:
 
 
 def check_optimizer(cfg: "TrainConfig") -> None:
+    """Momentum, decay and averages belong to the optimizer that has them."""
     if cfg.nesterov and not cfg.momentum:
         raise ValueError("--nesterov needs --momentum above 0")
     if cfg.optimizer == "adamw":
@@ -74,6 +77,7 @@ def check_optimizer(cfg: "TrainConfig") -> None:
 
 
 def check_schedule(cfg: "TrainConfig") -> None:
+    """Every schedule has its own settings, and their parts fit into the epochs."""
     if cfg.schedule != "onecycle":
         for name in ("three_phase", "cycle_momentum"):
             if getattr(cfg, name):

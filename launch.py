@@ -1,5 +1,6 @@
 """`python train.py`: check the settings, then have torchrun train on every GPU, supervised."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +9,23 @@ import torch
 
 import assembly
 import checkpoint
+import config
+import recipe_table
 import run_folder
 import supervisor
 from command_line import Request
 from config import TrainConfig
 from locking import FolderLock
+from recipes import RECIPES
 
 NO_LIMIT = ", or --max_minutes 0 --max_steps 0 --target_top1 0 to go on without a limit"
+
+
+def answer(request: Request) -> str:
+    """What --list_recipes or --print_config print. Raises ValueError for impossible settings."""
+    if request.list_recipes:
+        return recipe_table.describe(RECIPES)
+    return json.dumps(config.to_json(assembly.resolve(request)), indent=2) + "\n"
 
 
 def supervise(request: Request, argv: Sequence[str], script: str) -> int:

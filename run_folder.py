@@ -76,6 +76,24 @@ def read_json(path: Path) -> dict[str, object]:
     return values
 
 
+def read_records(path: Path) -> list[dict]:
+    """The whole lines of a log of JSON objects; a kill may have cut the last one."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is whole at any time, old or new."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
 def read_status(run_dir: Path) -> dict[str, object]:
     return read_json(run_dir / "status.json")
 

@@ -68,6 +68,10 @@ class RunLog:
         evaluated = [row for row in self.rows if row["val_top1"] is not None]
         return max(evaluated, key=lambda row: row["val_top1"], default=None)
 
+    def has_top1(self, target: float) -> bool:
+        """Whether the best validation top-1 is at least `target` percent; 0 is no target."""
+        return bool(target and self.best and self.best["val_top1"] >= target)
+
     def has_row(self, step: int) -> bool:
         return bool(self.rows) and self.rows[-1]["step"] >= step
 
@@ -77,12 +81,11 @@ class RunLog:
         if not self.is_main:
             return
         with self._disk_may_be_full():
-            records = _read_records(self.run_dir / "log.jsonl")
+            records = run_folder.read_records(self.run_dir / "log.jsonl")
             kept = [r for r in records if r["kind"] == "event" or r["step"] <= step]
             self._steps = [record for record in kept if record["kind"] == "train"]
-            partial = self.run_dir / "log.jsonl.partial"
-            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            partial.replace(self.run_dir / "log.jsonl")
+            lines = "".join(json.dumps(record) + "\n" for record in kept)
+            run_folder.replace_text(self.run_dir / "log.jsonl", lines)
             self._write_tables()
 
     def step_done(self, step: int, step_s: float, wait_s: float) -> None:
@@ -265,8 +268,8 @@ class RunLog:
             file.write(json.dumps(record) + "\n")
 
     def _write_tables(self) -> None:
-        _replace(self.run_dir / "metrics.csv", tables.as_csv(self.rows))
-        _replace(self.run_dir / "metrics.md", tables.as_markdown(self.rows))
+        run_folder.replace_text(self.run_dir / "metrics.csv", tables.as_csv(self.rows))
+        run_folder.replace_text(self.run_dir / "metrics.md", tables.as_markdown(self.rows))
 
     def _draw_curves(self) -> None:
         import curves  # matplotlib takes half a second, which every supervisor would pay
@@ -291,20 +294,3 @@ class RunLog:
         except OSError:
             self._on_terminal, self._bar = False, None
             sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115 (for the process's life)
-
-
-def _read_records(path: Path) -> list[dict]:
-    """The whole lines of a log; a kill may have cut the last one."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -10,7 +10,6 @@ Ctrl-C save first. Exit codes: 0 done, 1 crashed, 2 change something, 3 diverged
 and resumable.
 """
 
-import json
 import os
 import sys
 import time
@@ -30,7 +29,6 @@ import distributed
 import engine
 import interruption
 import launch
-import recipe_table
 import run_folder
 import sampling
 import supervisor
@@ -63,11 +61,11 @@ def train(run: Run) -> str:
     cfg, plan, state, log = run.cfg, run.plan, run.state, run.log
     while True:
         orders = agree(run)
-        ends = state.step >= plan.stop_step or orders.out_of_time or reached_target(run)
+        ends = state.step >= plan.stop_step or orders.out_of_time or log.has_top1(cfg.target_top1)
         if (ends or plan.ends_epoch(state.step)) and not log.has_row(state.step):
             orders.save = True
             orders.stop = not finish_epoch(run, ends) or orders.stop
-            ends = ends or reached_target(run)
+            ends = ends or log.has_top1(cfg.target_top1)
         if orders.save or orders.stop:
             save(run)
         if ends and log.has_row(state.step):
@@ -146,12 +144,6 @@ def lower_on_plateau(run: Run, val_loss: float) -> None:
     state = run.state
     if state.learning_rate.evaluated(state.step, val_loss) and state.step < run.plan.total_steps:
         run.log.event(state.step, f"on a plateau: learning rate {state.lr:.4g} from here on")
-
-
-def reached_target(run: Run) -> bool:
-    """Whether the validation top-1 has reached --target_top1; every rank knows the rows."""
-    best = run.log.best
-    return bool(run.cfg.target_top1 and best and best["val_top1"] >= run.cfg.target_top1)
 
 
 def evaluate(run: Run) -> torch.Tensor | None:
@@ -283,8 +275,7 @@ def run_rank(request: Request) -> int:
         run.log.say(f"interrupted at step {run.state.step}; the same command goes on from there")
     run.log.close(state, run.state.step)
     distributed.disconnect()
-    # The supervisor reads status.json; another exit code would only make torchrun print a
-    # traceback.
+    # The supervisor reads status.json; with another code torchrun would print a traceback.
     return 0 if supervised else run_folder.EXIT_CODES[state]
 
 
@@ -294,20 +285,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     presets = {name: recipe.summary for name, recipe in RECIPES.items()}
     parser = command_line.build_parser(presets, epilog=__doc__.split("\n", 2)[2])
     request = command_line.parse(parser, argv)
-    if request.list_recipes:
-        print(recipe_table.describe(RECIPES), end="")
-        return 0
-    if request.print_config:
+    if request.list_recipes or request.print_config:
         try:
-            print(json.dumps(config.to_json(assembly.resolve(request)), indent=2))
+            print(launch.answer(request), end="")
         except ValueError as error:
             parser.error(str(error))
         return 0
-    return (
-        run_rank(request)
-        if distributed.launched_by_torchrun()
-        else launch.supervise(request, argv, __file__)
-    )
+    if distributed.launched_by_torchrun():
+        return run_rank(request)
+    return launch.supervise(request, argv, __file__)
 
 
 if __name__ == "__main__":

@@ -215,11 +215,8 @@ def measure_one_core(args: argparse.Namespace, corpus: Corpus, rounds: np.ndarra
 def measure_workers(args: argparse.Namespace, corpus: Corpus, rounds: np.ndarray) -> list[dict]:
     """What two workers deliver over one, at the first image size and crop scale."""
     size, scale = args.image_sizes[0], args.min_crop_scales[0]
-    fill, device = (
-        data.TrainImages(corpus.pack(LONG_500), 0, data.Augmentation(scale)),
-        torch.device("cpu"),
-    )
-    feeders = [feeding.Feeder([fill], BATCH, size, count, device) for count in (1, 2)]
+    fill = data.TrainImages(corpus.pack(LONG_500), 0, data.Augmentation(scale))
+    feeders = [feeding.Feeder([fill], BATCH, size, count, torch.device("cpu")) for count in (1, 2)]
     keys = [BatchKey(0, indices, size) for indices in rounds.reshape(-1, BATCH)]
     streams = [feeder.batches(0, itertools.cycle(keys)) for feeder in feeders]
     num_batches = 4 * rounds.shape[1]

@@ -34,6 +34,55 @@ COMMANDS = [
 ]
 
 
+def check_benchmark(words: list[str]) -> None:
+    """Run a benchmark in a short form; of photo_corpus.py, which downloads, read the flags."""
+    match words:
+        case ["python", "benchmarks/photo_corpus.py", *flags]:
+            photo_corpus.build_parser().parse_args(flags)
+        case ["python", "benchmarks/loader.py" | "benchmarks/crop_quality.py" as script, *flags]:
+            quick = {
+                "benchmarks/loader.py": ["--image_sizes=64", "--rounds=1", "--images_per_round=50"],
+                "benchmarks/crop_quality.py": ["--image_sizes=64", "--num_crops=5"],
+            }
+            with tempfile.TemporaryDirectory() as folder:
+                photos = make_folder(Path(folder) / "photos", 20, 1)
+                places = [f"--data_dir={photos}", f"--work_dir={folder}/work"]
+                result = subprocess.run(
+                    [sys.executable, script, *flags, *quick[script], *places],
+                    cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
+                )  # fmt: skip
+            assert result.returncode == 0 and "px, " in result.stdout, result.stderr
+        case ["python", "benchmarks/time_to_accuracy.py" as script, *flags]:
+            time_to_accuracy.build_parser().parse_args(flags)
+            with tempfile.TemporaryDirectory() as folder:
+                photos = make_folder(Path(folder) / "photos", 24, 2)  # the plain batch is 64
+                quick = ["--recipe=tiny", "--minutes=0.02", "--seeds=1", f"--data_dir={photos}"]
+                result = subprocess.run(
+                    [sys.executable, script, *flags, *quick, f"--out={folder}/out"],
+                    cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
+                )  # fmt: skip
+                assert result.returncode == 0, result.stdout + result.stderr
+                assert "| seed |" in result.stdout and Path(folder, "out/curves.png").is_file()
+        case ["python", "benchmarks/recipe_costs.py"]:
+            result = subprocess.run(
+                [sys.executable, *words[1:]],
+                cwd=REPOSITORY, env=environment(), check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            table = result.stdout[
+                result.stdout.index("| recipe") : result.stdout.index("| machine")
+            ]
+            assert table.strip() in (REPOSITORY / "README.md").read_text()
+        case ["python", "benchmarks/loop_overhead.py", *flags]:
+            quick = ["--tiny", "--image_size=32", "--batch_size=4", "--steps=2", "--rounds=1"]
+            result = subprocess.run(
+                [sys.executable, *words[1:2], *flags, *quick],
+                cwd=REPOSITORY, env=environment(), check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            assert "train.py" in result.stdout and "ratio" in result.stdout
+        case _:
+            raise AssertionError(f"this test does not know how to check: {words}")
+
+
 def check(words: list[str]) -> None:
     """Read a command's flags with the parser of its script; ends the program on an unknown one."""
     if words[0] == "torchrun":
@@ -63,50 +112,10 @@ def check(words: list[str]) -> None:
             prepare_data.check(parser, parser.parse_args(flags))
         case ["python", "bench.py", *flags]:
             bench.build_parser().parse_args(flags)
-        case ["python", "benchmarks/photo_corpus.py", *flags]:
-            photo_corpus.build_parser().parse_args(flags)
-        case ["python", "benchmarks/loader.py" | "benchmarks/crop_quality.py" as script, *flags]:
-            quick = {
-                "benchmarks/loader.py": ["--image_sizes=64", "--rounds=1", "--images_per_round=50"],
-                "benchmarks/crop_quality.py": ["--image_sizes=64", "--num_crops=5"],
-            }
-            with tempfile.TemporaryDirectory() as folder:
-                photos = make_folder(Path(folder) / "photos", 20, 1)
-                places = [f"--data_dir={photos}", f"--work_dir={folder}/work"]
-                result = subprocess.run(
-                    [sys.executable, script, *flags, *quick[script], *places],
-                    cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
-                )  # fmt: skip
-            assert result.returncode == 0 and "px, " in result.stdout, result.stderr
         case ["python", "lr_finder.py", *flags]:
             lr_finder.build_parser().parse_args(flags)
-        case ["python", "benchmarks/time_to_accuracy.py" as script, *flags]:
-            time_to_accuracy.build_parser().parse_args(flags)
-            with tempfile.TemporaryDirectory() as folder:
-                photos = make_folder(Path(folder) / "photos", 24, 2)  # the plain batch is 64
-                quick = ["--recipe=tiny", "--minutes=0.02", "--seeds=1", f"--data_dir={photos}"]
-                result = subprocess.run(
-                    [sys.executable, script, *flags, *quick, f"--out={folder}/out"],
-                    cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
-                )  # fmt: skip
-                assert result.returncode == 0, result.stdout + result.stderr
-                assert "| seed |" in result.stdout and Path(folder, "out/curves.png").is_file()
-        case ["python", "benchmarks/recipe_costs.py"]:
-            result = subprocess.run(
-                [sys.executable, *words[1:]],
-                cwd=REPOSITORY, env=environment(), check=True, capture_output=True, text=True,
-            )  # fmt: skip
-            table = result.stdout[
-                result.stdout.index("| recipe") : result.stdout.index("| machine")
-            ]
-            assert table.strip() in (REPOSITORY / "README.md").read_text()
-        case ["python", "benchmarks/loop_overhead.py", *flags]:
-            quick = ["--tiny", "--image_size=32", "--batch_size=4", "--steps=2", "--rounds=1"]
-            result = subprocess.run(
-                [sys.executable, *words[1:2], *flags, *quick],
-                cwd=REPOSITORY, env=environment(), check=True, capture_output=True, text=True,
-            )  # fmt: skip
-            assert "train.py" in result.stdout and "ratio" in result.stdout
+        case ["python", script, *_] if script.startswith("benchmarks/"):
+            check_benchmark(words)
         case ["python", "dataset_paths.py"]:
             assert (REPOSITORY / words[1]).is_file()
         case ["source", ".venv/bin/activate"]:

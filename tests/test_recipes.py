@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -187,8 +188,8 @@ def test_no_figure_without_a_source():
         assert (recipe.gpu_hours is None) == (recipe.gpu == "")
         if name in PUBLISHED and name != "onecycle50":
             assert recipe.differs
-        for address in ("/work/", "/tmp/"):
-            assert address not in recipe.source + recipe.differs
+        # Nothing that looks like an absolute path: 93.5 / 94.3 and assets/agg.csv are none.
+        assert not re.search(r"(^|[\s(`])/\w", recipe.source + " " + recipe.differs)
 
 
 def test_the_description_has_every_recipe_and_figure():
