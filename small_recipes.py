@@ -100,9 +100,10 @@ SMALL: dict[str, Recipe] = {
             "label_smoothing": 0.1,
             "ema_decay": 0.98,
         },
-        top1=None,
+        # Seeds 0, 1, 2: 54.55, 47.21, 54.25; benchmarks/time_to_accuracy.py.
+        top1=52.0,
         top5=None,
-        evaluated="80 px",
+        evaluated="80 px, clothing-dataset-small, mean of 3 seeds",
         source=OURS,
     ),
     "demo": Recipe(
