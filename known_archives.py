@@ -15,12 +15,48 @@ from dataset_paths import ARCHIVE_MD5, DATASETS
 SILENCE_S = 20.0  # of a server, before a download is given up
 
 
-def find(name: str, may_download: bool, folder: Path) -> Path:
-    """The archive of a named data set in `folder`, downloaded if that is allowed.
+# What the data sets are called on disks: their archives, and the folders that they unpack to. A
+# folder with both of ImageNet's tars is found by the first of them.
+FOUND_AS = {
+    "imagenet": (
+        "ILSVRC2012_img_train.tar", "imagenet-object-localization-challenge.zip",
+        "imagenet-object-localization-challenge", "ILSVRC",
+    ),
+    "tiny-imagenet": ("tiny-imagenet-200.zip", "tiny-imagenet-200.tar", "tiny-imagenet-200"),
+    "imagenette": ("imagenette2.tgz", "imagenette2"),
+    "imagenette-320": ("imagenette2-320.tgz", "imagenette2-320"),
+    "imagenette-160": ("imagenette2-160.tgz", "imagenette2-160"),
+    "mini-imagenet": ("mini-imagenet.zip", "mini-imagenet.tar", "miniimagenet.zip", "miniimagenet"),
+}  # fmt: skip
+SEARCH_DEPTH = 3
+
+
+def search(name: str, folder: Path) -> Path | None:
+    """The source of a named data set on a volume, at most three folders deep; None without one.
+
+    Raises ValueError if there are several.
+    """
+    patterns = ["*/" * depth for depth in range(SEARCH_DEPTH)]
+    for wanted in FOUND_AS.get(name, ()):
+        listed = (path for pattern in patterns for path in folder.glob(f"{pattern}{wanted}"))
+        # Hidden folders hold what is not whole yet, such as a download that was interrupted.
+        found = [p for p in listed if not any(x[0] == "." for x in p.relative_to(folder).parts)]
+        if len(found) > 1:
+            names = ", ".join(str(path) for path in found)
+            raise ValueError(f"{folder} has {name} more than once ({names}): move one away")
+        if found:
+            return found[0].parent if wanted == "ILSVRC2012_img_train.tar" else found[0]
+    return None
+
+
+def find(name: str, may_download: bool, folder: Path, search_dir: Path | None = None) -> Path:
+    """The source of a named data set: in search_dir, else downloaded to `folder` if that may be.
 
     Raises ValueError saying how to get it if it cannot be had.
     """
     dataset = DATASETS[name]
+    if search_dir is not None and (found := search(name, search_dir)) is not None:
+        return found
     if name == "imagenet":
         raise ValueError(dataset_paths.HOW_TO_GET_IMAGENET)
     if not dataset.url:

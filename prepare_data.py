@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="DIR", help="folder to write [data/SOURCE for names]")
     add("--verify", type=Path, metavar="DIR", help="check and decode every image of a packed set")
     add("--download", action="store_true", help="get the named data set; for imagenet says how")
+    add("--search", type=Path, metavar="DIR", help="where a named data set may lie already")
     add("--source_dir", type=Path, metavar="DIR", help="fashion-mnist: folder with its four files")
     add("--long_side", "--max_resolution", type=int, default=None, metavar="N",
         help="shrink training images to at most so many pixels a side; 0: keep [500]")  # fmt: skip
@@ -95,6 +96,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--download gets one of {', '.join(DATASETS)}, not {args.source}")
     if args.source_dir and args.source != "fashion-mnist":
         parser.error("--source_dir goes with fashion-mnist; give other folders as SOURCE")
+    if args.search and not is_name:
+        parser.error(f"--search goes with one of {', '.join(DATASETS)}, not {args.source}")
     if args.source and args.out is None:
         if not is_name:
             parser.error("--out DIR: say where the packs shall go")
@@ -118,7 +121,7 @@ def open_source(args: argparse.Namespace, work_dir: Path) -> tuple[Source, Calla
         return fashion_mnist.source(args.source_dir), fashion_mnist.read
     path = Path(args.source)
     if args.source in DATASETS and not path.exists():
-        path = known_archives.find(args.source, args.download, work_dir)
+        path = known_archives.find(args.source, args.download, work_dir, args.search)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder, nor one of {', '.join(DATASETS)}")
     if not args.skip_md5:
@@ -147,6 +150,9 @@ def pack(args: argparse.Namespace) -> int:
         **{split: way.settings() for split, way in encodings(args).items()},
     }
     out, work_dir = args.out, args.out / ".work"
+    if args.search and all(is_whole(out / f"{split}{SUFFIX}") for split in SPLITS):
+        print(f"{out} is packed already")  # out of whatever source
+        return 0
     if is_finished(out, request):
         print(f"{out} is complete already")
         return 0

@@ -106,7 +106,9 @@ class RunLog:
         self._append({**record, **self._speed(), "seconds": round(self.paid_s, 1)})
         self._show(step, lr, means)
         if self._due("status", STATUS_EVERY_S):
-            self.status(run_folder.RUNNING, step)
+            speed = self._speed()
+            left_s = round(self._remaining_s(step, speed["images_per_s"]))
+            self.status(run_folder.RUNNING, step, **speed, remaining_s=left_s)
 
     def epoch_row(
         self, step: int, lr: float, train: dict[str, float], val: dict[str, float] | None

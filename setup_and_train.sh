@@ -1,26 +1,65 @@
 #!/usr/bin/env bash
 # From a bare machine to a trained ResNet50.
 #
+#   ./setup_and_train.sh           on an EC2 GPU host: mount the volume, build the environment, pack
+#                                  the data, train in the background; again: resume
 #   ./setup_and_train.sh --demo    train a ResNet50 on Fashion-MNIST, minutes, no GPU needed
 #   ./setup_and_train.sh --test    lint and the whole test suite
 #
-# Needs bash, Python >= 3.11 with venv, and a package index; no GPU and no root. Every step asks first
-# whether it is done, so the same command again goes on where the last one was interrupted.
-set -euo pipefail
+# Every step asks first whether it is done, so the same command again goes on where the last one was
+# interrupted. It never waits for an answer where there is no terminal. Exit codes: 0 done or
+# training, 1 something failed, 2 change something.
+set -Eeuo pipefail
+
+readonly DATASETS="imagenet tiny-imagenet mini-imagenet imagenette demo"
+readonly STEPS="host volume env repo data bench train"
+readonly CLONE_NAME=ResNet50_ImageNet1K_Training
 
 usage() {
     cat <<'TEXT'
-usage: ./setup_and_train.sh --demo | --test [--max_steps N] [--dry_run] [--help]
+usage: ./setup_and_train.sh [options] [-- train.py's options]
+       ./setup_and_train.sh --status | --attach | --logs | --stop
+       ./setup_and_train.sh --demo | --test [--max_steps N] [--dry_run]
 
-  --demo         build the environment, get Fashion-MNIST (31 MB), train a ResNet50 on it for some
-                 minutes, print its top-1 and where the curves lie; again: resume, or say it is done
-  --test         build the environment with the development tools, lint, run all tests
-  --max_steps N  with --demo: end after N training steps
-  --dry_run      print the commands of all steps and run none
-  --help         this text
+Without --demo and --test, on the host that shall train, in this order and each step once:
+  host    driver, GPUs, memory, disk: can it train, and with which build of PyTorch
+  volume  find the EBS data volume, mount it, now and at every boot; needs root or sudo
+  env     Python >= 3.11 and the packages, on the volume
+  repo    bring this clone up to date, unless a run needs the code as it is
+  data    pack the archives found on the volume, or say what to download
+  bench   what limits this host, and what the run will take
+  train   in the background, restarted after crashes and, with systemd, after reboots
+
+  --dataset NAME       imagenet, tiny-imagenet, mini-imagenet, imagenette, demo [imagenet]
+  --recipe NAME        of train.py --list_recipes [the data set's own]
+  --volume ID          vol-... or /dev/... [the only EBS volume that nothing uses]
+  --mount DIR          where to mount it [/mnt/imagenet]
+  --format_if_blank    put ext4 on a volume with nothing on it
+  --wait_s S           for a volume that is being attached [0]
+  --data_dir DIR       train on this folder, packed or not, and take no volume
+  --cache              read the packed data from a copy on instance store
+  --cpu                go on without a GPU
+  --price_per_hour X   dollars, for the cost of the run
+  --then stop-host     shut this host down when training has ended
+  --way WAY            systemd, tmux or setsid [the first that this host has]
+  --run_dir DIR        the run folder [runs/DATASET, in a clone on the volume, else on the volume]
+  --repo URL           what to clone onto the volume where this script was copied alone
+  --on_local_changes W fail, keep, backup, merge, reset [asks on a terminal, else keep]
+  --yes                with reset: remove local changes, after saving them
+  --allow_code_change  update the code even under a run that has checkpoints
+  --only STEPS         some of the steps, as in --only volume,env
+  --status             step, epoch, top-1, images/s, time left, dollars
+  --attach, --logs     the training's screen, or the end of its log
+  --stop               save, and end training; the same command resumes it
+
+  --demo               get Fashion-MNIST (31 MB), train on it for some minutes, print its top-1
+  --test               build the environment with the development tools, lint, run all tests
+  --max_steps N        end after N training steps
+  --dry_run            print the commands of all steps and run none
+  --help               this text
 
 environment: PYTHON=python3.12  the interpreter to build the environment with
-             VENV=DIR           where to build it [.venv beside this script]
+             VENV=DIR           where to build it [resnet50 on the volume, else .venv here]
 TEXT
 }
 
@@ -28,47 +67,6 @@ say() { printf '== %s\n' "$*"; }
 die() {
     printf 'setup_and_train.sh: error: %s\n' "$*" >&2
     exit 2
-}
-
-# Print a command, and run it unless this is a dry run.
-run() {
-    printf '+'
-    printf ' %q' "$@"
-    printf '\n'
-    if [[ $dry_run == no ]]; then "$@"; fi
-}
-
-# The first Python >= 3.11 that can make a virtual environment with pip in it.
-find_python() {
-    local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11; do
-        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
-            >/dev/null 2>&1; then
-            command -v "$candidate"
-            return
-        fi
-    done
-    die "no Python >= 3.11 with the modules venv and ensurepip found; on Debian and Ubuntu:" \
-        "sudo apt-get install python3-venv, or name one: PYTHON=/path/to/python3.12"
-}
-
-# Build the environment for a requirements file. A stamp with the hash of what it was built from is
-# written last, so that an interrupted or outdated installation is repeated.
-build_environment() {
-    local requirements=$1 python wanted stamp=$venv/.stamp.$1
-    wanted=$(cat requirements.txt "$requirements" | sha256sum | cut -d ' ' -f 1)
-    if [[ -x $venv/bin/python && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
-        say "environment $venv is up to date"
-        return
-    fi
-    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-        python=$(find_python)
-        say "building the environment in $venv with $python (PyTorch is 3 GB to download)"
-        run "$python" -m venv --clear "$venv"
-    fi
-    run "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
-    run "$venv/bin/python" -c 'import torch, torchvision; print("torch", torch.__version__)'
-    if [[ $dry_run == no ]]; then printf '%s\n' "$wanted" >"$stamp"; fi
 }
 
 demo() {
@@ -83,7 +81,7 @@ demo() {
 }
 
 tests() {
-    local shell_scripts=(setup_and_train.sh .ci/run)
+    local shell_scripts=(setup_and_train.sh setup_steps.sh .ci/run)
     say "1/3 environment"
     build_environment requirements-dev.txt
     say "2/3 lint"
@@ -95,42 +93,147 @@ tests() {
     run exec "$venv/bin/python" -m pytest
 }
 
-main() {
-    local mode=""
-    dry_run=no
-    max_steps=
+# Copied to the host without its repository: clone it, mount the volume with the code of that clone,
+# and go on in a clone on the volume.
+alone() {
+    local clone target=${data_dir:+$here}
+    target=${target:-$mount}/$CLONE_NAME
+    [[ $mode != __demo && $mode != __test ]] || die "this script lies alone: $1 is for clones"
+    if [[ ! -t 0 ]]; then export GIT_TERMINAL_PROMPT=0 GIT_SSH_COMMAND="ssh -o BatchMode=yes"; fi
+    command -v git >/dev/null || die "git is not installed: sudo apt-get install git"
+    if [[ ! -d $target/.git ]]; then
+        [[ -n $repo ]] || die "this script lies alone: give --repo URL, or run it from a clone"
+        clone=$(mktemp -d)
+        say "cloning $repo"
+        git clone --quiet "$repo" "$clone/$CLONE_NAME" </dev/null ||
+            die "--repo $repo cannot be cloned (see above)"
+        if [[ $dry_run == yes ]]; then exec "$clone/$CLONE_NAME/setup_and_train.sh" "${words[@]}"; fi
+        "$clone/$CLONE_NAME/setup_and_train.sh" --only_until_volume "${words[@]}"
+        if [[ ! -d $target/.git ]]; then
+            rm -rf "$target.partial"
+            git clone --quiet "$repo" "$target.partial" </dev/null
+            mv "$target.partial" "$target"
+        fi
+        rm -rf "$clone" || true # what root has left in it
+    fi
+    exec "$target/setup_and_train.sh" "${words[@]}"
+}
+
+check_choice() {
+    local option=$1 value=$2
+    shift 2
+    [[ " $* " == *" $value "* ]] || die "$option $value: one of $*"
+}
+
+# What --dataset and the places of things come to.
+settle() {
+    [[ " $DATASETS " == *" $dataset "* ]] || die "--dataset $dataset: one of $DATASETS"
+    if [[ -n $until_volume ]]; then only=host,volume; fi
+    mount=$(realpath -ms "$mount")
+    check_choice --way "${way:-tmux}" systemd tmux setsid
+    check_choice --then "${then:-nothing}" nothing stop-host
+    check_choice --on_local_changes "${on_local_changes:-keep}" fail keep backup merge reset
+    service_flags=(${way:+--way "$way"} ${then:+--then "$then"})
+    repo_flags+=(${on_local_changes:+--on_local_changes "$on_local_changes"})
+    for step in ${only//,/ }; do
+        [[ " $STEPS " == *" $step "* ]] || die "--only $step: steps are $STEPS"
+    done
+    if [[ $(id -u) == 0 ]]; then root=(); elif [[ -t 0 ]]; then root=(sudo); else root=(sudo -n); fi
+    source=$dataset
+    if [[ $dataset == demo ]]; then source=fashion-mnist; fi
+    if [[ ${#recipe[@]} == 0 && $dataset != imagenet ]]; then recipe=(--recipe "$dataset"); fi
+    state=$mount
+    if [[ -n $data_dir ]]; then state=$PWD; fi
+    packed=${data_dir:-$mount/$source}
+    data=$packed
+    if [[ -n $cache ]]; then
+        [[ -z $data_dir ]] || die "--cache copies from a volume, and --data_dir takes none"
+        data=$mount/cached/$source
+    fi
+    # Runs belong on the volume: into a clone that lies there, else beside it.
+    if [[ $PWD/ == "$state"/* ]]; then runs=$PWD/runs; else runs=$state/runs; fi
+    run_dir=${run_dir:-$runs/$dataset}
+    if [[ -z $data_dir ]]; then venv=${VENV:-$mount/resnet50}; fi
+    venv=$(realpath -m "$venv")
+    train=("$venv/bin/python" train.py --data_dir "$data" --run_dir "$run_dir" "${recipe[@]}"
+        "${price[@]}" ${max_steps:+--max_steps "$max_steps"} "${train_words[@]}")
+    log=$PWD/.setup.log
+    may_install=yes
+}
+
+# Read the command line into the variables of main.
+parse() {
+    local name
     while (($#)); do
-        case ${1//-/_} in
-            __demo | __test)
-                [[ -z $mode || $mode == "$1" ]] || die "--demo and --test exclude each other"
-                mode=$1
+        case $1 in --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;; esac
+        name=${1//-/_}
+        case $name in
+            __demo | __test | __status | __attach | __logs | __stop)
+                [[ -z $mode || $mode == "$name" ]] || die "${mode//_/-} and $1 exclude each other"
+                mode=$name
                 ;;
-            __dry_run) dry_run=yes ;;
-            __max_steps=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" && continue ;;
-            __max_steps)
-                [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || die "--max_steps ${2:-}: give a number from 1 up"
-                max_steps=$2
-                shift
-                ;;
+            __dry_run) dry_run=yes dry=(--dry_run) ;;
+            __cpu) cpu=(--cpu) ;;
+            __cache) cache=yes ;;
+            __only_until_volume) until_volume=yes ;; # what `alone` asks of a clone
+            __format_if_blank) volume_flags+=(--format_if_blank) ;;
+            __yes | __allow_code_change) repo_flags+=("--${name#__}") ;;
             __help | _h)
                 usage
-                return
+                exit 0
+                ;;
+            __)
+                train_words=("${@:2}")
+                break
+                ;;
+            __max_steps | __dataset | __recipe | __volume | __mount | __wait_s | __data_dir | \
+                __price_per_hour | __then | __way | __repo | __on_local_changes | __only | __run_dir)
+                (($# > 1)) || die "${1//_/-} wants a value; see --help"
+                case $name in
+                    __max_steps)
+                        [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--max_steps $2: give a number from 1 up"
+                        max_steps=$2
+                        ;;
+                    __recipe) recipe=(--recipe "$2") ;;
+                    __price_per_hour) price=(--price_per_hour "$2") ;;
+                    __wait_s) volume_flags+=(--wait_s "$2") ;;
+                    *) printf -v "${name#__}" %s "$2" ;;
+                esac
+                shift
                 ;;
             *) die "unknown option $1; see --help" ;;
         esac
         shift
     done
-    cd "$(dirname "${BASH_SOURCE[0]}")"
-    venv=${VENV:-.venv}
+    # Folders are relative to where the user is; all else to this clone.
+    data_dir=${data_dir:+$(realpath -m "$data_dir")} run_dir=${run_dir:+$(realpath -m "$run_dir")}
+    [[ -z $max_steps || $mode == __demo || -z $mode ]] || die "--max_steps goes with training"
+}
+
+main() {
+    local mode="" max_steps="" dataset=imagenet mount=/mnt/imagenet volume="" data_dir="" repo=""
+    local only=${STEPS// /,} until_volume="" run_dir="" cache="" way="" then="" on_local_changes="" dry_run=no may_install=no log=/dev/null
+    local venv=${VENV:-.venv} cwd=$PWD state runs packed data source step here train words=("$@") train_words=()
+    local root=() recipe=() cpu=() price=() dry=() volume_flags=() repo_flags=() service_flags=()
+    parse "$@"
+    here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
+    [[ -f $here/setup_steps.sh ]] || alone "$@"
+    if [[ $(id -u) == 0 && -n ${SUDO_USER:-} && $SUDO_USER != root && -z $mode ]]; then
+        die "run this as $SUDO_USER, without sudo: it calls sudo where it needs root"
+    fi
+    cd "$here"
+    # shellcheck source=setup_steps.sh
+    source setup_steps.sh
     case $mode in
-        --demo) demo ;;
-        --test)
-            [[ -z $max_steps ]] || die "--max_steps goes with --demo"
-            tests
+        __demo) demo ;;
+        __test) tests ;;
+        "")
+            settle
+            setup
             ;;
         *)
-            usage >&2
-            die "say what to do: --demo or --test"
+            settle
+            exec python3 service.py "${mode#__}" --run_dir "$run_dir"
             ;;
     esac
 }

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-COMMANDS = {"train", "evaluate", "prepare_data", "bench", "lr_finder"}
+COMMANDS = {
+    "train", "evaluate", "prepare_data", "bench", "lr_finder",
+    # What setup_and_train.sh is made of.
+    "host_check", "volume", "smoke_test", "repository", "instance_cache", "service",
+}  # fmt: skip
+# Run by the system's Python before there is an environment: Ubuntu 22.04 has 3.10.
+BEFORE_THE_ENVIRONMENT = (
+    "host_check", "volume", "repository", "instance_cache", "service",
+    "disks", "fstab", "host_changes", "run_state", "systemd_unit",
+)  # fmt: skip
 # Put the library together for commands that train: the trainer, what measures it, the whole run.
 ASSEMBLY = {"trainer", "host_speed", "range_test", "batch_fit", "assembly", "launch"}
 LIBRARY = {"data", "engine", "checkpoint", "run_log", "packing", "pack_report", "fashion_mnist"}
@@ -17,6 +26,7 @@ LEAVES = {
     "packed_images", "pack_writer", "archives", "layouts", "known_archives", "rgb", "locking",
     "slots", "settings", "combinations", "command_line", "augment", "losses", "optimization",
     "learning_rate", "lr_curve", "recipe_table", "recipe", "small_recipes",
+    "disks", "fstab", "host_changes", "run_state", "systemd_unit",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
@@ -45,6 +55,7 @@ MAY_IMPORT = {
     "packed_images": {"jpeg"},
     "pack_writer": {"packed_images"},
     "pack_report": {"packing"} | LEAVES,
+    "fstab": {"host_changes"},
     # Where data sets are and what they hold.
     "layouts": {"archives", "dataset_paths"},
     "known_archives": {"dataset_paths"},
@@ -88,6 +99,13 @@ def test_only_declared_packages_are_imported(name):
     packages = (packages - set(IMPORTED_AS)) | set(IMPORTED_AS.values())
     others = imports_of(name) - set(MODULES) - set(sys.stdlib_module_names)
     assert others <= packages
+
+
+@pytest.mark.parametrize("name", BEFORE_THE_ENVIRONMENT)
+def test_what_comes_before_the_environment_needs_nothing_of_it(name):
+    ast.parse((REPOSITORY / f"{name}.py").read_text(), feature_version=(3, 10))
+    foreign = imports_of(name) - set(sys.stdlib_module_names) - set(BEFORE_THE_ENVIRONMENT)
+    assert not foreign
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -16,6 +16,7 @@ from PIL import Image
 import bench
 import command_line
 import config
+import dataset_paths
 import evaluate
 import lr_finder
 import prepare_data
@@ -83,20 +84,32 @@ def check_benchmark(words: list[str]) -> None:
             raise AssertionError(f"this test does not know how to check: {words}")
 
 
+def check_setup(flags: list[str]) -> None:
+    """A dry run of setup_and_train.sh; of what looks at a run there must be an option."""
+    looks = flags[0] in ("--status", "--attach", "--logs", "--stop")
+    result = subprocess.run(
+        ["./setup_and_train.sh", *(["--help"] if looks else ["--dry_run", *flags])],
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert result.returncode == 0 and "usage: " not in result.stderr, result.stderr
+    assert flags[0] in result.stdout if looks else "\n+ " in result.stdout
+
+
 def check(words: list[str]) -> None:
     """Read a command's flags with the parser of its script; ends the program on an unknown one."""
     if words[0] == "torchrun":
         words = ["python", *words[words.index("train.py") :]]
     match words:
-        case ["./setup_and_train.sh", mode]:
-            result = subprocess.run(
-                words + ["--dry_run"],
-                cwd=REPOSITORY,
-                env=environment(),
-                capture_output=True,
-                text=True,
-            )
-            assert result.returncode == 0 and mode in ("--demo", "--test")
+        case ["./setup_and_train.sh", *flags]:
+            check_setup(flags)
+        case ["scp", "setup_and_train.sh", _] | ["ssh", _]:
+            pass
+        case ["aria2c", _, _, link]:
+            assert link.removeprefix("magnet:?xt=urn:btih:") in dataset_paths.HOW_TO_GET_IMAGENET
+        case ["kaggle", *words]:
+            command = " ".join(["kaggle", *words[:-2]])  # without the folder to write to
+            assert command in dataset_paths.HOW_TO_GET_IMAGENET
         case ["python", "train.py", *flags]:
             presets = {name: recipe.summary for name, recipe in RECIPES.items()}
             settings = command_line.parse(command_line.build_parser(presets, ""), flags).settings
@@ -118,8 +131,15 @@ def check(words: list[str]) -> None:
             check_benchmark(words)
         case ["python", "dataset_paths.py"]:
             assert (REPOSITORY / words[1]).is_file()
-        case ["source", ".venv/bin/activate"]:
-            pass
+        case ["source", path]:
+            assert path.endswith("/bin/activate")
+        case ["cd", path]:
+            assert path.endswith("/ResNet50_ImageNet1K_Training")
+        case ["sudo", "-iu", "ubuntu", "git", "clone", _, folder]:
+            assert folder == "ResNet50_ImageNet1K_Training"
+        case ["sudo", "-iu", "ubuntu", script, *flags]:
+            assert script == "ResNet50_ImageNet1K_Training/setup_and_train.sh"
+            check_setup(flags)
         case _:
             raise AssertionError(f"this test does not know how to check: {words}")
 

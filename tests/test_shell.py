@@ -35,13 +35,13 @@ def call(folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ([], "say what to do: --demo or --test"),
+        (["--status", "--stop"], "--status and --stop exclude each other"),
         (["--demo", "--test"], "--demo and --test exclude each other"),
         (["--demo", "--quick"], "unknown option --quick; see --help"),
         (["--demo", "--max_steps", "many"], "--max_steps many: give a number from 1 up"),
-        (["--demo", "--max_steps"], "--max_steps : give a number from 1 up"),
+        (["--demo", "--max_steps"], "--max_steps wants a value"),
         (["--demo", "--max-steps=0"], "--max_steps 0: give a number from 1 up"),
-        (["--test", "--max_steps", "3"], "--max_steps goes with --demo"),
+        (["--test", "--max_steps", "3"], "--max_steps goes with training"),
         (["extra"], "unknown option extra"),
     ],
 )
