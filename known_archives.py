@@ -42,7 +42,7 @@ def search(name: str, folder: Path) -> Path | None:
         # Hidden folders hold what is not whole yet, such as a download that was interrupted.
         found = [p for p in listed if not any(x[0] == "." for x in p.relative_to(folder).parts)]
         if len(found) > 1:
-            names = ", ".join(str(path) for path in found)
+            names = ", ".join(str(path) for path in sorted(found))
             raise ValueError(f"{folder} has {name} more than once ({names}): move one away")
         if found:
             return found[0].parent if wanted == "ILSVRC2012_img_train.tar" else found[0]

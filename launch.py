@@ -18,7 +18,7 @@ from config import TrainConfig
 from locking import FolderLock
 from recipes import RECIPES
 
-NO_LIMIT = ", or --max_minutes 0 --max_steps 0 --target_top1 0 to go on without a limit"
+NO_LIMIT = "--max_minutes 0 --max_steps 0 --target_top1 0"
 
 
 def answer(request: Request) -> str:
@@ -45,10 +45,11 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
         say_error(error)
         return 2
     if status.get("state") == run_folder.DONE and not prolonged(cfg, stored, status["step"]):
+        no_limit = f"; without a limit: python train.py --run_dir {run_dir} {NO_LIMIT}"
         print(
             f"train.py: the run in {run_dir} is done at step {status.get('step')}, best top-1 "
             f"{status.get('best_top1'):.2f}%. Give a new --run_dir to train another one"
-            f"{NO_LIMIT if cfg.max_minutes or cfg.max_steps or cfg.target_top1 else ''}"
+            f"{no_limit if cfg.max_minutes or cfg.max_steps or cfg.target_top1 else ''}"
         )
         return 0
     flags = [word for word in argv if word not in ("--fresh", "--overwrite")]

@@ -19,7 +19,7 @@ usage() {
     cat <<'TEXT'
 usage: ./setup_and_train.sh [options] [-- train.py's options]
        ./setup_and_train.sh --status | --attach | --logs | --stop
-       ./setup_and_train.sh --demo | --test [--max_steps N] [--dry_run]
+       ./setup_and_train.sh --demo [--max_steps N] | --test [--dry_run]
 
 Without --demo and --test, on the host that shall train, in this order and each step once:
   host    driver, GPUs, memory, disk: can it train, and with which build of PyTorch
@@ -36,7 +36,7 @@ Without --demo and --test, on the host that shall train, in this order and each 
   --mount DIR          where to mount it [/mnt/imagenet]
   --format_if_blank    put ext4 on a volume with nothing on it
   --wait_s S           for a volume that is being attached [0]
-  --data_dir DIR       train on this folder, packed or not, and take no volume
+  --data_dir DIR       train on this folder, packed or not, and take no volume; run: runs/FOLDER
   --cache              read the packed data from a copy on instance store
   --cpu                go on without a GPU
   --price_per_hour X   dollars, for the cost of the run
@@ -48,7 +48,7 @@ Without --demo and --test, on the host that shall train, in this order and each 
   --yes                with reset: remove local changes, after saving them
   --allow_code_change  update the code even under a run that has checkpoints
   --only STEPS         some of the steps, as in --only volume,env
-  --status             step, epoch, top-1, images/s, time left, dollars
+  --status             step, epoch, top-1, images/s, time left, dollars; of the newest run, as are:
   --attach, --logs     the training's screen, or the end of its log
   --stop               save, and end training; the same command resumes it
 
@@ -127,7 +127,8 @@ check_choice() {
 
 # What --dataset and the places of things come to.
 settle() {
-    [[ " $DATASETS " == *" $dataset "* ]] || die "--dataset $dataset: one of $DATASETS"
+    local name newest
+    [[ -z $dataset || " $DATASETS " == *" $dataset "* ]] || die "--dataset $dataset: one of $DATASETS"
     if [[ -n $until_volume ]]; then only=host,volume; fi
     mount=$(realpath -ms "$mount")
     check_choice --way "${way:-tmux}" systemd tmux setsid
@@ -139,11 +140,18 @@ settle() {
         [[ " $STEPS " == *" $step "* ]] || die "--only $step: steps are $STEPS"
     done
     if [[ $(id -u) == 0 ]]; then root=(); elif [[ -t 0 ]]; then root=(sudo); else root=(sudo -n); fi
+    # Images of the user's own have the name of their folder, and the recipe that they are given.
+    if [[ ${#recipe[@]} == 0 && -n $dataset && $dataset != imagenet ]]; then
+        recipe=(--recipe "$dataset")
+    fi
+    dataset=${dataset:-$(basename "${data_dir:-imagenet}")}
     source=$dataset
     if [[ $dataset == demo ]]; then source=fashion-mnist; fi
-    if [[ ${#recipe[@]} == 0 && $dataset != imagenet ]]; then recipe=(--recipe "$dataset"); fi
     state=$mount
-    if [[ -n $data_dir ]]; then state=$PWD; fi
+    if [[ -n $data_dir ]]; then
+        state=$PWD
+        [[ -d $data_dir || $dry_run == yes ]] || die "--data_dir $data_dir: no such folder"
+    fi
     packed=${data_dir:-$mount/$source}
     data=$packed
     if [[ -n $cache ]]; then
@@ -152,6 +160,14 @@ settle() {
     fi
     # Runs belong on the volume: into a clone that lies there, else beside it.
     if [[ $PWD/ == "$state"/* ]]; then runs=$PWD/runs; else runs=$state/runs; fi
+    # A question about no run in particular is about the newest.
+    if [[ -n $mode && -z $run_dir ]]; then
+        newest=""
+        for name in "$PWD"/runs/*/status.json "$mount"/runs/*/status.json; do
+            if [[ -f $name && (-z $newest || $name -nt $newest) ]]; then newest=$name; fi
+        done
+        run_dir=${newest%/status.json}
+    fi
     run_dir=${run_dir:-$runs/$dataset}
     if [[ -z $data_dir ]]; then venv=${VENV:-$mount/resnet50}; fi
     venv=$(realpath -m "$venv")
@@ -188,7 +204,7 @@ parse() {
                 ;;
             __max_steps | __dataset | __recipe | __volume | __mount | __wait_s | __data_dir | \
                 __price_per_hour | __then | __way | __repo | __on_local_changes | __only | __run_dir)
-                (($# > 1)) || die "${1//_/-} wants a value; see --help"
+                (($# > 1)) || die "--${name#__} wants a value; see --help"
                 case $name in
                     __max_steps)
                         [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--max_steps $2: give a number from 1 up"
@@ -211,7 +227,7 @@ parse() {
 }
 
 main() {
-    local mode="" max_steps="" dataset=imagenet mount=/mnt/imagenet volume="" data_dir="" repo=""
+    local mode="" max_steps="" dataset="" mount=/mnt/imagenet volume="" data_dir="" repo=""
     local only=${STEPS// /,} until_volume="" run_dir="" cache="" way="" then="" on_local_changes="" dry_run=no may_install=no log=/dev/null
     local venv=${VENV:-.venv} cwd=$PWD state runs packed data source step here train words=("$@") train_words=()
     local root=() recipe=() cpu=() price=() dry=() volume_flags=() repo_flags=() service_flags=()

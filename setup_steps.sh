@@ -84,7 +84,11 @@ build_environment() {
             die "$venv is no environment and not empty: give another one, VENV=DIR"
         fi
         say "building the environment in $venv with $python (PyTorch is 3 GB to download)"
-        run "$python" -m venv --clear "$venv"
+        # The mark comes first, so that what a kill leaves is known for ours.
+        run rm -rf "$venv"
+        run mkdir -p "$venv"
+        run touch "$venv/.installing"
+        run "$python" -m venv "$venv"
     fi
     if [[ $dry_run == no ]]; then
         touch "$venv/.installing"

@@ -97,6 +97,7 @@ class Supervisor:
                 _say("stopping after this step, saving first; once more to stop at once")
                 _signal_ranks(torchrun.pid, signal.SIGTERM)
             else:
+                _say("stopping at once; the same command starts again where it last saved")
                 _signal_ranks(torchrun.pid, signal.SIGKILL)
                 torchrun.kill()
 

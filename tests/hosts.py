@@ -81,7 +81,7 @@ STAND_IN = """\
 word() { while [ $# -gt 1 ]; do [ "$1" = "$want" ] && printf %s "$2"; shift; done; }
 case "$*" in
     -c*) exit 0 ;;
-    "-m venv --clear "*) rm -rf "$4" && mkdir -p "$4/bin" && exec cp "$0" "$4/bin/python" ;;
+    "-m venv "*) mkdir -p "$3/bin" && exec cp "$0" "$3/bin/python" ;;
     "-m pip --version") exit 0 ;;
     "-m pip install"*) sleep 0.05; exec touch "${0%/bin/python}/installed" ;;
     smoke_test.py) test -f "${0%/bin/python}/installed" ;;
@@ -97,7 +97,7 @@ esac
 REAL = """\
 #!/bin/sh
 case "$*" in
-    "-m venv --clear "*) mkdir -p "$4/bin" && exec cp "$0" "$4/bin/python" ;;
+    "-m venv "*) mkdir -p "$3/bin" && exec cp "$0" "$3/bin/python" ;;
     "-m pip "*) exit 0 ;;
     *) exec PYTHON "$@" ;;
 esac

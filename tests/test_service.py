@@ -59,8 +59,9 @@ def test_it_trains_to_the_end_and_says_so(image_folder, tmp_path):
     assert "step 12 of 12" in status.out and "best top-1" in status.out
     assert "final top-1" in (run_dir / "console.log").read_text()
     again = call("start", run_dir, "--way=setsid", *training(image_folder, run_dir))
-    assert again.code == 0 and "give another --run_dir" in again.out
-    assert not service.lock_holder(run_dir)
+    assert again.code == 0 and f"{run_dir}: done" in again.out
+    end(run_dir)
+    assert "is done at step 12" in (run_dir / "console.log").read_text()
 
 
 @pytest.mark.parametrize("way", ["setsid", "tmux"])
@@ -75,7 +76,7 @@ def test_a_dropped_connection_does_not_end_it(image_folder, tmp_path, way):
     shell = subprocess.Popen(
         ["sh", "-c", '"$@"; sleep 600', "sh", *map(str, command)], cwd=tmp_path,
         env=environment(**own_tmux), stdin=other_end, stdout=other_end, stderr=other_end,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )  # fmt: skip
     os.close(other_end)
     wait_for(lambda: status_of(run_dir).get("step", 0) > 2, what="the first steps")

@@ -77,23 +77,35 @@ def test_without_a_python_it_says_how_to_get_one(tmp_path):
 
 def test_an_interrupted_installation_is_done_over_and_a_finished_one_not(tmp_path):
     """A pip that dies half-way, then one that works; both are stand-ins for a 3 GB download."""
-    folder = clone(tmp_path)
-    venv = folder / ".venv" / "bin"
-    venv.mkdir(parents=True)
-    log = tmp_path / "log"
-    (venv / "python").write_text(
-        f'#!/bin/sh\necho "$*" >>{log}\ncase "$*" in *install*) test -e {tmp_path}/works ;; esac\n'
+    folder = clone(tmp_path / "clone")
+    log, python = tmp_path / "log", tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\necho "$*" >>{log}\ncase "$*" in "-m venv "*) mkdir -p "$3/bin" && '
+        f'cp "$0" "$3/bin/python" ;; *install*) test -e {tmp_path}/works ;; esac\n'
     )
-    (venv / "python").chmod(0o755)
-    assert call(folder, "--demo").returncode == 1
+    python.chmod(0o755)
+
+    def demo() -> tuple[int, int, int]:
+        """Exit code, and how often an environment was begun and packages were installed so far."""
+        code = call(folder, "--demo", PYTHON=str(python)).returncode
+        lines = log.read_text().splitlines()
+        return code, sum("-m venv" in x for x in lines), sum(" install " in x for x in lines)
+
+    assert demo() == (2, 1, 1)
     (tmp_path / "works").touch()
-    assert call(folder, "--demo").returncode == 0
-    assert call(folder, "--demo").returncode == 0
-    calls = log.read_text().splitlines()
-    assert sum("install" in line for line in calls) == 2
+    assert demo() == (0, 2, 2)  # from nothing
+    assert demo() == (0, 2, 2)
     (folder / "requirements.txt").write_text("torch==9.9\n")
-    assert call(folder, "--demo").returncode == 0
-    assert sum("install" in line for line in log.read_text().splitlines()) == 3
+    assert demo() == (0, 2, 3)
+
+
+def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
+    folder = clone(tmp_path)
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "one.jpg").touch()
+    result = call(folder, "--demo", VENV=str(tmp_path / "photographs"))
+    assert result.returncode == 2 and "is no environment and not empty" in result.stderr
+    assert (tmp_path / "photographs" / "one.jpg").exists()
 
 
 def test_the_demo_trains_and_says_when_it_is_done(tmp_path):
