@@ -41,6 +41,7 @@ class Disk:
     parts: tuple["Disk", ...]
 
     def tree(self) -> Iterator["Disk"]:
+        """This disk and all that is on it."""
         yield self
         for part in self.parts:
             yield from part.tree()
@@ -80,6 +81,7 @@ def parse(listed: Mapping) -> list[Disk]:
 
 
 def _disk(entry: Mapping) -> Disk:
+    """One entry of lsblk's JSON, with what is within it."""
     return Disk(
         path=entry["path"],
         kind=entry["type"],
@@ -133,6 +135,7 @@ def choose(disks: Sequence[Disk], wanted: str) -> Disk:
 
 
 def _not_ebs(disk: Disk) -> str:
+    """Why a disk is no EBS volume; empty if it is one."""
     return "" if disk.model == EBS else f"is no EBS volume ({disk.model or 'unknown model'})"
 
 

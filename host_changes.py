@@ -5,6 +5,7 @@ Runs before there is an environment: standard library, Python 3.10.
 
 import os
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -41,3 +42,15 @@ class HostChanges:
             os.fsync(file.fileno())
         partial.chmod(path.stat().st_mode & 0o7777 if path.exists() else 0o644)
         partial.replace(path)
+
+
+def can_sudo() -> bool:
+    """Whether this user becomes root without being asked for a password."""
+    if not shutil.which("sudo"):
+        return False
+    return subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0
+
+
+def as_root(*command: str) -> list[str]:
+    """The words of a command that root carries out."""
+    return [*([] if os.geteuid() == 0 else ["sudo", "-n"]), *command]

@@ -46,6 +46,7 @@ class Gpu:
 
     @property
     def driver_branch(self) -> int:
+        """The first part of its version: 580 of 580.95.05."""
         return int(self.driver.partition(".")[0])
 
 
@@ -114,6 +115,7 @@ def describe(gpus: Sequence[Gpu]) -> str:
 
 
 def memory_gb() -> float:
+    """All memory of the host."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 

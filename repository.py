@@ -147,6 +147,7 @@ def update(clone: Clone, args: argparse.Namespace) -> None:
 
 
 def listed(changes: Sequence[str], own_commits: bool) -> str:
+    """The first eight names, for a message."""
     names = [line[3:] for line in changes] + (["commits of your own"] if own_commits else [])
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import systemd_unit
-from host_changes import HostChanges
+from host_changes import HostChanges, as_root, can_sudo
 from run_state import lock_holder, progress, read_status
 
 NAME = "resnet50-training"
@@ -39,16 +39,6 @@ def available_way() -> str:
     if Path("/run/systemd/system").exists() and (os.geteuid() == 0 or can_sudo()):
         return SYSTEMD
     return TMUX if shutil.which("tmux") else SETSID
-
-
-def can_sudo() -> bool:
-    if not shutil.which("sudo"):
-        return False
-    return subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0
-
-
-def as_root(*command: str) -> list[str]:
-    return [*([] if os.geteuid() == 0 else ["sudo", "-n"]), *command]
 
 
 def start(args: argparse.Namespace) -> int:
@@ -207,6 +197,7 @@ def session_of(run_dir: Path) -> str:
 
 
 def has_tmux_session(run_dir: Path) -> bool:
+    """Whether the session that `start` made for this run is there."""
     if not shutil.which("tmux"):
         return False
     asked = ["tmux", "has-session", "-t", f"={session_of(run_dir)}"]
@@ -243,6 +234,7 @@ def logs(args: argparse.Namespace) -> int:
 
 
 def check_log(run_dir: Path) -> None:
+    """Raise ValueError if nothing was started in this run folder."""
     if not (run_dir / CONSOLE).exists():
         raise ValueError(f"{run_dir / CONSOLE}: no such file; nothing was started in this folder")
 

@@ -74,6 +74,7 @@ def run_dir_of(unit: Path) -> str:
 
 
 def join(words: Sequence[str]) -> str:
+    """A command line of a unit."""
     return " ".join(quote(word) for word in words)
 
 
