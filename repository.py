@@ -213,6 +213,7 @@ def mend(clone: Clone) -> None:
     clone.git("read-tree", "--reset", "-u", ref)
     clone.git("read-tree", "--reset", f"{ref}^2")
     clone.merging().unlink()
+    print(f"a merge that did not end is undone, back to {ref}")
 
 
 def reset(clone: Clone, upstream: str, behind: bool) -> None:

@@ -140,8 +140,10 @@ def wait_for_first_step(run_dir: Path, before: str | None, is_alive: Callable[[]
         trains = lock_holder(run_dir) and status.get("step", 0) > 0
         if status.get("attempt") not in (None, before) and (trains or status["state"] == "done"):
             return show(run_dir)
-        if not lives and status.get("state") == "done":  # it was before, too
-            return show(run_dir)
+        if not lives and status.get("state") == "done":  # it was before: what has train.py said?
+            said = (run_dir / CONSOLE).read_text().rstrip().rpartition("\n")[2]
+            print(said)
+            return 2 if ": error: " in said else show(run_dir)
     if lives:
         print("it is still starting")
         return show(run_dir)
@@ -163,7 +165,8 @@ def show(run_dir: Path) -> int:
     elif holder:
         state = f"training, process {holder}, {how_it_runs(run_dir)}"
     print(f"{run_dir}: {state}")
-    print(f"  {progress(status)}")
+    if "stop_step" in status:
+        print(f"  {progress(status)}")
     if status.get("message"):
         print(f"  {status['message']}")
     print(f"  log: {run_dir / CONSOLE}; curves: {run_dir / 'curves.png'}")

@@ -88,12 +88,12 @@ build_environment() {
         run rm -rf "$venv"
         run mkdir -p "$venv"
         run touch "$venv/.installing"
+        if [[ $dry_run == no ]]; then check_room; fi
         run "$python" -m venv "$venv"
     fi
     if [[ $dry_run == no ]]; then
         touch "$venv/.installing"
         printf '%s\n' "$index" >"$venv/.index"
-        check_room
     fi
     # On a volume, pip unpacks and keeps its downloads there: a host's own disk may have 8 GB.
     local pip=("$venv/bin/python" -m pip install --quiet --disable-pip-version-check)

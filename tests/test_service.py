@@ -46,6 +46,8 @@ def training(data_dir: Path, run_dir: Path, *flags: object) -> list[object]:
 def end(run_dir: Path) -> None:
     """Wait until nothing of it is left."""
     wait_for(lambda: not processes_mentioning(str(run_dir)), what="the end of training")
+    # A process that dies has no command line any more before it lets its lock go.
+    wait_for(lambda: not service.lock_holder(run_dir), what="a free lock")
 
 
 def test_it_trains_to_the_end_and_says_so(image_folder, tmp_path):
@@ -61,7 +63,11 @@ def test_it_trains_to_the_end_and_says_so(image_folder, tmp_path):
     again = call("start", run_dir, "--way=setsid", *training(image_folder, run_dir))
     assert again.code == 0 and f"{run_dir}: done" in again.out
     end(run_dir)
-    assert "is done at step 12" in (run_dir / "console.log").read_text()
+    assert "is done at step 12" in again.out
+    other = training(image_folder, run_dir, "--epochs=9")
+    refused = call("start", run_dir, "--way=setsid", *other)
+    assert refused.code == 2 and "cannot go on with other settings" in refused.out
+    end(run_dir)
 
 
 @pytest.mark.parametrize("way", ["setsid", "tmux"])
@@ -101,7 +107,7 @@ def test_after_everything_was_killed_the_same_command_resumes(image_folder, tmp_
     run_dir = tmp_path / "run"
     command = ("start", run_dir, "--way=setsid", *training(image_folder, run_dir, "--epochs=200"))
     assert call(*command).code == 0
-    wait_for(lambda: any((run_dir / "checkpoints").glob("step_*.pt")), what="a checkpoint")
+    wait_for(lambda: any((run_dir / "checkpoints").glob("step_*[1-9]*.pt")), what="a checkpoint")
     for pid in processes_mentioning(str(run_dir)):
         try:
             os.kill(pid, signal.SIGKILL)

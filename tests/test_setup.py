@@ -219,7 +219,7 @@ def test_from_nothing_to_a_trained_model(host, tmp_path):
     code, out = setup.run(*flags)
     assert code == 0, out
     run_dir = setup.path(str(RUN))
-    wait_for(lambda: any((run_dir / "checkpoints").glob("step_*.pt")), what="a checkpoint")
+    wait_for(lambda: any((run_dir / "checkpoints").glob("step_*[1-9]*.pt")), what="a checkpoint")
     for pid in processes_mentioning(str(RUN)):
         os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not processes_mentioning(str(RUN)), what="the end of all processes")
