@@ -5,8 +5,10 @@ loaded after it.
 """
 
 import dataclasses
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +32,7 @@ from interruption import Interruption
 from recipes import DEFAULT_RECIPE, RECIPES
 from run_log import RunLog
 from settings import AUTO
+from slots import Batch
 from trainer import Trainer
 
 
@@ -45,6 +48,11 @@ class Run(Trainer):
     new_bad_images: set[str] = field(default_factory=set)  # seen by this one since
     saved_step: int = -1
     save_due_s: float = 0.0  # on the monotonic clock
+
+    def note_bad_images(self, batches: Iterable[Batch]) -> None:
+        """Remember the undecodable files of these batches until all ranks hear of them."""
+        for batch in batches:
+            self.new_bad_images |= set(batch.bad_images) - self.bad_images
 
 
 def resolve(request: Request, world_size: int = 0) -> TrainConfig:
@@ -231,3 +239,28 @@ def introduce(run: Run) -> None:
         log.say(f"warning: {unused} GPUs stay idle: torchrun --nproc_per_node=gpu uses all")
     if run.saved_step >= 0:
         log.event(step, f"resuming at step {step} of {run.plan.stop_step}")
+
+
+def explain_no_memory(run: Run, error: RuntimeError) -> str:
+    """State of a run whose first step since its last checkpoint needs more memory than there is.
+
+    Raises the error again if it is another one, or if steps went well before: then something else
+    took the memory, and the supervisor starts again from the checkpoint.
+    """
+    cfg, step, ranks = run.cfg, run.state.step, run.ranks
+    if not batch_fit.is_out_of_memory(error) or step != max(run.saved_step, 0):
+        raise error
+    what = (
+        f"error: not enough memory on {ranks.device} for step {step + 1}: --device_batch_size "
+        f"{cfg.device_batch_size} of {trainer.image_size_at(cfg, int(run.plan.epoch_of(step)))} px "
+        f"({str(error).splitlines()[0]}). Does another program take it (nvidia-smi)? Else begin "
+        "a new run with --device_batch_size auto"
+    )
+    run.log.event(step, what)
+    if ranks.world_size > 1:  # the others wait for this rank until torchrun ends them
+        time.sleep(1)  # until rank 0 waits too, and writes no status.json of its own any more
+        status = {"state": run_folder.CONFIG_ERROR, "attempt": run.log.attempt, "message": what}
+        run_folder.write_status(run.log.run_dir, **status)
+        print(what, file=sys.stderr, flush=True)
+        os._exit(run_folder.EXIT_CODES[run_folder.CONFIG_ERROR])
+    return run_folder.CONFIG_ERROR

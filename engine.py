@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 import distributed
 import losses
@@ -19,6 +18,7 @@ import transforms
 from config import TrainConfig
 from distributed import Ranks
 from learning_rate import LearningRate
+from optimization import MovingAverage
 from slots import Batch
 
 LOSS_UNIT = 2.0**-20
@@ -74,7 +74,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     learning_rate: LearningRate | None  # None in a range test, which sets it by itself
     scaler: torch.amp.GradScaler
-    ema: AveragedModel | None
+    ema: MovingAverage | None
     epoch_sums: Tensor  # int64 (5,), of this rank, since the epoch began
     step: int = 0
 
@@ -100,7 +100,7 @@ class TrainState:
             "scheduler": self.learning_rate.state_dict(),
             "scaler": self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
-            "num_averaged": 0 if self.ema is None else int(self.ema.n_averaged),
+            "num_averaged": 0 if self.ema is None else self.ema.num_updates,
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -112,7 +112,7 @@ class TrainState:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-            self.ema.n_averaged.fill_(state["num_averaged"])
+            self.ema.num_updates = state["num_averaged"]
         assert self.learning_rate.lr == self.lr, "scheduler and optimizer disagree"
 
 
@@ -188,7 +188,7 @@ def train_step(
     state.scaler.update()
     state.optimizer.zero_grad()
     if state.ema is not None and (state.step + 1) % cfg.ema_every_steps == 0:
-        state.ema.update_parameters(state.model)
+        state.ema.update()
     return sums
 
 

@@ -133,7 +133,7 @@ class Feeder:
         return batch, copied
 
     def _pin(self) -> None:
-        """Lock the slots in memory, so that the GPU copies from them by itself. Not run by us."""
+        """Lock the slots in memory, so that the GPU copies from them by itself."""
         address = np.frombuffer(self._memory, np.uint8).ctypes.data
         error = torch.cuda.cudart().cudaHostRegister(address, len(self._memory), 0)
         if int(error) != 0:

@@ -1,8 +1,10 @@
 """What changes the weights: SGD, SGD with decoupled weight decay, AdamW; and their average."""
 
+import copy
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from config import AUTO, TrainConfig
 
@@ -58,20 +60,34 @@ def build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer
     return torch.optim.SGD(groups, **settings)
 
 
-def build_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Exponential moving average of parameters and floating buffers; None for decay 0.
+class MovingAverage:
+    """Exponential moving average of a model's parameters and floating buffers, in `module`.
 
     Polyak and Juditsky 1992; torchvision's issue 3995: 80.20 -> 80.45 top-1 in 600 epochs. In
-    short runs it mostly brings the end's accuracy forward.
+    short runs it mostly brings the end's accuracy forward. torch's AveragedModel does the same,
+    waits for the GPU in every update, and costs a ResNet50's step on an H100 4% (2.6 ms).
     """
-    if not decay:
-        return None
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module, self.decay, self.num_updates = copy.deepcopy(model), decay, 0
+        self._pairs: dict[bool, tuple[list[Tensor], list[Tensor]]] = {}
+        for is_floating in (True, False):
+            self._pairs[is_floating] = tuple(
+                [
+                    t.detach()
+                    for t in chain(of.parameters(), of.buffers())
+                    if t.is_floating_point() == is_floating
+                ]
+                for of in (self.module, model)
+            )
 
     @torch.no_grad()
-    def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-        else:  # batch norm's counters have no average
+    def update(self) -> None:
+        """Move towards the model as it is now; the first time, become it."""
+        (averaged, current), counters = self._pairs[True], self._pairs[False]
+        if self.num_updates:
+            torch._foreach_lerp_(averaged, current, 1 - self.decay)
+        else:
             torch._foreach_copy_(averaged, current)
-
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        torch._foreach_copy_(*counters)  # of batch norms: they have no average
+        self.num_updates += 1

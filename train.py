@@ -79,7 +79,7 @@ def train(run: Run) -> str:
         lr = state.lr
         sums = engine.train_step(state, run.network, micro_batches, cfg, run.precision, run.ranks)
         engine.advance(state, sums)
-        note_bad_images(run, micro_batches)
+        run.note_bad_images(micro_batches)
         log.step_done(state.step, time.monotonic() - start, data_wait_s)
         if state.step % cfg.log_every_steps == 0:
             log.train_record(
@@ -157,7 +157,7 @@ def evaluate(run: Run) -> torch.Tensor | None:
     batches = chain(run.feeder.batches(trainer.EVAL, keys), [None] * (rounds - len(keys)))
 
     def should_stop(batch: Batch | None) -> bool:
-        note_bad_images(run, [batch] if batch else [])
+        run.note_bad_images([batch] if batch else [])
         return distributed.agree([int(run.interruption.requested)], ranks)[0] > 0
 
     distributed.broadcast_buffers([run.state.model, run.state.eval_model], ranks)
@@ -210,11 +210,6 @@ def raise_diverged(run: Run) -> None:
         "from before. Try a new run with a lower --max_lr, or --clip_grad_norm 1",
     )
     raise Ended(run_folder.DIVERGED)
-
-
-def note_bad_images(run: Run, batches: Sequence[Batch]) -> None:
-    for batch in batches:
-        run.new_bad_images |= set(batch.bad_images) - run.bad_images
 
 
 def report_bad_images(run: Run) -> None:
@@ -271,6 +266,8 @@ def run_rank(request: Request) -> int:
         state = train(run)
     except Ended as ended:
         state = ended.args[0]
+    except RuntimeError as error:
+        state = assembly.explain_no_memory(run, error)
     if state == run_folder.INTERRUPTED:
         run.log.say(f"interrupted at step {run.state.step}; the same command goes on from there")
     run.log.close(state, run.state.step)

@@ -169,7 +169,7 @@ def build_state(
         optimizer=optimizer,
         learning_rate=learning_rate,
         scaler=torch.amp.GradScaler(ranks.device.type, enabled=is_fp16),
-        ema=optimization.build_ema(model, cfg.ema_update_decay if cfg.ema_decay else 0.0),
+        ema=optimization.MovingAverage(model, cfg.ema_update_decay) if cfg.ema_decay else None,
         epoch_sums=torch.zeros(5, dtype=torch.int64, device=ranks.device),
     )
 

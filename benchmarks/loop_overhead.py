@@ -29,6 +29,7 @@ import contextlib
 import itertools
 
 import assembly
+import distributed
 import engine
 import interruption
 import schedule
@@ -36,7 +37,6 @@ import train
 import trainer
 import transforms
 from config import TrainConfig
-from distributed import Ranks
 from run_log import RunLog
 from slots import Batch
 
@@ -55,7 +55,7 @@ def timed(batch: Batch, steps: int, times: list[float]) -> Iterator[Batch]:
 
 def make_run(cfg: TrainConfig, folder: Path) -> assembly.Run:
     """A run of train.py without data on disk."""
-    ranks = Ranks()
+    ranks = distributed.read_ranks()
     plan = schedule.make_plan(10**6, 1, cfg.total_batch_size, cfg.device_batch_size, 1)
     log = RunLog(
         folder, plan, is_main=True, attempt="", title="", price_per_hour=0.0, log_every_s=1e9
@@ -122,9 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         image_size=args.image_size, total_batch_size=args.batch_size,
         device_batch_size=args.batch_size, log_every_steps=10**9, run_dir="unused",
     )  # fmt: skip
-    images = torch.randint(0, 256, (args.batch_size, args.image_size, args.image_size, 3))
-    labels = torch.randint(0, 1000, (args.batch_size,))
-    batch = Batch(images.to(torch.uint8), labels, torch.rand(args.batch_size) < 0.5, [])
+    device = distributed.read_ranks().device
+    shape = (args.batch_size, args.image_size, args.image_size, 3)
+    batch = Batch(
+        torch.randint(256, shape, dtype=torch.uint8, device=device),
+        torch.randint(1000, shape[:1], device=device),
+        torch.rand(shape[:1], device=device) < 0.5,
+        [],
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(cfg, Path(folder))
         time_bare(run, batch, 3)  # warm-up

@@ -25,9 +25,11 @@ STEPS_PER_EPOCH = len(CLASSES) * TRAIN_PER_CLASS // 16
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     # One thread: what the tests compare bit by bit must not depend on the machine's cores.
     torch.set_num_threads(1)
+    if config.option.markexpr != "gpu":  # nor on its GPUs, which test_gpu.py is for
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     settings.register_profile("no deadline", deadline=None)  # tests do not measure speed
     settings.load_profile("no deadline")
 

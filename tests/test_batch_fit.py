@@ -17,6 +17,7 @@ from conftest import (
     run,
     start,
     status_of,
+    tiny_flags,
     torchrun_words,
     train_words,
     wait_for,
@@ -135,6 +136,47 @@ def test_where_nothing_fits_one_line_says_so(folder, under_limit, tmp_path):
     assert f"--device_batch_size auto: not even {PRIME} images of 160 px fit" in line
     assert "take a smaller --image_size" in line
     assert status_of(tmp_path / "run")["state"] == "config error"
+
+
+def test_a_given_batch_that_does_not_fit_is_told_in_one_line(folder, under_limit, tmp_path):
+    words = auto_words(folder, tmp_path / "run", BATCH, f"--device_batch_size={BATCH}")
+    result = run([*under_limit, *words], tmp_path, **ONE_RANK)
+    assert result.code == 2 and "Traceback" not in result.err, result.err
+    (line,) = (line for line in result.out.splitlines() if "error: " in line)
+    assert f"step 1: --device_batch_size {BATCH} of 160 px (" in line
+    assert "--device_batch_size auto" in line
+    assert status_of(tmp_path / "run")["state"] == "config error"
+
+
+FULL = f"""
+import os, sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+import torch
+import engine, train
+
+def train_step(state, *args, take_step=engine.train_step):
+    if os.environ["RANK"] == "1" and state.step == int(os.environ["FULL_AT"]):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\\nand more")
+    return take_step(state, *args)
+
+engine.train_step = train_step
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("full_at", [0, 1])
+def test_one_rank_without_memory_ends_all_of_them(image_folder, tmp_path, full_at):
+    """At once; after steps that went well it is a crash, which the supervisor restarts."""
+    (tmp_path / "full.py").write_text(FULL)
+    words = torchrun_words(2, tmp_path / "full.py", *tiny_flags(image_folder, tmp_path / "run"))
+    begin = time.monotonic()
+    result = run(words, tmp_path, FULL_AT=str(full_at))
+    assert result.code != 0 and time.monotonic() - begin < 120
+    told = "error: not enough memory on cpu for step 1: --device_batch_size 8 of 32 px (CUDA out"
+    assert (told in result.err) == (full_at == 0), result.err
+    assert ("OutOfMemoryError" in result.err) == (full_at == 1)
+    state = status_of(tmp_path / "run")["state"]
+    assert state == ("config error" if full_at == 0 else "running")
 
 
 TRIES = f"""

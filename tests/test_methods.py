@@ -151,7 +151,7 @@ def the_first_step_is_the_rate(on: Trace, without: Trace) -> None:
 
 def every_fourth_step_counts(on: Trace, without: Trace) -> None:
     """16 images x 4 steps / 5 epochs: an update weighs 0.01 x 12.8."""
-    assert on.state.ema.n_averaged == STEPS // 4 and on.losses == without.losses
+    assert on.state.ema.num_updates == STEPS // 4 and on.losses == without.losses
     expected = on.snapshots[3]
     for snapshot in on.snapshots[7::4]:
         expected = {

@@ -207,11 +207,11 @@ def shift(model: nn.Module, by: float) -> None:
 @settings(max_examples=25)
 def test_the_first_update_copies_and_the_others_weigh_one_minus_decay(decay, shifts):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    average = optimization.build_ema(model, decay)
+    average = optimization.MovingAverage(model, decay)
     expected = None
     for by in shifts:
         shift(model, by)
-        average.update_parameters(model)
+        average.update()
         now = {key: value.double() for key, value in model.state_dict().items()}
         if expected is None:
             assert_same(average.module.state_dict(), model.state_dict(), "first")
@@ -225,12 +225,11 @@ def test_the_first_update_copies_and_the_others_weigh_one_minus_decay(decay, shi
         torch.testing.assert_close(value.double(), expected[key], atol=1e-5, rtol=1e-5, msg=key)
 
 
-def test_no_decay_is_no_average_and_blurs_stay_what_they_are():
-    assert optimization.build_ema(tiny(), 0.0) is None
+def test_blurs_stay_what_they_are():
     model = ResNet((1, 1, 1, 1), 8, 7, blurpool=True)
-    average = optimization.build_ema(model, 0.7)
+    average = optimization.MovingAverage(model, 0.7)
     for _ in range(5):
-        average.update_parameters(model)
+        average.update()
     kernels = [module.kernel for module in average.module.modules() if hasattr(module, "kernel")]
     assert len(kernels) == 7 and all(
         torch.equal(k, model.maxpool.blur.kernel[:1].expand_as(k)) for k in kernels

@@ -131,6 +131,11 @@ def check(words: list[str]) -> None:
             check_benchmark(words)
         case ["python", "dataset_paths.py"]:
             assert (REPOSITORY / words[1]).is_file()
+        case ["python", "-m", "pytest", *flags]:
+            subprocess.run(
+                [sys.executable, *words[1:], "--collect-only", "-q"],
+                cwd=REPOSITORY, env=environment(CUDA_VISIBLE_DEVICES=""), check=True,
+            )  # fmt: skip
         case ["source", path]:
             assert path.endswith("/bin/activate")
         case ["cd", path]:
