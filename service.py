@@ -12,33 +12,22 @@ runs or is done, 1 it ended while starting, 2 change something.
 
 import argparse
 import os
-import pwd
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import background
 import systemd_unit
+from background import NAME, SETSID, SYSTEMD, TMUX, UNIT_PATH
 from host_changes import HostChanges, as_root, can_sudo
 from run_state import lock_holder, progress, read_status
 
-NAME = "resnet50-training"
-UNIT_PATH = Path(f"/etc/systemd/system/{NAME}.service")
 CONSOLE = "console.log"
-SYSTEMD, TMUX, SETSID = "systemd", "tmux", "setsid"
 ENDED = ("done", "diverged")  # nothing more happens without the user
 START_S, STOP_S = 300.0, 120.0  # the unit's own TimeoutStopSec is 110
-
-
-def available_way() -> str:
-    """The best way that this host has: systemd with the right to use it, tmux, setsid."""
-    if Path("/run/systemd/system").exists() and (os.geteuid() == 0 or can_sudo()):
-        return SYSTEMD
-    return TMUX if shutil.which("tmux") else SETSID
 
 
 def start(args: argparse.Namespace) -> int:
@@ -47,19 +36,27 @@ def start(args: argparse.Namespace) -> int:
     if not args.dry_run and settled(args, ended_too=False) == 0:
         return 0
     if args.then == "stop-host":
+        if not (args.dry_run or os.geteuid() == 0 or can_sudo()):
+            raise ValueError("--then stop-host needs root, and sudo does not give it unasked")
         print("when training has ended, this host is SHUT DOWN (--then stop-host)")
-    way = args.way or available_way()
+    way = args.way or background.available_way()
     other = systemd_unit.run_dir_of(UNIT_PATH)
-    if way == SYSTEMD and unit_is_active() and other != str(run_dir.resolve()):
+    if way == SYSTEMD and background.unit_is_active() and other != str(run_dir.resolve()):
         raise ValueError(f"this host trains {other or 'something else'} already: stop that first")
     log = run_dir / CONSOLE
     host.run("mkdir", "-p", str(run_dir))
     if not args.dry_run:
         log.touch()  # else systemd makes it, as root's
-    before = read_status(run_dir).get("attempt")
-    starts = {SYSTEMD: start_unit, TMUX: start_tmux, SETSID: start_session}
+    args.last_attempt, log_size = read_status(run_dir).get("attempt", ""), size_of(log)
+    starts = {
+        SYSTEMD: background.start_unit,
+        TMUX: background.start_tmux,
+        SETSID: background.start_session,
+    }
     is_alive = starts[way](args, log, host)
-    return 0 if args.dry_run else wait_for_first_step(run_dir, before, is_alive)
+    if args.dry_run:
+        return 0
+    return wait_for_first_step(run_dir, args.last_attempt, log_size, is_alive)
 
 
 def settled(args: argparse.Namespace, ended_too: bool = True) -> int:
@@ -78,59 +75,17 @@ def running(args: argparse.Namespace) -> int:
     return settled(args, ended_too=False)
 
 
-def start_unit(args: argparse.Namespace, log: Path, host: HostChanges) -> Callable[[], bool]:
-    """A unit that is also started at every boot. Like the other two, returns "does it live?"."""
-    after = ["/usr/bin/env", "python3", "-B", __file__, "after", f"--run_dir={args.run_dir}"]
-    text = systemd_unit.text(
-        name=NAME,
-        command=args.command,
-        folder=Path.cwd(),
-        run_dir=args.run_dir,
-        log=log.resolve(),
-        user=pwd.getpwuid(os.geteuid()).pw_name,
-        before=["/usr/bin/env", *shlex.split(args.before)] if args.before else [],
-        after=[*after, f"--then={args.then}", f"--way={SYSTEMD}"],
-    )
-    made = args.run_dir / f"{NAME}.service"
-    host.replace(made, text)
-    host.run(*as_root("install", "-m", "644", str(made), str(UNIT_PATH)))
-    host.run(*as_root("systemctl", "daemon-reload"))
-    host.run(*as_root("systemctl", "reset-failed", f"{NAME}.service"), may_fail=True)
-    host.run(*as_root("systemctl", "enable", "--now", f"{NAME}.service"))
-    return unit_is_active
+def size_of(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
 
 
-def shell_line(args: argparse.Namespace) -> str:
-    """What tmux and setsid run: prepare, train, and what comes then."""
-    after = [sys.executable, __file__, "after", f"--run_dir={args.run_dir}", f"--then={args.then}"]
-    before = shlex.join(as_root(*shlex.split(args.before))) if args.before else ""
-    parts = [before, shlex.join(args.command), shlex.join(after)]
-    return "; ".join(part for part in parts if part)
+def wait_for_first_step(
+    run_dir: Path, last_attempt: str, log_size: int, is_alive: Callable[[], bool]
+) -> int:
+    """Until it trains, or has trained; 1 with the log's end if it ended before that.
 
-
-def start_tmux(args: argparse.Namespace, log: Path, host: HostChanges) -> Callable[[], bool]:
-    """A detached tmux session; the screen and the log show the same."""
-    line = f"{{ {shell_line(args)}; }} 2>&1 | tee -a {shlex.quote(str(log))}"
-    session = session_of(args.run_dir)
-    host.run("tmux", "new-session", "-d", "-s", session, "-c", str(Path.cwd()), line)
-    return lambda: has_tmux_session(args.run_dir)
-
-
-def start_session(args: argparse.Namespace, log: Path, host: HostChanges) -> Callable[[], bool]:
-    """A session of its own, which no terminal's end reaches."""
-    line = f"{{ {shell_line(args)}; }} >>{shlex.quote(str(log))} 2>&1 </dev/null"
-    print("+ setsid sh -c", shlex.quote(line), "&", flush=True)
-    if host.dry_run:
-        return lambda: False
-    quiet = subprocess.DEVNULL
-    shell = subprocess.Popen(
-        ["sh", "-c", line], start_new_session=True, stdin=quiet, stdout=quiet, stderr=quiet
-    )
-    return lambda: shell.poll() is None
-
-
-def wait_for_first_step(run_dir: Path, before: str | None, is_alive: Callable[[], bool]) -> int:
-    """Until it trains, or has trained; 1 with the log's end if it ended before that."""
+    last_attempt, log_size: of before it was started.
+    """
     deadline = time.monotonic() + START_S
     lives = True
     while lives and time.monotonic() < deadline:
@@ -138,10 +93,12 @@ def wait_for_first_step(run_dir: Path, before: str | None, is_alive: Callable[[]
         lives = is_alive()  # asked first: what ends now has written its status by now
         status = read_status(run_dir)
         trains = lock_holder(run_dir) and status.get("step", 0) > 0
-        if status.get("attempt") not in (None, before) and (trains or status["state"] == "done"):
+        if status.get("attempt", "") not in ("", last_attempt) and (
+            trains or status["state"] == "done"
+        ):
             return show(run_dir)
         if not lives and status.get("state") == "done":  # it was before: what has train.py said?
-            said = (run_dir / CONSOLE).read_text().rstrip().rpartition("\n")[2]
+            said = (run_dir / CONSOLE).read_bytes()[log_size:].decode(errors="replace").rstrip()
             print(said)
             return 2 if ": error: " in said else show(run_dir)
     if lives:
@@ -175,41 +132,18 @@ def show(run_dir: Path) -> int:
 
 def how_it_runs(run_dir: Path) -> str:
     """Which of the ways the running training was started in, as far as it shows."""
-    if is_units(run_dir) and unit_is_active():
+    if background.is_units(run_dir) and background.unit_is_active():
         return f"systemd unit {NAME}"
-    return f"tmux session {session_of(run_dir)}" if has_tmux_session(run_dir) else "without one"
-
-
-def is_units(run_dir: Path) -> bool:
-    """Whether the installed unit trains in this run folder."""
-    return systemd_unit.run_dir_of(UNIT_PATH) == str(run_dir.resolve())
-
-
-def unit_is_active() -> bool:
-    """Whether it runs, or waits to be started again."""
-    if not shutil.which("systemctl"):
-        return False
-    asked = ["systemctl", "is-active", f"{NAME}.service"]
-    told = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
-    return told in ("active", "activating", "deactivating", "reloading")
-
-
-def session_of(run_dir: Path) -> str:
-    """Name of a run's tmux session; tmux keeps dots and colons to itself."""
-    return f"{NAME}-{run_dir.name}".replace(".", "_").replace(":", "_")
-
-
-def has_tmux_session(run_dir: Path) -> bool:
-    """Whether the session that `start` made for this run is there."""
-    if not shutil.which("tmux"):
-        return False
-    asked = ["tmux", "has-session", "-t", f"={session_of(run_dir)}"]
-    return subprocess.run(asked, capture_output=True).returncode == 0
+    return (
+        f"tmux session {background.session_of(run_dir)}"
+        if background.has_tmux_session(run_dir)
+        else "without one"
+    )
 
 
 def stop(args: argparse.Namespace) -> int:
     """Have the run saved and ended, and not started at the next boot."""
-    if is_units(args.run_dir) and shutil.which("systemctl"):
+    if background.is_units(args.run_dir) and shutil.which("systemctl"):
         HostChanges().run(*as_root("systemctl", "disable", "--now", f"{NAME}.service"))
     if holder := lock_holder(args.run_dir):
         os.kill(holder, signal.SIGTERM)
@@ -224,8 +158,10 @@ def stop(args: argparse.Namespace) -> int:
 
 def attach(args: argparse.Namespace) -> int:
     """The tmux screen, or the log as it grows; Ctrl-C leaves, training goes on."""
-    if has_tmux_session(args.run_dir):
-        os.execvp("tmux", ["tmux", "attach-session", "-t", f"={session_of(args.run_dir)}"])
+    if background.has_tmux_session(args.run_dir):
+        os.execvp(
+            "tmux", ["tmux", "attach-session", "-t", f"={background.session_of(args.run_dir)}"]
+        )
     check_log(args.run_dir)
     os.execvp("tail", ["tail", "-n", "40", "-F", str(args.run_dir / CONSOLE)])
 
@@ -244,12 +180,13 @@ def check_log(run_dir: Path) -> None:
 
 def after(args: argparse.Namespace) -> int:
     """Once the run has ended by itself: no start at the next boot, and what --then asks for."""
-    if read_status(args.run_dir).get("state") not in ENDED:
+    status, host = read_status(args.run_dir), HostChanges(args.dry_run)
+    if status.get("state") not in ENDED:
         return 0
-    host = HostChanges(args.dry_run)
     if args.way == SYSTEMD:
         host.run(*as_root("systemctl", "disable", f"{NAME}.service"))
-    if args.then == "stop-host":
+    # A start that was refused, or had nothing to do, leaves the status of the attempt before it.
+    if args.then == "stop-host" and status.get("attempt") != args.last_attempt:
         print("training has ended: shutting this host down in a minute; `shutdown -c` keeps it")
         host.run(*as_root("shutdown", "-h", "+1"))
     return 0
@@ -277,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--before", default="", metavar="LINE", help="command that comes before each start")
     add("--then", choices=("nothing", "stop-host"), default="nothing",
         help="when training has ended; stop-host shuts the machine down")  # fmt: skip
+    add("--last_attempt", default="", help=argparse.SUPPRESS)  # from `start` to `after`
     add("--dry_run", action="store_true", help="print what would be done")
     argv = list(sys.argv[1:] if argv is None else argv)
     own = argv.index("--") if "--" in argv else len(argv)

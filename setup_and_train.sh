@@ -90,31 +90,37 @@ tests() {
     run "$venv/bin/shellcheck" --severity=style "${shell_scripts[@]}"
     run "$venv/bin/shfmt" --indent 4 --case-indent --diff "${shell_scripts[@]}"
     say "3/3 tests"
-    run exec "$venv/bin/python" -m pytest
+    run "$venv/bin/python" -m pytest
+    if nvidia-smi -L &>/dev/null; then run "$venv/bin/python" -m pytest -m gpu --numprocesses 1; fi
 }
 
 # Copied to the host without its repository: clone it, mount the volume with the code of that clone,
 # and go on in a clone on the volume.
 alone() {
-    local clone target=${data_dir:+$here}
+    local target=${data_dir:+$here}
     target=${target:-$mount}/$CLONE_NAME
     [[ $mode != __demo && $mode != __test ]] || die "this script lies alone: $1 is for clones"
     if [[ ! -t 0 ]]; then export GIT_TERMINAL_PROMPT=0 GIT_SSH_COMMAND="ssh -o BatchMode=yes"; fi
     command -v git >/dev/null || die "git is not installed: sudo apt-get install git"
     if [[ ! -d $target/.git ]]; then
         [[ -n $repo ]] || die "this script lies alone: give --repo URL, or run it from a clone"
+        # Not local: the trap comes when this function has been left. Root may have left files in it.
         clone=$(mktemp -d)
+        trap 'rm -rf "$clone" || true' EXIT
         say "cloning $repo"
         git clone --quiet "$repo" "$clone/$CLONE_NAME" </dev/null ||
             die "--repo $repo cannot be cloned (see above)"
-        if [[ $dry_run == yes ]]; then exec "$clone/$CLONE_NAME/setup_and_train.sh" "${words[@]}"; fi
+        if [[ $dry_run == yes ]]; then
+            "$clone/$CLONE_NAME/setup_and_train.sh" "${words[@]}"
+            exit
+        fi
         "$clone/$CLONE_NAME/setup_and_train.sh" --only_until_volume "${words[@]}"
         if [[ ! -d $target/.git ]]; then
             rm -rf "$target.partial"
             git clone --quiet "$repo" "$target.partial" </dev/null
             mv "$target.partial" "$target"
         fi
-        rm -rf "$clone" || true # what root has left in it
+        rm -rf "$clone" || true # exec leaves the trap out
     fi
     exec "$target/setup_and_train.sh" "${words[@]}"
 }
@@ -233,10 +239,10 @@ main() {
     local root=() recipe=() cpu=() price=() dry=() volume_flags=() repo_flags=() service_flags=()
     parse "$@"
     here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
-    [[ -f $here/setup_steps.sh ]] || alone "$@"
-    if [[ $(id -u) == 0 && -n ${SUDO_USER:-} && $SUDO_USER != root && -z $mode ]]; then
+    if [[ $(id -u) == 0 && -n ${SUDO_USER:-} && $SUDO_USER != root ]]; then
         die "run this as $SUDO_USER, without sudo: it calls sudo where it needs root"
     fi
+    [[ -f $here/setup_steps.sh ]] || alone "$@"
     cd "$here"
     # shellcheck source=setup_steps.sh
     source setup_steps.sh

@@ -202,6 +202,15 @@ is_settled() {
     return "$code"
 }
 
+# Before hours of work: whatever lies there already must be ours to go on with.
+check_writable() {
+    local folder
+    for folder in "$@"; do
+        [[ ! -e $folder || -w $folder || $folder == "$data_dir" ]] ||
+            die "$folder is not yours to write: sudo chown -R $(id -un): $folder"
+    done
+}
+
 # All steps, or those of --only.
 setup() {
     local number=0 step
@@ -213,7 +222,10 @@ setup() {
         number=$((number + 1))
         [[ ,$only, == *,$step,* ]] || continue
         say "$number/7 $step"
-        if [[ $dry_run == no && " host volume " != *" $step "* ]] && is_settled; then return; fi
+        if [[ $dry_run == no && " host volume " != *" $step "* ]]; then
+            if is_settled; then return; fi
+            check_writable "$(dirname "$run_dir")" "$run_dir" "$packed" "$venv"
+        fi
         "${step}_step"
     done
 }

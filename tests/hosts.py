@@ -128,8 +128,8 @@ class Setup:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def run(self, *flags: str) -> tuple[int, str]:
-        process = self.start(*flags)
+    def run(self, *flags: str, **more: str) -> tuple[int, str]:
+        process = self.start(*flags, **more)
         out, _ = process.communicate(timeout=240)
         return process.returncode, out
 

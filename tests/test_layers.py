@@ -15,7 +15,7 @@ COMMANDS = {
 # Run by the system's Python before there is an environment: Ubuntu 22.04 has 3.10.
 BEFORE_THE_ENVIRONMENT = (
     "host_check", "volume", "repository", "instance_cache", "service",
-    "disks", "fstab", "host_changes", "run_state", "systemd_unit",
+    "disks", "fstab", "host_changes", "run_state", "systemd_unit", "background",
 )  # fmt: skip
 # Put the library together for commands that train: the trainer, what measures it, the whole run.
 ASSEMBLY = {"trainer", "host_speed", "range_test", "batch_fit", "assembly", "launch"}
@@ -26,7 +26,7 @@ LEAVES = {
     "packed_images", "pack_writer", "archives", "layouts", "known_archives", "rgb", "locking",
     "slots", "settings", "combinations", "command_line", "augment", "losses", "optimization",
     "learning_rate", "lr_curve", "recipe_table", "recipe", "small_recipes",
-    "disks", "fstab", "host_changes", "run_state", "systemd_unit",
+    "disks", "fstab", "host_changes", "run_state", "systemd_unit", "background",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
@@ -56,6 +56,7 @@ MAY_IMPORT = {
     "pack_writer": {"packed_images"},
     "pack_report": {"packing"} | LEAVES,
     "fstab": {"host_changes"},
+    "background": {"host_changes", "systemd_unit"},
     # Where data sets are and what they hold.
     "layouts": {"archives", "dataset_paths"},
     "known_archives": {"dataset_paths"},

@@ -147,6 +147,30 @@ def test_the_host_is_shut_down_only_when_nothing_more_will_happen(tmp_path, stat
     assert "shutdown" not in call("after", tmp_path, "--then=nothing", "--dry_run").out
 
 
+def test_a_start_that_trains_nothing_does_not_shut_the_host_down(image_folder, tmp_path):
+    """Though its status says done: it is that of the start before."""
+    run_dir, said, stubs = tmp_path / "run", tmp_path / "shutdowns", tmp_path / "bin"
+    stubs.mkdir()
+    for name in ("shutdown", "sudo"):
+        (stubs / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{said}\n')
+        (stubs / name).chmod(0o755)
+    flags = ["--way=setsid", "--then=stop-host"]
+    path = {"PATH": f"{stubs}:{os.environ['PATH']}"}
+    first = call("start", run_dir, *flags, *training(image_folder, run_dir), **path)
+    assert first.code == 0 and "SHUT DOWN" in first.out, first.err
+    end(run_dir)
+    wait_for(said.exists)
+    before = said.read_text()
+    assert before.endswith("shutdown -h +1\n") and before.count("shutdown") == 1
+    for more, code in (("--epochs=3", 0), ("--max_lr=abc", 2), ("--epochs=9", 2)):
+        again = call("start", run_dir, *flags, *training(image_folder, run_dir, more), **path)
+        assert again.code == code, again.out + again.err
+        end(run_dir)
+        time.sleep(1)  # what comes after it has no process of the run's name
+        assert said.read_text() == before
+    assert "--max_lr" in (run_dir / "console.log").read_text()
+
+
 def test_what_will_happen_to_the_host_is_said_first(tmp_path):
     flags = ("--then=stop-host", "--way=systemd", "--dry_run", "--", "/usr/bin/true")
     result = call("start", tmp_path / "run", *flags)
@@ -224,6 +248,6 @@ def test_waiting_for_the_first_step_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(service, "START_S", 1.0)
     (tmp_path / "console.log").write_text("loading\n")
     started = time.monotonic()
-    assert service.wait_for_first_step(tmp_path, None, lambda: True) == 2  # no run to show yet
-    assert service.wait_for_first_step(tmp_path, None, lambda: False) == 1
+    assert service.wait_for_first_step(tmp_path, "", 0, lambda: True) == 2  # no run to show yet
+    assert service.wait_for_first_step(tmp_path, "", 0, lambda: False) == 1
     assert time.monotonic() - started < 60

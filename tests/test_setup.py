@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -148,6 +149,13 @@ def test_copied_alone_it_clones_onto_the_volume(setup, tmp_path):
     shutil.copy2(REPOSITORY / "setup_and_train.sh", setup.clone)
     code, out = setup.run()
     assert code == 2 and "give --repo URL" in out
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    for flags in (["--repo=/no/such/repository"], [f"--repo={origin}", "--volume=/dev/null"]):
+        code, out = setup.run(*flags, TMPDIR=str(temporary))
+        assert code == 2, out
+    assert "cannot be cloned" in setup.run("--repo=/no/such/repository")[1]
+    assert not os.listdir(temporary)
     code, out = setup.run(f"--repo={origin}")
     assert code == 0, out
     on_volume = f"{MOUNT}/ResNet50_ImageNet1K_Training"
@@ -158,6 +166,84 @@ def test_copied_alone_it_clones_onto_the_volume(setup, tmp_path):
     assert code == 0 and "done" in out, out
     code, out = setup.run("--repo=/no/such/repository", "--only=host")
     assert code == 0, out
+
+
+# systemctl as far as a start needs it: says who asked for what, and starts the unit as its user.
+SYSTEMCTL = """\
+#!/bin/sh
+echo "$(id -u) systemctl $*" >>CALLS
+unit=/etc/systemd/system/resnet50-training.service
+of() { sed -n "s/^$1=//p" $unit | sed 's/^+-//'; }
+case "$1 $2" in
+    "is-active "*) echo inactive; exit 3 ;;
+    "enable --now")
+        cd "$(of WorkingDirectory)" || exit
+        {
+            eval "setpriv --reuid=$(of User) --regid=$(of User) --init-groups $(of ExecStart)"
+            eval "$(of ExecStopPost)"
+        } >>"$(of StandardOutput | sed 's/^append://')" 2>&1 ;;
+esac
+"""
+
+
+def test_as_a_user_with_sudo_and_under_systemd(host):
+    """What is on the volume is the user's, what is in /etc root's, and the host is stopped once."""
+    if not shutil.which("sudo"):
+        pytest.skip("needs sudo")
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        calls = folder / "calls"
+        setup, stubs = Setup(host, folder, STAND_IN), folder / "bin"
+        stubs.mkdir()
+        scripts = {"systemctl": SYSTEMCTL, "shutdown": '#!/bin/sh\necho "$(id -u) $*" >>CALLS\n'}
+        for script, text in scripts.items():
+            (stubs / script).write_text(text.replace("CALLS", str(calls)))
+            (stubs / script).chmod(0o755)
+        sudoers = host.folder / "etc" / "sudoers.d" / "trainer"
+        sudoers.write_text(
+            f"trainer ALL=(ALL) NOPASSWD:ALL\n"
+            f'Defaults secure_path="{stubs}:/usr/sbin:/usr/bin:/sbin:/bin"\n'
+        )
+        sudoers.chmod(0o440)
+        assert host.call("useradd", "--no-create-home", "trainer").returncode == 0
+        uid = int(host.call("id", "--user", "trainer").stdout)
+        subprocess.run(["chown", "--recursive", f"{uid}:{uid}", setup.clone], check=True)
+        become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--init-groups"]
+        setup.words = [*become, *setup.words, "--way=systemd", "--then=stop-host"]
+        path = f"{stubs}:{os.environ['PATH']}"
+
+        def start(*flags: str, **more: str) -> tuple[int, str]:
+            process = setup.start(*flags, PATH=path, **more)
+            out, _ = process.communicate(timeout=240)
+            return process.returncode, out
+
+        code, out = start()
+        assert code == 0 and "SHUT DOWN" in out, out
+        listed = host.call("find", MOUNT, str(setup.clone), "-not", "-user", "trainer")
+        assert listed.stdout.split() == [f"{MOUNT}/lost+found"]
+        unit = setup.path("/etc/systemd/system/resnet50-training.service")
+        assert "User=trainer" in unit.read_text() and unit.stat().st_uid == 0
+        asked = [line for line in calls.read_text().splitlines() if "is-active" not in line]
+        assert [line.split()[:3] for line in asked[:3]] == [
+            ["0", "systemctl", word] for word in ("daemon-reload", "reset-failed", "enable")
+        ]
+        assert asked[3:] == ["0 systemctl disable resnet50-training.service", "0 -h +1"]
+        # train.py's words make it start again, and this one finds it done.
+        code, out = start("--", "--seed=0")
+        assert code == 0 and calls.read_text().count("-h +1") == 1, out
+        code, out = start("--only=env", SUDO_USER="trainer")
+        assert code == 0, out  # which only counts for root
+        setup.words = setup.words[len(become) :]
+        code, out = start("--only=env", SUDO_USER="trainer")
+        assert code == 2 and "run this as trainer, without sudo" in out
+        sudoers.write_text("trainer ALL=(ALL) ALL\n")
+        setup.words = [*become, *setup.words]
+        code, out = start("--only=train", "--way=setsid", "--then=stop-host")
+        assert code == 2 and "--then stop-host needs root" in out
+        assert host.call("umount", MOUNT).returncode == 0
+        code, out = start("--only=volume")
+        assert code == 2 and "sudo does not give it" in out
 
 
 def test_new_code_is_begun_anew_with(setup, tmp_path):
