@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--data_dir", type=Path, required=True, help="folder with SPLIT/CLASS/*")
+    add("--data_dir", type=Path, required=True, help="folder with SPLIT.pack or SPLIT/CLASS/*")
     add("--weights", type=Path, required=True, help="checkpoint, or file of torchvision's keys")
     add("--split", default="val", help="folder of data_dir to evaluate [val]")
     add("--raw", action="store_true", help="the trained weights, not their average (EMA)")

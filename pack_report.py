@@ -11,6 +11,7 @@ import packing
 from layouts import Source
 from pack_writer import Note
 from packed_images import SUFFIX, PackedImages
+from recipes import DEFAULT_RECIPE
 
 SPLITS = ("train", "val")
 VERIFY_CHUNK = 256  # images a task
@@ -35,12 +36,15 @@ def tell(report: dict, out: Path, source: Source) -> None:
         print(f"warning: {amiss}")
     elif dataset_paths.known_dataset(source.classes):
         print("  the numbers of images are what this data set must have")
-    hint = " and settings for its size (README.md, Your own images)"
-    if source.layout == "fashion-mnist":
-        hint = " --recipe demo"
-    elif len(source.classes) == dataset_paths.DATASETS["imagenet"].num_classes:
-        hint = ""
-    print(f"next: python train.py --data_dir {out}{hint}")
+    print(f"next: python train.py --data_dir {out} --recipe {recipe_for(source.classes)}")
+
+
+def recipe_for(classes: Sequence[str]) -> str:
+    """The recipe to begin with: of images of one's own `small`, and then README's advice."""
+    dataset = dataset_paths.known_dataset(classes)
+    names = [name for name, known in dataset_paths.DATASETS.items() if known == dataset]
+    recipes = {"imagenet": DEFAULT_RECIPE, "fashion-mnist": "demo"}
+    return recipes.get(names[0], names[0]) if names else "small"
 
 
 def half_done(path: Path) -> bool:
