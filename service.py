@@ -126,7 +126,11 @@ def show(run_dir: Path) -> int:
         print(f"  {progress(status)}")
     if status.get("message"):
         print(f"  {status['message']}")
-    print(f"  log: {run_dir / CONSOLE}; curves: {run_dir / 'curves.png'}")
+    files = {"log": CONSOLE, "records": "log.jsonl", "curves": "curves.png"}
+    there = [
+        f"{what}: {run_dir / name}" for what, name in files.items() if (run_dir / name).exists()
+    ]
+    print(f"  {'; '.join(there)}")
     return 0
 
 
@@ -175,7 +179,9 @@ def logs(args: argparse.Namespace) -> int:
 def check_log(run_dir: Path) -> None:
     """Raise ValueError if nothing was started in this run folder."""
     if not (run_dir / CONSOLE).exists():
-        raise ValueError(f"{run_dir / CONSOLE}: no such file; nothing was started in this folder")
+        raise ValueError(
+            f"{run_dir / CONSOLE}: no such file; nothing was started in the background here"
+        )
 
 
 def after(args: argparse.Namespace) -> int:

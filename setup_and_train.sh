@@ -217,7 +217,10 @@ parse() {
                         max_steps=$2
                         ;;
                     __recipe) recipe=(--recipe "$2") ;;
-                    __price_per_hour) price=(--price_per_hour "$2") ;;
+                    __price_per_hour)
+                        [[ $2 =~ ^[0-9]*\.?[0-9]+$ ]] || die "--price_per_hour $2: give dollars, as 1.2"
+                        price=(--price_per_hour "$2")
+                        ;;
                     __wait_s) volume_flags+=(--wait_s "$2") ;;
                     *) printf -v "${name#__}" %s "$2" ;;
                 esac
@@ -255,7 +258,8 @@ main() {
             ;;
         *)
             settle
-            exec python3 service.py "${mode#__}" --run_dir "$run_dir"
+            if [[ -e $log ]] && ! flock --nonblock "$log" true; then say "a setup is at work: $log"; fi
+            exec python3 -B service.py "${mode#__}" --run_dir "$run_dir"
             ;;
     esac
 }
