@@ -184,6 +184,7 @@ def origin_of(parts: Trainer) -> dict[str, object]:
         "config": config.to_json(parts.cfg),
         "data": {name: data.fingerprint(split) for name, split in splits.items()},
         "schedule": schedule_fingerprint(parts.cfg, parts.plan),
+        "classes": list(parts.train_set.classes),
         "commit": run_folder.commit(),
     }
 

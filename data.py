@@ -108,6 +108,18 @@ def open_split(data_dir: Path, split: str) -> Split:
     return ImageFolder(root, classes, np.array(paths), np.array(labels, dtype=np.int64))
 
 
+def open_pictures(folder: Path) -> ImageFolder:
+    """Pictures without classes, in this folder or in any below it, sorted; label 0 for all."""
+    if not folder.is_dir():
+        raise ValueError(f"--images {folder}: no such folder")
+    files = sorted(
+        os.fsencode(path.relative_to(folder)) for path in folder.rglob("*") if is_picture(path.name)
+    )
+    if not files:
+        raise ValueError(f"--images {folder} has no pictures")
+    return ImageFolder(folder, (), np.array(files), np.zeros(len(files), dtype=np.int64))
+
+
 def open_dataset(data_dir: Path) -> tuple[Split, Split]:
     """Both splits, checked to have the same classes. Raises ValueError naming what differs."""
     if not data_dir.is_dir():

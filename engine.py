@@ -240,12 +240,13 @@ def evaluate(
     ranks: Ranks,
     should_stop: Callable[[Batch | None], bool] = lambda batch: False,
     with_flip: bool = False,
+    note_logits: Callable[[Tensor], None] = lambda logits: None,
 ) -> Tensor | None:
     """Count hits over a split, exactly: every image once on any number of ranks.
 
     batches: this rank's share, with None where a rank has no batch in the last round.
     should_stop: called after every round on all ranks, with one answer for all; with_flip: see
-    `predict`.
+    `predict`; note_logits: gets the float32 logits (B, K) of every batch of this rank, in order.
     Returns the summed `batch_sums` of all ranks, or None if it was told to stop.
     """
     model.eval()
@@ -253,6 +254,7 @@ def evaluate(
     for batch in batches:
         if batch is not None:
             logits = predict(model, batch, precision, with_flip)
+            note_logits(logits)
             sums += batch_sums(logits, batch.labels, losses.losses_of(logits, batch.labels))
         if should_stop(batch):
             return None

@@ -2,31 +2,44 @@
 
     python evaluate.py --data_dir DIR --weights runs/NAME/checkpoints/best.pt
     torchrun --standalone --nproc_per_node=4 evaluate.py --data_dir DIR --weights FILE
+    python evaluate.py --data_dir DIR --weights runs/NAME --report runs/NAME/report
+    python evaluate.py --images FOLDER --weights runs/NAME --csv predictions.csv
 
 Takes the settings from a checkpoint (averaged weights, sizes, batch, precision) and ImageNet's
 usual ones for other files: torchvision's keys, 224 px cut from 256, fp32. Whole batches go round
 the ranks, so that any number of them gives the same figures. top1 and top5 are of a single crop;
 FFCV's published figures average over the crop and its mirror image, which --flip reports apart.
+--report writes per_class.csv, confused_pairs.csv, and pictures of the confusion, the worst classes
+and the surest mistakes. --images takes pictures without classes, such as ImageNet's test images:
+--csv is what they are taken for, --submission the same in the form of Kaggle's competition.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
-import checkpoint
+import numpy as np
+from PIL import Image
+
 import data
 import distributed
 import engine
 import feeding
 import interruption
+import mistakes
+import predictions
+import pretrained
 import sampling
+import transforms
 from command_line import with_underscores
 from distributed import Ranks
 from feeding import Feeder
-from model import ResNet, architecture_of, load_weights
+from predictions import Predictions
+from pretrained import Pretrained
 from slots import Batch
 
 
@@ -39,8 +52,15 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--data_dir", type=Path, required=True, help="folder with SPLIT.pack or SPLIT/CLASS/*")
-    add("--weights", type=Path, required=True, help="checkpoint, or file of torchvision's keys")
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument("--data_dir", type=Path, help="folder with SPLIT.pack or SPLIT/CLASS/*")
+    images.add_argument("--images", type=Path, help="folder of pictures without classes")
+    add(
+        "--weights",
+        required=True,
+        help="checkpoint, run folder, export, file of torchvision's keys, USER/NAME on Hugging "
+        "Face, or `torchvision`",
+    )
     add("--split", default="val", help="folder of data_dir to evaluate [val]")
     add("--raw", action="store_true", help="the trained weights, not their average (EMA)")
     add("--flip", action="store_true", help="also averaged over the mirror image: flip_top1, _top5")
@@ -52,26 +72,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--amp", choices=("auto", "bf16", "fp16", "fp32"), help="precision [as trained; fp32]")
     add("--json", type=Path, help="file for the result, a JSON object")
+    add("--report", type=Path, help="folder for tables and pictures of what it gets wrong")
+    add("--csv", type=Path, help="file for the five likeliest classes of every image")
+    add("--submission", type=Path, help="file for Kaggle: five classes and boxes of each image")
     return parser
 
 
-def read_weights(path: Path, raw: bool) -> tuple[dict, str, dict]:
-    """State dict, what it is, and the settings it was trained with (empty for a foreign file)."""
-    state = checkpoint.load_weights_file(path)
-    if "model" not in state:
-        return state, "weights", {}
-    if state.get("ema") is not None and not raw:
-        return state["ema"], "EMA", state.get("config", {})
-    return state["model"], "trained", state.get("config", {})
-
-
-def sizes(args: argparse.Namespace, trained: dict) -> tuple[int, int, int]:
+def sizes(args: argparse.Namespace, loaded: Pretrained) -> tuple[int, int, int]:
     """Side of the crop, shorter side before it, images a batch: as given, as trained, or usual."""
-    crop_size = args.image_size or trained.get("eval_image_size") or trained.get("image_size", 224)
+    crop_size = args.image_size or loaded.image_size
     resize_size = args.resize_size or round(crop_size * 256 / 224)
-    if trained.get("eval_resize_size") and not (args.image_size or args.resize_size):
-        resize_size = trained["eval_resize_size"]
-    batch_size = args.batch_size or trained.get("device_batch_size", 64)
+    if not (args.image_size or args.resize_size):
+        resize_size = loaded.resize_size
+    batch_size = args.batch_size or loaded.settings.get("device_batch_size", 64)
     if min(crop_size, resize_size - crop_size + 1, batch_size) < 1:
         raise ValueError(
             f"--image_size {crop_size}, --resize_size {resize_size}, --batch_size {batch_size}: "
@@ -80,17 +93,81 @@ def sizes(args: argparse.Namespace, trained: dict) -> tuple[int, int, int]:
     return crop_size, resize_size, batch_size
 
 
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raise ValueError, before anything is computed, for a file that could not be written."""
+    if args.images and args.report:
+        raise ValueError("--report needs to know the right classes: give --data_dir, not --images")
+    for option in ("json", "csv", "submission"):
+        path = getattr(args, option)
+        if path and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            raise ValueError(f"--{option} {path} cannot be written: give a file in a folder")
+    if args.report:
+        args.report.mkdir(parents=True, exist_ok=True)
+
+
+def open_images(args: argparse.Namespace, loaded: Pretrained) -> data.Split:
+    """The images of --images, or the split of --data_dir, whose classes must be the model's."""
+    if args.images:
+        return data.open_pictures(args.images)
+    split = data.open_split(args.data_dir, args.split)
+    check_classes(loaded, split)
+    return split
+
+
+def check_classes(loaded: Pretrained, split: data.Split) -> None:
+    """Raise ValueError unless the model's classes are those of the data, in the same order."""
+    num_classes = loaded.model.fc.out_features
+    what = f"--weights {loaded.name} knows {num_classes} classes, {split.root} has "
+    if num_classes != len(split.classes):
+        raise ValueError(f"{what}{len(split.classes)}: give the data it was trained on")
+    pairs = zip(loaded.folders if loaded.settings else (), split.classes, strict=False)
+    for number, (ours, theirs) in enumerate(pairs):
+        if ours != theirs:
+            raise ValueError(f"{what}others: class {number} is {theirs} there, and {ours} here")
+
+
+def write_files(
+    args: argparse.Namespace,
+    split: data.Split,
+    loaded: Pretrained,
+    predicted: Predictions,
+    crop_size: int,
+    resize_size: int,
+) -> None:
+    """What --report, --csv and --submission ask for."""
+
+    def seen(index: int) -> np.ndarray:
+        try:
+            picture = Image.fromarray(split.open(index).pixels())
+            return transforms.eval_crop(picture, resize_size, crop_size)
+        except Exception:  # it was named above, and was black for the model too
+            return np.zeros((crop_size, crop_size, 3), dtype=np.uint8)
+
+    def size_of(index: int) -> tuple[int, int]:
+        try:
+            return split.open(index).size
+        except Exception:  # likewise; a box it must have
+            return 1, 1
+
+    names = [split.name(index) for index in range(len(split))]
+    classes = pretrained.readable(split.classes) if split.classes else loaded.classes
+    if args.csv:
+        predictions.write_csv(args.csv, names, classes, predicted)
+    if args.submission:
+        wnids = loaded.folders or list(pretrained.imagenet_names())
+        sizes = [size_of(index) for index in range(len(split))]
+        predictions.write_submission(args.submission, names, sizes, wnids, predicted)
+    if args.report:
+        written = mistakes.write_report(args.report, classes, split.labels, *predicted, seen)
+        print("wrote", *written, file=sys.stderr)
+
+
 def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
     """Run the evaluation on all ranks. Raises ValueError for what the user must change."""
-    split = data.open_split(args.data_dir, args.split)
-    weights, kind, trained = read_weights(args.weights, args.raw)
-    architecture = architecture_of(weights)
-    if architecture["num_classes"] != len(split.classes):
-        raise ValueError(
-            f"--weights {args.weights} knows {architecture['num_classes']} classes, "
-            f"{split.root} has {len(split.classes)}: give the data it was trained on"
-        )
-    crop_size, resize_size, batch_size = sizes(args, trained)
+    check_outputs(args)
+    loaded = pretrained.load(args.weights, args.raw)
+    split = open_images(args, loaded)
+    crop_size, resize_size, batch_size = sizes(args, loaded)
     on_gpu = ranks.device.type == "cuda"
     num_workers = feeding.choose_num_workers(args.num_workers, ranks.local_world_size, on_gpu)
     keys = sampling.eval_keys(len(split), batch_size, crop_size, ranks.rank, ranks.world_size)
@@ -100,39 +177,40 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
     first_batches = feeder.batches(0, keys)
 
     distributed.connect(ranks)
-    model = ResNet(**architecture, blurpool=trained.get("blurpool", False))
-    load_weights(model, weights)
-    model.to(ranks.device)
-    precision = engine.choose_precision(args.amp or trained.get("amp", "fp32"), ranks.device)
+    model = loaded.model.to(ranks.device)
+    amp = args.amp or loaded.settings.get("amp", "fp32")
+    precision = engine.choose_precision(amp, ranks.device)
     bad_images: set[str] = set()
+    found = predictions.Collector(len(split), model.fc.out_features, keys, ranks.device)
 
     def note_bad_images(batch: Batch | None) -> bool:
         bad_images.update(batch.bad_images if batch else ())
         return False
 
-    def means(batches: Iterator[Batch], with_flip: bool) -> dict[str, float]:
+    def means(batches: Iterator[Batch], **more: object) -> dict[str, float]:
         batches = chain(batches, [None] * (rounds - len(keys)))
         return engine.means(
-            engine.evaluate(
-                model, batches, len(split), precision, ranks, note_bad_images, with_flip
-            )
+            engine.evaluate(model, batches, len(split), precision, ranks, note_bad_images, **more)
         )
 
-    result = means(first_batches, with_flip=False)
+    result = means(first_batches, note_logits=found.note)
     if args.flip:
         flipped = means(feeder.batches(0, keys), with_flip=True)
         result |= {"flip_top1": flipped["top1"], "flip_top5": flipped["top5"]}
     bad_images = distributed.gather_names(bad_images, ranks)
     for name in sorted(bad_images) if ranks.is_main else ():
         print(f"warning: cannot be decoded, counted as black: {name}", file=sys.stderr)
+    predicted = found.gathered(ranks)
     distributed.disconnect()
+    if ranks.is_main:
+        write_files(args, split, loaded, predicted, crop_size, resize_size)
     return {
-        **result,
+        **(result if args.data_dir else {}),
         "num_images": len(split),
         "num_bad_images": len(bad_images),
         "split": str(split.root),
         "weights": str(args.weights),
-        "kind": kind,
+        "kind": loaded.kind,
         "image_size": crop_size,
         "resize_size": resize_size,
     }
@@ -140,7 +218,10 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and print a JSON object; 0, or 2 for what the user must change."""
-    args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    parser = build_parser()
+    args = parser.parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    if args.images and args.report:
+        parser.error("--report needs to know the right classes: give --data_dir, not --images")
     if distributed.launched_by_torchrun():
         interruption.die_with_launcher()
     ranks = Ranks()

@@ -10,10 +10,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def as_csv(rows: Sequence[dict]) -> str:
+def as_csv(rows: Sequence[dict], columns: Sequence[str] = COLUMNS) -> str:
     """Rows under a header; empty fields where an epoch was not evaluated."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -19,7 +19,16 @@ BEFORE_THE_ENVIRONMENT = (
 )  # fmt: skip
 # Put the library together for commands that train: the trainer, what measures it, the whole run.
 ASSEMBLY = {"trainer", "host_speed", "range_test", "batch_fit", "assembly", "launch"}
-LIBRARY = {"data", "engine", "checkpoint", "run_log", "packing", "pack_report", "fashion_mnist"}
+LIBRARY = {
+    "pretrained",
+    "data",
+    "engine",
+    "checkpoint",
+    "run_log",
+    "packing",
+    "pack_report",
+    "fashion_mnist",
+}
 LEAVES = {
     "config", "recipes", "dataset_paths", "transforms", "model", "schedule", "distributed",
     "interruption", "supervisor", "run_folder", "curves", "tables", "sampling", "feeding", "jpeg",
@@ -27,6 +36,7 @@ LEAVES = {
     "slots", "settings", "combinations", "command_line", "augment", "losses", "optimization",
     "learning_rate", "lr_curve", "recipe_table", "recipe", "small_recipes",
     "disks", "fstab", "host_changes", "run_state", "systemd_unit", "background",
+    "predictions", "mistakes",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
@@ -57,6 +67,10 @@ MAY_IMPORT = {
     "pack_report": {"packing"} | LEAVES,
     "fstab": {"host_changes"},
     "background": {"host_changes", "systemd_unit"},
+    # A trained model, and what it says of pictures.
+    "pretrained": {"checkpoint", "transforms", "model"},
+    "predictions": {"distributed", "sampling"},
+    "mistakes": {"tables"},
     # Where data sets are and what they hold.
     "layouts": {"archives", "dataset_paths"},
     "known_archives": {"dataset_paths"},

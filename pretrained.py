@@ -1,0 +1,252 @@
+"""A trained model with all that belongs to it: class names, sizes, where it comes from.
+
+    loaded = pretrained.load("runs/imagenet")                    # a run's best checkpoint
+    loaded = pretrained.load("exported/imagenet")                # what export.py wrote
+    loaded = pretrained.load("USER/NAME")                        # the same on Hugging Face
+    loaded = pretrained.load("torchvision")                      # the public weights
+
+Needs torch, torchvision, Pillow and safetensors only, so that a Hugging Face Space can use it.
+"""
+
+import csv
+import functools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import checkpoint
+import transforms
+from model import ResNet, architecture_of, load_weights
+
+TORCHVISION = "torchvision"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+IMAGENET_CLASSES = Path(__file__).with_name("imagenet_classes.csv")
+# What each figure of `about` is called in a checkpoint's last row.
+FIGURES = {"top1": "val_top1", "top5": "val_top5", "epochs": "epoch", "hours": "seconds"}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model to predict with.
+
+    model: float32, in evaluation mode, on the CPU; folders: the name that each logit's class had in
+    the data, empty if that is not known; image_size, resize_size: side of the centre crop and
+    shorter side before it, in pixels; kind: "EMA" for averaged weights, "trained", or "weights" of
+    unknown origin; blurpool: of the model; about: recipe, epochs, top1 and top5 in percent, hours,
+    as far as known; settings: of the run, empty for a foreign file.
+    """
+
+    model: ResNet
+    folders: list[str]
+    image_size: int
+    resize_size: int
+    name: str
+    kind: str = "weights"
+    blurpool: bool = False
+    about: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
+
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        """A name for every logit, for people."""
+        return readable(self.folders or default_names(self.model.fc.out_features))
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """A picture as the model takes it: float32 (1, 3, S, S), normalised."""
+        crop = transforms.eval_crop(picture, self.resize_size, self.image_size)
+        return transforms.normalize(torch.from_numpy(crop.copy())[None])
+
+
+def load(source: str, raw: bool = False) -> Pretrained:
+    """Load a checkpoint, a run folder, an exported folder, a Hugging Face repository or
+    `torchvision`.
+
+    raw: the trained weights of a checkpoint, not their average. Raises ValueError naming the source
+    and what to do; OSError without a network.
+    """
+    if source == TORCHVISION:
+        return from_torchvision()
+    path = Path(source)
+    if path.is_dir() and (path / CONFIG).exists() and (path / WEIGHTS).exists():
+        return from_export(path, source)
+    if path.is_dir():
+        path = checkpoint_in(path)
+    if path.suffix == ".safetensors":
+        return from_export(path.parent, source)
+    if path.exists():
+        return from_file(path, raw)
+    if HUB_NAME.fullmatch(source) and not path.parent.is_dir():
+        return from_export(download(source), source)
+    raise ValueError(
+        f"--weights {source}: no such file or folder, nor a repository's name (USER/NAME)"
+    )
+
+
+def checkpoint_in(run_dir: Path) -> Path:
+    """The best checkpoint of a run, else its newest."""
+    folder = run_dir / "checkpoints"
+    step = checkpoint.newest_step(folder) if folder.is_dir() else -1
+    if (folder / "best.pt").exists():
+        return folder / "best.pt"
+    if step < 0:
+        raise ValueError(
+            f"--weights {run_dir} is neither a run with a checkpoint nor an export ({CONFIG} and "
+            f"{WEIGHTS})"
+        )
+    return checkpoint.step_path(folder, step)
+
+
+def from_file(path: Path, raw: bool) -> Pretrained:
+    """A checkpoint of this project, or a file of torchvision's keys."""
+    state = checkpoint.load_weights_file(path)
+    trained = state.get("config", {})
+    weights, kind = weights_of(state, raw)
+    image_size = trained.get("eval_image_size") or trained.get("image_size", 224)
+    return build(
+        weights,
+        name=str(path),
+        kind=kind,
+        folders=list(state.get("classes", [])) if "model" in state else [],
+        blurpool=trained.get("blurpool", False),
+        image_size=image_size,
+        resize_size=trained.get("eval_resize_size") or round(image_size * 256 / 224),
+        about=describe(state) if trained else {},
+        settings=trained,
+    )
+
+
+def weights_of(state: dict, raw: bool) -> tuple[dict[str, Tensor], str]:
+    """A checkpoint's averaged weights, or its trained ones, and which they are."""
+    if "model" not in state:
+        return state, "weights"
+    if state.get("ema") is not None and not raw:
+        return state["ema"], "EMA"
+    return state["model"], "trained"
+
+
+def describe(state: dict) -> dict[str, object]:
+    """What a checkpoint tells of its run: figures of the last row that has them."""
+    trained, rows = state["config"], state.get("rows", [])
+    row = next((row for row in reversed(rows) if row.get("val_top1") is not None), {})
+    figures = {name: row[key] for name, key in FIGURES.items() if key in row}
+    if "hours" in figures:
+        figures["hours"] = round(figures["hours"] / 3600, 3)
+    return {
+        "recipe": trained.get("recipe"),
+        "data": Path(trained.get("data_dir", "")).name,
+        "num_train_images": state.get("data", {}).get("train", {}).get("num_images"),
+        "step": state["step"],
+        "commit": state.get("commit"),
+        **figures,
+    }
+
+
+def build(
+    weights: dict[str, Tensor], *, name: str, folders: list[str], blurpool: bool, **more: object
+) -> Pretrained:
+    """Put the weights into a model. Raises ValueError if they or the classes do not fit."""
+    try:
+        architecture = architecture_of(weights)
+        model = ResNet(**architecture, blurpool=blurpool)
+        load_weights(model, weights)
+    except ValueError as error:
+        raise ValueError(f"--weights {name}: {error}") from None
+    num_classes = architecture["num_classes"]
+    if folders and len(folders) != num_classes:
+        raise ValueError(f"--weights {name}: {len(folders)} class names for {num_classes} classes")
+    model.eval().requires_grad_(False)
+    return Pretrained(model, folders, name=name, blurpool=blurpool, **more)
+
+
+def from_export(folder: Path, name: str) -> Pretrained:
+    """What export.py wrote: model.safetensors beside config.json."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        weights = load_file(folder / WEIGHTS)
+    except OSError as error:
+        raise ValueError(f"--weights {name}: {error.filename}: {error.strerror}") from error
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"--weights {name} is damaged: {error}") from error
+    own = config.get("training", {})
+    return build(
+        weights,
+        name=name,
+        kind=own.get("kind", "weights"),
+        folders=config.get("label_names", []),
+        blurpool=own.get("blurpool", False),
+        image_size=own.get("image_size", 224),
+        resize_size=own.get("resize_size", 256),
+        about=own.get("about", {}),
+    )
+
+
+def from_torchvision() -> Pretrained:
+    """torchvision's ResNet50 weights of 2021 (80.86% top-1 at 224 px), downloaded once."""
+    from torchvision.models import ResNet50_Weights
+
+    weights = ResNet50_Weights.IMAGENET1K_V2
+    measured = weights.meta["_metrics"]["ImageNet-1K"]
+    about = {"recipe": "torchvision", "data": "imagenet", "num_train_images": 1_281_167}
+    about |= {"top1": measured["acc@1"], "top5": measured["acc@5"]}
+    state = weights.get_state_dict(progress=True, check_hash=True)
+    return build(
+        state,
+        name="torchvision IMAGENET1K_V2",
+        folders=weights.meta["categories"],
+        blurpool=False,
+        image_size=224,
+        resize_size=232,
+        about=about,
+    )
+
+
+def download(name: str) -> Path:
+    """A repository of the Hugging Face Hub, in its cache. Raises ValueError if it is not there."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        message = "needs a package: pip install huggingface_hub"
+        raise ValueError(f"--weights {name}: {message}") from None
+    try:
+        hf_hub_download(name, CONFIG)
+        return Path(hf_hub_download(name, WEIGHTS)).parent
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--weights {name}: not to be had from Hugging Face: {reason}") from None
+
+
+def default_names(num_classes: int) -> list[str]:
+    """ImageNet's for a thousand classes, numbers for others."""
+    if num_classes == 1000:
+        return list(imagenet_names())
+    return [f"class {number}" for number in range(num_classes)]
+
+
+def readable(names: Sequence[str]) -> list[str]:
+    """WordNet ids in words; all else as it is. Two classes of one name are told apart by number."""
+    words = imagenet_names()
+    found = [words.get(name, name) for name in names]
+    return [
+        name if found.count(name) == 1 else f"{name} ({number})"
+        for number, name in enumerate(found)
+    ]
+
+
+@functools.cache
+def imagenet_names() -> dict[str, str]:
+    """ImageNet-1K's classes in the order of their ids, wnid -> words; empty without the file."""
+    if not IMAGENET_CLASSES.exists():
+        return {}
+    with open(IMAGENET_CLASSES, newline="") as file:
+        return {row["wnid"]: row["name"] for row in csv.DictReader(file)}
