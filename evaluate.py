@@ -110,20 +110,8 @@ def open_images(args: argparse.Namespace, loaded: Pretrained) -> data.Split:
     if args.images:
         return data.open_pictures(args.images)
     split = data.open_split(args.data_dir, args.split)
-    check_classes(loaded, split)
+    loaded.check_classes(split.classes, split.root)
     return split
-
-
-def check_classes(loaded: Pretrained, split: data.Split) -> None:
-    """Raise ValueError unless the model's classes are those of the data, in the same order."""
-    num_classes = loaded.model.fc.out_features
-    what = f"--weights {loaded.name} knows {num_classes} classes, {split.root} has "
-    if num_classes != len(split.classes):
-        raise ValueError(f"{what}{len(split.classes)}: give the data it was trained on")
-    pairs = zip(loaded.folders if loaded.settings else (), split.classes, strict=False)
-    for number, (ours, theirs) in enumerate(pairs):
-        if ours != theirs:
-            raise ValueError(f"{what}others: class {number} is {theirs} there, and {ours} here")
 
 
 def write_files(

@@ -58,6 +58,21 @@ class Pretrained:
         """A name for every logit, for people."""
         return readable(self.folders or default_names(self.model.fc.out_features))
 
+    def check_classes(self, names: Sequence[str], where: Path) -> None:
+        """Raise ValueError unless the model's classes are those of the data, in the same order.
+
+        names, where: the data's class folders and their place. Names in foreign weights are words,
+        and those of the data may be WordNet's ids: then only their number is compared.
+        """
+        num_classes = self.model.fc.out_features
+        what = f"--weights {self.name} knows {num_classes} classes, {where} has "
+        if num_classes != len(names):
+            raise ValueError(f"{what}{len(names)}: give the data it was trained on")
+        pairs = zip(self.folders if self.kind != "weights" else (), names, strict=False)
+        for number, (ours, theirs) in enumerate(pairs):
+            if ours != theirs:
+                raise ValueError(f"{what}others: class {number} is {theirs} there, and {ours} here")
+
     def pixels(self, picture: Image.Image) -> Tensor:
         """A picture as the model takes it: float32 (1, 3, S, S), normalised."""
         crop = transforms.eval_crop(picture, self.resize_size, self.image_size)

@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 COMMANDS = {
-    "train", "evaluate", "prepare_data", "bench", "lr_finder",
+    "train", "evaluate", "prepare_data", "bench", "lr_finder", "app", "export",
     # What setup_and_train.sh is made of.
     "host_check", "volume", "smoke_test", "repository", "instance_cache", "service",
 }  # fmt: skip
@@ -20,15 +20,9 @@ BEFORE_THE_ENVIRONMENT = (
 # Put the library together for commands that train: the trainer, what measures it, the whole run.
 ASSEMBLY = {"trainer", "host_speed", "range_test", "batch_fit", "assembly", "launch"}
 LIBRARY = {
-    "pretrained",
-    "data",
-    "engine",
-    "checkpoint",
-    "run_log",
-    "packing",
-    "pack_report",
-    "fashion_mnist",
-}
+    "data", "engine", "checkpoint", "run_log", "packing", "pack_report", "fashion_mnist",
+    "pretrained", "export_formats", "export_check",
+}  # fmt: skip
 LEAVES = {
     "config", "recipes", "dataset_paths", "transforms", "model", "schedule", "distributed",
     "interruption", "supervisor", "run_folder", "curves", "tables", "sampling", "feeding", "jpeg",
@@ -36,7 +30,7 @@ LEAVES = {
     "slots", "settings", "combinations", "command_line", "augment", "losses", "optimization",
     "learning_rate", "lr_curve", "recipe_table", "recipe", "small_recipes",
     "disks", "fstab", "host_changes", "run_state", "systemd_unit", "background",
-    "predictions", "mistakes",
+    "predictions", "mistakes", "grad_cam",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
@@ -71,6 +65,9 @@ MAY_IMPORT = {
     "pretrained": {"checkpoint", "transforms", "model"},
     "predictions": {"distributed", "sampling"},
     "mistakes": {"tables"},
+    "export_formats": {"pretrained", "model", "transforms"},
+    "export_check": {"pretrained", "data"} | LEAVES,
+    "app": {"pretrained", "checkpoint", "transforms", "model", "grad_cam"},  # what a Space needs
     # Where data sets are and what they hold.
     "layouts": {"archives", "dataset_paths"},
     "known_archives": {"dataset_paths"},

@@ -13,11 +13,13 @@ import time_to_accuracy
 from conftest import REPOSITORY, environment, make_folder
 from PIL import Image
 
+import app
 import bench
 import command_line
 import config
 import dataset_paths
 import evaluate
+import export
 import lr_finder
 import prepare_data
 import recipe_table
@@ -136,6 +138,10 @@ def check(words: list[str]) -> None:
                 [sys.executable, *words[1:], "--collect-only", "-q"],
                 cwd=REPOSITORY, env=environment(CUDA_VISIBLE_DEVICES=""), check=True,
             )  # fmt: skip
+        case ["python", "export.py", *flags]:
+            export.build_parser().parse_args(flags)
+        case ["python", "app.py", *flags]:
+            app.build_parser().parse_args(flags)
         case ["source", path]:
             assert path.endswith("/bin/activate")
         case ["cd", path]:

@@ -1,0 +1,299 @@
+"""The page: a picture in, five classes with confidences and what the model looked at out.
+
+    python app.py --weights runs/imagenet                  # a run's best checkpoint
+    python app.py --weights exported/imagenet              # what export.py wrote
+    python app.py --weights USER/NAME                      # the same on Hugging Face
+    python app.py --weights torchvision                    # the public weights, downloaded once
+    python app.py --weights FILE --host 0.0.0.0            # for others on the network
+
+Without --weights it takes model.safetensors and config.json from its own folder, which is how it
+runs as a Hugging Face Space. It listens on this machine only unless told, makes no public link and
+sends no statistics; uploads are deleted after an hour. Programs ask it with gradio_client:
+
+    Client("http://127.0.0.1:7860").predict(handle_file("picture.jpg"), api_name="/classify")
+"""
+
+import argparse
+import errno
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image, ImageOps
+
+import grad_cam
+import pretrained
+import transforms
+from model import Bottleneck, ResNet
+from pretrained import Pretrained
+
+if TYPE_CHECKING:
+    import gradio
+
+HERE = Path(__file__).resolve().parent
+# Both are read when gradio is imported, so they are set before.
+NO_STATISTICS = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+NUM_SHOWN, HEAT_MAP_PX = 5, 448
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what browsers show; Pillow runs programs for EPS
+MAX_PIXELS = 64_000_000  # 0.5 GB decoded, turned and resized (measured); phones have 12 to 50
+MAX_SIDES_RATIO = 100  # resizing a strip of 1 x 20,000 to 256 px would make 4 GB of it
+MAX_THREADS = 4  # one picture is too little work for more
+# One at a time: the model uses all threads, and a waiting picture costs its file only.
+MAX_RUNNING, MAX_WAITING = 1, 64
+KEEP_UPLOADS_S = 3600
+# What the page says of its model, where it is known.
+MODEL_LINE = {
+    "name": "**{}**", "num_classes": "{} classes", "top1": "top-1 {:.2f}%", "top5": "top-5 {:.2f}%",
+    "kind": "{}", "image_size": "{} px",
+}  # fmt: skip
+RUN_LINE = {
+    "recipe": "recipe {}", "epochs": "{:g} epochs", "data": "on {}",
+    "num_train_images": "{:,} training pictures", "hours": "{:.4g} h", "commit": "commit {:.7}",
+}  # fmt: skip
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; a Space gives host and port in Gradio's own variables."""
+    parser = argparse.ArgumentParser(
+        prog="app.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    port = os.environ.get("GRADIO_SERVER_PORT", "7860")
+    add = parser.add_argument
+    add(
+        "--weights",
+        help="checkpoint, run folder, export, file of torchvision's keys, USER/NAME on Hugging "
+        "Face, or `torchvision` [the folder of app.py]",
+    )
+    add("--host", default=host, help=f"address to listen on [{host}]")
+    add("--port", type=int, default=port, metavar="N", help=f"port, 1-65535 [{port}]")
+    add(
+        "--max_mb", "--max-mb", type=float, default=20, metavar="X",
+        help="largest upload, million bytes [20]",
+    )  # fmt: skip
+    return parser
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ValueError unless the page can listen there; before the model is loaded."""
+    if not 1 <= port <= 65535:
+        raise ValueError(f"--port {port}: must be 1 to 65535")
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        in_use = f"--port {port} is in use on {host}: give another"
+        other = f"--host {host} --port {port}: {error.strerror}"
+        raise ValueError(in_use if error.errno == errno.EADDRINUSE else other) from None
+
+
+def load_model(source: str | None) -> Pretrained:
+    """The model to show, ready to run: threads set, warmed up.
+
+    Raises ValueError naming the source and what to do.
+    """
+    names = pretrained.WEIGHTS, pretrained.CONFIG
+    if source is None and not all((HERE / name).exists() for name in names):
+        raise ValueError(
+            f"no {' and '.join(names)} beside app.py: give --weights with a run folder, a "
+            "checkpoint, an export, USER/NAME or torchvision"
+        )
+    try:
+        loaded = pretrained.load(source or str(HERE))
+    except OSError as error:
+        raise ValueError(
+            f"--weights {source} cannot be had: {error}. Without a network give a file or folder"
+        ) from error
+    torch.set_num_threads(min(MAX_THREADS, os.cpu_count() or 1))
+    loaded.model.to(memory_format=torch.channels_last)
+    grey = Image.new("RGB", (loaded.resize_size, loaded.resize_size), (124, 116, 104))
+    with torch.inference_mode():
+        logits = loaded.model(loaded.pixels(grey))
+    if not logits.isfinite().all():
+        raise ValueError(f"--weights {source}: the model answers with numbers that are not finite")
+    return loaded
+
+
+def open_picture(path: str) -> Image.Image:
+    """Decode a picture as its camera was held. Raises ValueError with a text for its sender.
+
+    Size is checked first: opening reads the header only.
+    """
+    too_large = f"This picture has more than {MAX_PIXELS // 1_000_000} megapixels."
+    if Path(path).stat().st_size == 0:
+        raise ValueError("This file is empty.")
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(too_large) from None
+    except Exception as error:  # Pillow has half a dozen types for damaged headers
+        formats = ", ".join(FORMATS)
+        raise ValueError(f"This file is not a picture of a known kind ({formats}).") from error
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(too_large)
+        if max(image.size) > MAX_SIDES_RATIO * min(image.size):
+            raise ValueError(f"This picture is {MAX_SIDES_RATIO} times as long as it is wide.")
+        try:
+            image.load()
+        except Exception as error:  # and as many for damaged data
+            raise ValueError("This picture is damaged: it cannot be decoded.") from error
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception:  # damaged EXIF is common, and the pixels are whole
+            return image.copy()
+
+
+def predict(loaded: Pretrained, picture: Image.Image) -> tuple[dict[str, float], Image.Image]:
+    """The likeliest classes, name -> probability 0-1, and the crop with the first one's heat."""
+    crop = transforms.eval_crop(picture, loaded.resize_size, loaded.image_size)
+    with torch.inference_mode():
+        images = transforms.normalize(torch.from_numpy(crop.copy())[None])
+        logits, features = grad_cam.forward(loaded.model, images)
+        top = logits[0].softmax(dim=0).topk(min(NUM_SHOWN, logits.shape[1]))
+        labels = top.indices.tolist()
+        heat = grad_cam.heat(loaded.model.fc, features[0], labels[0])
+    values = zip(labels, top.values.tolist(), strict=True)
+    classes = {loaded.classes[label]: value for label, value in values}
+    return classes, grad_cam.overlay(crop, heat, HEAT_MAP_PX)
+
+
+def architecture(model: ResNet) -> str:
+    """ResNet50, or by the same count what another number of blocks makes."""
+    num_blocks = sum(isinstance(module, Bottleneck) for module in model.modules())
+    return f"ResNet{3 * num_blocks + 2}"
+
+
+def shown_name(name: str) -> str:
+    """Where the model is from, without the folders of this machine."""
+    path = Path(name).absolute()
+    if path == HERE or not path.exists():
+        return "" if path == HERE else name  # a repository's, or torchvision's
+    return f"{path.parents[1].name}/{path.name}" if path.parent.name == "checkpoints" else path.name
+
+
+def describe(loaded: Pretrained) -> str:
+    """The model's name, accuracy and training run in Markdown, as far as they are known."""
+    known = {
+        **loaded.about,
+        "name": shown_name(loaded.name),
+        "kind": "averaged weights (EMA)" if loaded.kind == "EMA" else "",
+        "num_classes": loaded.model.fc.out_features,
+        "image_size": loaded.image_size,
+    }
+    known = {key: value for key, value in known.items() if value not in (None, "")}
+    lines = (
+        " · ".join(text.format(known[key]) for key, text in line.items() if key in known)
+        for line in (MODEL_LINE, RUN_LINE)
+    )
+    return f"# {architecture(loaded.model)}\n\n" + "<br>".join(filter(None, lines))
+
+
+def only_uploads(picture: "gradio.Image") -> None:
+    """Make the input hand over an uploaded file's path, unopened, and nothing else.
+
+    Gradio 6.31 itself opens the file first and fails on what is no picture, downloads whatever link
+    it is sent, of any size, and reads any file of this machine whose path comes without its `meta`.
+    """
+    import gradio
+
+    move_to_cache, cache = picture.async_move_resource_to_block_cache, picture.GRADIO_CACHE
+
+    async def refuse_links(source: str | None) -> str | None:
+        if source and source.lower().startswith(("http:", "https:")):
+            raise gradio.Error("Send the picture itself, not a link.", print_exception=False)
+        return await move_to_cache(source)
+
+    def uploaded_path(payload: "gradio.FileData | None") -> str | None:
+        path = Path(payload.path or "") if payload else None
+        if path and not path.resolve().is_relative_to(Path(cache).resolve()):
+            raise gradio.Error("This file was not uploaded.", print_exception=False)
+        return path and str(path)
+
+    picture.async_move_resource_to_block_cache = refuse_links
+    picture.preprocess = uploaded_path
+
+
+def build_page(loaded: Pretrained) -> "gradio.Blocks":
+    """The page of a model, not yet served."""
+    import gradio
+
+    size = {"height": 380, "min_width": 300}  # pixels
+
+    def classify(path: str | None) -> tuple[dict[str, float] | None, Image.Image | None]:
+        """The five likeliest classes of a picture, and a heat map of what speaks for the first."""
+        if path is None:
+            return None, None  # the picture was taken away
+        try:
+            picture = open_picture(path)
+        except ValueError as error:
+            raise gradio.Error(str(error), print_exception=False) from error
+        return predict(loaded, picture)
+
+    title, every_and_age = architecture(loaded.model), (KEEP_UPLOADS_S, KEEP_UPLOADS_S)
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=every_and_age) as page:
+        gradio.Markdown(describe(loaded))
+        with gradio.Row():  # one below the other on a phone
+            picture = gradio.Image(
+                label="Picture", sources=["upload", "clipboard", "webcam"], buttons=[], **size
+            )
+            classes = gradio.Label(label="Classes", min_width=size["min_width"], elem_id="classes")
+            heat_map = gradio.Image(
+                label="What speaks for the first class", interactive=False, elem_id="heat_map",
+                buttons=["fullscreen"], alt_text="coloured where the model looked", **size,
+            )  # fmt: skip
+        only_uploads(picture)
+        picture.change(classify, picture, [classes, heat_map], api_name="classify")
+    return page.queue(max_size=MAX_WAITING, default_concurrency_limit=MAX_RUNNING)
+
+
+def serve(page: "gradio.Blocks", args: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C."""
+    page.launch(
+        server_name=args.host,
+        server_port=args.port,
+        max_file_size=int(args.max_mb * 1_000_000),
+        share=False,
+        show_error=False,  # an error of ours shows no more than "Error", our messages excepted
+        run_history=False,  # nor are pictures kept in the browser
+        enable_monitoring=False,
+        footer_links=["api"],
+        ssr_mode=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    print(f"the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until interrupted: 0, or 2 for what the user must change."""
+    args = build_parser().parse_args(argv)
+    os.environ.update(NO_STATISTICS)
+    try:
+        if args.max_mb <= 0:
+            raise ValueError(f"--max_mb {args.max_mb:g}: must be more than 0")
+        check_address(args.host, args.port)
+        serve(build_page(load_model(args.weights)), args)
+    except ModuleNotFoundError as error:
+        message = f"the package {error.name} is missing: pip install {error.name}"
+    except (ValueError, OSError) as error:
+        message = str(error)
+    else:
+        return 0
+    print(f"app.py: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

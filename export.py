@@ -1,0 +1,284 @@
+"""A checkpoint as files for other programs, checked against the model in PyTorch and timed.
+
+    python export.py --weights runs/NAME --out exported/NAME --data_dir DIR
+    python export.py --weights FILE --out exported/NAME --formats safetensors,onnx
+    python export.py --weights FILE --out exported/NAME --data_dir DIR --num_calibration 1000
+
+Writes model.safetensors with config.json (evaluate.py and timm load the folder), model.onnx in
+fp32, and model_int8.onnx, calibrated on pictures of the train split. Takes the averaged weights
+(EMA) where there are any, else, or with --raw, the trained ones, and says which.
+
+Then prints size, latency, images/s, top-1 and agreement of each, timed in turn on the CPU. Nothing
+appears in --out if a logit of an fp32 file differs by more than 1e-4 or int8 agrees with fp32 on
+fewer pictures than --min_agreement. Exit codes: 0, 2 change something.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import data
+import dataset_paths
+import export_check
+import export_formats
+import pretrained
+from command_line import with_underscores
+from export_check import Variant
+from export_formats import FILES, INT8, ONNX, SAFETENSORS, TENSORRT
+from pretrained import Pretrained
+
+CALIBRATION_BATCH = 8  # pictures at once: every activation of them is held
+HEADER = "| model | MB | ms an image | speed | images/s | top-1 % | agrees % | logits differ by |"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="export.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--weights",
+        required=True,
+        help="checkpoint, run folder, export, file of torchvision's keys, USER/NAME on Hugging "
+        "Face, or `torchvision`",
+    )
+    add("--out", type=Path, required=True, help="folder for the files; made if it is not there")
+    add(
+        "--formats",
+        help="comma between: safetensors, onnx, int8 [all; without --data_dir no int8]",
+    )
+    add("--tensorrt", action="store_true", help="also an engine for this machine's NVIDIA GPU")
+    add("--data_dir", type=Path, help="folder with SPLIT.pack or SPLIT/CLASS/*, to check on")
+    add("--split", default="val", help="folder of data_dir to check on [val]")
+    add("--raw", action="store_true", help="the trained weights, not their average (EMA)")
+    numbers = {
+        "num_calibration": (300, "pictures that int8's ranges are taken from"),
+        "num_images": (2000, "pictures of the split to check on, of all its classes; 0: all"),
+        "batch_size": (16, "pictures at once, for images/s and for the check"),
+        "num_rounds": (20, "times that each model is timed on one picture"),
+    }
+    for name, (default, text) in numbers.items():
+        add(f"--{name}", type=int, default=default, metavar="N", help=f"{text} [{default}]")
+    add(
+        "--min_agreement",
+        type=float,
+        default=95.0,
+        metavar="X",
+        help="%% of the pictures on which int8 must find the class that fp32 finds [95]",
+    )
+    add("--json", type=Path, help="file for the table, a JSON object")
+    return parser
+
+
+def chosen_formats(args: argparse.Namespace) -> list[str]:
+    """The formats to write, in FILES' order. Raises ValueError for what cannot be."""
+    known = [SAFETENSORS, ONNX, INT8]
+    default = ",".join(known if args.data_dir else known[:2])
+    asked = (args.formats or default).split(",") + [TENSORRT] * args.tensorrt
+    for name in set(asked) - set(known) - ({TENSORRT} if args.tensorrt else set()):
+        raise ValueError(f"--formats {name}: no such format; there are {', '.join(known)}")
+    export_formats.check_packages(asked)
+    inexact = [name for name in asked if name in (INT8, TENSORRT)]
+    if inexact and args.data_dir is None:
+        raise ValueError(
+            f"the format {inexact[0]} needs --data_dir: it is checked on pictures of --split, and "
+            "int8's ranges are taken from those of train"
+        )
+    return [name for name in FILES if name in asked]
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise ValueError for numbers that make no sense."""
+    for name in ("num_calibration", "batch_size", "num_rounds"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)}: must be at least 1")
+    if args.num_images < 0:
+        raise ValueError(f"--num_images {args.num_images}: must be at least 1, or 0 for all")
+    if not 0 <= args.min_agreement <= 100:
+        raise ValueError(f"--min_agreement {args.min_agreement:g}: must be from 0 to 100")
+
+
+def check_out(out: Path, formats: Sequence[str]) -> None:
+    """Raise ValueError if files of an earlier export would stay and belong to another model."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: give a folder")
+    stale = [file for name, file in FILES.items() if name not in formats and (out / file).exists()]
+    if stale:
+        raise ValueError(
+            f"--out {out} has {stale[0]} of another export, which would stay as it is: remove it, "
+            "give another folder, or name its format in --formats too"
+        )
+
+
+def named(kind: str) -> str:
+    """Which weights, in words."""
+    return "weights" if kind == "weights" else f"{kind} weights"
+
+
+def warn_bad(name: str) -> None:
+    """Say which picture cannot be decoded."""
+    print(f"warning: cannot be decoded, taken as black: {name}", file=sys.stderr)
+
+
+def has_train(data_dir: Path) -> bool:
+    """Whether there is a train split; if not, say what int8 is calibrated on instead."""
+    try:
+        dataset_paths.split_path(data_dir, "train")
+    except ValueError:
+        what = f"warning: no train split in {data_dir}"
+        print(f"{what}: int8 is calibrated on the pictures that check it", file=sys.stderr)
+        return False
+    return True
+
+
+def calibration_images(args: argparse.Namespace, loaded: Pretrained) -> Iterator[Tensor]:
+    """Pictures of the train split, else of the one that is checked on: float32 (B, 3, S, S)."""
+    split = data.open_split(args.data_dir, "train" if has_train(args.data_dir) else args.split)
+    indices = export_check.spread(split, args.num_calibration)
+    print(f"calibrating int8 on {len(indices)} pictures of {split.root}")
+    for images, _ in export_check.batches(split, indices, loaded, CALIBRATION_BATCH, warn_bad):
+        yield images
+
+
+def write_all(
+    args: argparse.Namespace, loaded: Pretrained, formats: Sequence[str], folder: Path
+) -> list[Variant]:
+    """Write the files into a folder and open each again; the model in PyTorch comes first."""
+    onnx = folder / FILES[ONNX]
+    export_formats.write_config(loaded, folder)
+    if set(formats) - {SAFETENSORS}:  # the others are made from it
+        print(f"writing {onnx.name}")
+        export_formats.write_onnx(loaded, onnx)
+    predictors = {}
+    for name in formats:
+        path = folder / FILES[name]
+        if name == SAFETENSORS:
+            export_formats.write_safetensors(loaded, path)
+            predictors[name] = export_formats.eager_predictor(pretrained.load(str(path)).model)
+        elif name == TENSORRT:
+            largest = max(args.batch_size, *export_check.NOISE_BATCHES)
+            export_formats.write_tensorrt(onnx, path, loaded.image_size, largest)
+            predictors[name] = export_formats.tensorrt_predictor(path)
+        else:
+            if name == INT8:
+                export_formats.write_int8(onnx, path, calibration_images(args, loaded))
+            predictors[name] = export_formats.onnx_predictor(path)
+    variants = [Variant("PyTorch", export_formats.eager_predictor(loaded.model))]
+    for name, predict in predictors.items():
+        is_exact = name in (SAFETENSORS, ONNX)
+        variants.append(Variant(FILES[name], predict, folder / FILES[name], is_exact))
+    return variants
+
+
+def publish(folder: Path, out: Path, formats: Sequence[str]) -> None:
+    """Give the checked files their place."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in [*(FILES[name] for name in formats), pretrained.CONFIG]:
+        os.replace(folder / file, out / file)
+
+
+def row_of(variant: Variant, first: Variant) -> dict[str, object]:
+    """A line of the table; speed: how many times as fast as the model in PyTorch, on one image."""
+    return {
+        "model": variant.name,
+        "mb": variant.path.stat().st_size / 1e6 if variant.path else None,
+        "latency_ms": variant.latency_ms,
+        "speed": first.latency_ms / variant.latency_ms,
+        "images_per_s": variant.images_per_s,
+        "top1": variant.top1,
+        "agreement": variant.agreement,
+        "max_difference": variant.difference,
+    }
+
+
+def as_table(rows: Sequence[dict]) -> str:
+    """Markdown of the rows; a dash for what was not measured."""
+    formats = {
+        "mb": ".1f", "latency_ms": ".2f", "speed": ".2f", "images_per_s": ".1f", "top1": ".2f",
+        "agreement": ".2f", "max_difference": ".1e",
+    }  # fmt: skip
+    lines = [HEADER, "|---" * (1 + len(formats)) + "|"]
+    for row in rows:
+        cells = [
+            "-" if row[key] is None else format(row[key], spec) for key, spec in formats.items()
+        ]
+        lines.append(f"| {' | '.join([str(row['model']), *cells])} |")
+    return "\n".join(lines)
+
+
+def conditions(args: argparse.Namespace, num_images: int) -> str:
+    """What the table was measured with, one sentence."""
+    packages = [name for name in ("torch", "onnxruntime") if export_formats.is_installed(name)]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    pictures = f"{num_images} pictures of {args.split}" if num_images else "noise, without pictures"
+    return (
+        f"Medians of {args.num_rounds} rounds in turn on the CPU, {torch.get_num_threads()} "
+        f"thread(s), batches of {args.batch_size} for images/s; {versions}; compared on {pictures}."
+    )
+
+
+def export(args: argparse.Namespace) -> dict[str, object]:
+    """Write, check, time and publish. Raises ValueError for what the user must change."""
+    check_arguments(args)
+    formats = chosen_formats(args)
+    check_out(args.out, formats)
+    split = data.open_split(args.data_dir, args.split) if args.data_dir else None
+    loaded = pretrained.load(args.weights, args.raw)
+    if split is not None:
+        loaded.check_classes(split.classes, split.root)
+    print(f"{loaded.name}: {named(loaded.kind)}, {loaded.model.fc.out_features} classes")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{args.out.name}.", suffix=".partial", dir=args.out.parent
+    ) as folder:
+        variants = write_all(args, loaded, formats, Path(folder))
+        export_check.compare_on_noise(variants, loaded.image_size)
+        num_images = 0
+        if split is not None:
+            indices = export_check.spread(split, args.num_images)
+            pictures = export_check.batches(split, indices, loaded, args.batch_size, warn_bad)
+            num_images = export_check.compare_on_pictures(variants, pictures)
+        if problems := export_check.problems(variants, args.min_agreement):
+            raise ValueError(f"{'; '.join(problems)}. Nothing was written to {args.out}")
+        export_check.measure(variants, loaded.image_size, args.batch_size, args.num_rounds)
+        rows = [row_of(variant, variants[0]) for variant in variants]
+        publish(Path(folder), args.out, formats)
+    return {
+        "models": rows,
+        "weights": str(args.weights),
+        "kind": loaded.kind,
+        "out": str(args.out),
+        "num_images": num_images,
+        "conditions": conditions(args, num_images),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export and print the table; 0, or 2 for what the user must change."""
+    args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    try:
+        result = export(args)
+        if args.json:
+            args.json.write_text(json.dumps(result, indent=2) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"export.py: error: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{as_table(result['models'])}\n\n{result['conditions']}")
+    print(f"{named(result['kind'])} written to {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
