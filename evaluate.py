@@ -142,9 +142,8 @@ def write_files(
     if args.csv:
         predictions.write_csv(args.csv, names, classes, predicted)
     if args.submission:
-        wnids = loaded.folders or list(pretrained.imagenet_names())
         sizes = [size_of(index) for index in range(len(split))]
-        predictions.write_submission(args.submission, names, sizes, wnids, predicted)
+        predictions.write_submission(args.submission, names, sizes, loaded.class_ids, predicted)
     if args.report:
         written = mistakes.write_report(args.report, classes, split.labels, *predicted, seen)
         print("wrote", *written, file=sys.stderr)
@@ -154,6 +153,8 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
     """Run the evaluation on all ranks. Raises ValueError for what the user must change."""
     check_outputs(args)
     loaded = pretrained.load(args.weights, args.raw)
+    if args.submission and not loaded.class_ids:
+        raise ValueError(f"--submission: the class ids of --weights {loaded.name} are not known")
     split = open_images(args, loaded)
     crop_size, resize_size, batch_size = sizes(args, loaded)
     on_gpu = ranks.device.type == "cuda"
@@ -206,10 +207,7 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and print a JSON object; 0, or 2 for what the user must change."""
-    parser = build_parser()
-    args = parser.parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
-    if args.images and args.report:
-        parser.error("--report needs to know the right classes: give --data_dir, not --images")
+    args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
     if distributed.launched_by_torchrun():
         interruption.die_with_launcher()
     ranks = Ranks()

@@ -104,6 +104,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in ("num_calibration", "batch_size", "num_rounds"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)}: must be at least 1")
+    if args.json and not args.json.parent.is_dir():
+        raise ValueError(f"--json {args.json} cannot be written: give a file in a folder")
     if args.num_images < 0:
         raise ValueError(f"--num_images {args.num_images}: must be at least 1, or 0 for all")
     if not 0 <= args.min_agreement <= 100:

@@ -58,6 +58,14 @@ class Pretrained:
         """A name for every logit, for people."""
         return readable(self.folders or default_names(self.model.fc.out_features))
 
+    @property
+    def class_ids(self) -> list[str]:
+        """The data's own name for every logit: WordNet's ids of a thousand foreign classes, which
+        are words there; empty if it is not known."""
+        if self.kind != "weights":
+            return self.folders
+        return list(imagenet_names()) if self.model.fc.out_features == 1000 else []
+
     def check_classes(self, names: Sequence[str], where: Path) -> None:
         """Raise ValueError unless the model's classes are those of the data, in the same order.
 

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 import mistakes
 import pretrained
+from model import ResNet
 
 NUM_IMAGES = len(CLASSES) * VAL_PER_CLASS
 
@@ -130,6 +131,17 @@ def test_mistakes_end_with_2_before_anything_is_computed(
         usual += [f"--data_dir={image_folder}"]
     result = evaluate(tmp_path, *usual, *flags)
     assert result.code == 2 and text in result.err and "Traceback" not in result.err, result.err
+
+
+def test_a_submission_has_ids_that_are_known_or_is_refused(image_folder, run_dir, tmp_path):
+    foreign = tmp_path / "foreign.pt"
+    torch.save(pretrained.load(str(run_dir)).model.state_dict(), foreign)
+    flags = [f"--data_dir={image_folder}", f"--weights={foreign}", "--submission=s.csv"]
+    result = evaluate(tmp_path, *flags)
+    assert result.code == 2 and "--submission: the class ids of" in result.err, result.err
+    torch.save(ResNet((1, 1, 1, 1), 8, 1000).state_dict(), foreign)
+    ids = pretrained.load(str(foreign)).class_ids
+    assert len(ids) == 1000 and ids[0] == "n01440764" and ids == sorted(ids)
 
 
 def test_other_classes_in_the_same_number_are_refused(image_folder, run_dir, tmp_path):
