@@ -36,7 +36,6 @@ from export_formats import FILES, INT8, ONNX, SAFETENSORS, TENSORRT
 from pretrained import Pretrained
 
 CALIBRATION_BATCH = 8  # pictures at once: every activation of them is held
-HEADER = "| model | MB | ms an image | speed | images/s | top-1 % | agrees % | logits differ by |"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -191,35 +190,6 @@ def publish(folder: Path, out: Path, formats: Sequence[str]) -> None:
         os.replace(folder / file, out / file)
 
 
-def row_of(variant: Variant, first: Variant) -> dict[str, object]:
-    """A line of the table; speed: how many times as fast as the model in PyTorch, on one image."""
-    return {
-        "model": variant.name,
-        "mb": variant.path.stat().st_size / 1e6 if variant.path else None,
-        "latency_ms": variant.latency_ms,
-        "speed": first.latency_ms / variant.latency_ms,
-        "images_per_s": variant.images_per_s,
-        "top1": variant.top1,
-        "agreement": variant.agreement,
-        "max_difference": variant.difference,
-    }
-
-
-def as_table(rows: Sequence[dict]) -> str:
-    """Markdown of the rows; a dash for what was not measured."""
-    formats = {
-        "mb": ".1f", "latency_ms": ".2f", "speed": ".2f", "images_per_s": ".1f", "top1": ".2f",
-        "agreement": ".2f", "max_difference": ".1e",
-    }  # fmt: skip
-    lines = [HEADER, "|---" * (1 + len(formats)) + "|"]
-    for row in rows:
-        cells = [
-            "-" if row[key] is None else format(row[key], spec) for key, spec in formats.items()
-        ]
-        lines.append(f"| {' | '.join([str(row['model']), *cells])} |")
-    return "\n".join(lines)
-
-
 def conditions(args: argparse.Namespace, num_images: int) -> str:
     """What the table was measured with, one sentence."""
     packages = [name for name in ("torch", "onnxruntime") if export_formats.is_installed(name)]
@@ -255,7 +225,7 @@ def export(args: argparse.Namespace) -> dict[str, object]:
         if problems := export_check.problems(variants, args.min_agreement):
             raise ValueError(f"{'; '.join(problems)}. Nothing was written to {args.out}")
         export_check.measure(variants, loaded.image_size, args.batch_size, args.num_rounds)
-        rows = [row_of(variant, variants[0]) for variant in variants]
+        rows = [export_check.row_of(variant, variants[0]) for variant in variants]
         publish(Path(folder), args.out, formats)
     return {
         "models": rows,
@@ -277,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"export.py: error: {error}", file=sys.stderr)
         return 2
-    print(f"\n{as_table(result['models'])}\n\n{result['conditions']}")
+    print(f"\n{export_check.as_table(result['models'])}\n\n{result['conditions']}")
     print(f"{named(result['kind'])} written to {args.out}")
     return 0
 

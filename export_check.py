@@ -24,6 +24,7 @@ from sampling import BatchKey
 
 MAX_DIFFERENCE = 1e-4  # of the logits of fp32 files: the same sums in another order give 1e-5
 NOISE_BATCHES = (1, 3)  # one picture alone, and a number that nobody exports for
+HEADER = "| model | MB | ms an image | speed | images/s | top-1 % | agrees % | logits differ by |"
 ROUNDS_A_BATCH = 4  # rounds of single pictures for each one of whole batches, which take longer
 
 
@@ -169,3 +170,32 @@ def time_in_turn(variants: Sequence[Variant], images: Tensor, num_rounds: int) -
             variant.predict(images)
             own.append(time.perf_counter() - start)
     return [statistics.median(own) for own in seconds]
+
+
+def row_of(variant: Variant, first: Variant) -> dict[str, object]:
+    """A line of the table; speed: how many times as fast as the model in PyTorch, on one image."""
+    return {
+        "model": variant.name,
+        "mb": variant.path.stat().st_size / 1e6 if variant.path else None,
+        "latency_ms": variant.latency_ms,
+        "speed": first.latency_ms / variant.latency_ms,
+        "images_per_s": variant.images_per_s,
+        "top1": variant.top1,
+        "agreement": variant.agreement,
+        "max_difference": variant.difference,
+    }
+
+
+def as_table(rows: Sequence[dict]) -> str:
+    """Markdown of the rows; a dash for what was not measured."""
+    formats = {
+        "mb": ".1f", "latency_ms": ".2f", "speed": ".2f", "images_per_s": ".1f", "top1": ".2f",
+        "agreement": ".2f", "max_difference": ".1e",
+    }  # fmt: skip
+    lines = [HEADER, "|---" * (1 + len(formats)) + "|"]
+    for row in rows:
+        cells = [
+            "-" if row[key] is None else format(row[key], spec) for key, spec in formats.items()
+        ]
+        lines.append(f"| {' | '.join([str(row['model']), *cells])} |")
+    return "\n".join(lines)
