@@ -15,7 +15,6 @@ from pathlib import Path
 
 import batch_fit
 import checkpoint
-import config
 import data
 import dataset_paths
 import distributed
@@ -23,6 +22,8 @@ import engine
 import range_test
 import run_folder
 import schedule
+import stored_config
+import tensorboard_log
 import trainer
 from command_line import Request
 from config import TrainConfig
@@ -73,7 +74,10 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
         settings = {**RECIPES[recipe].settings, **settings, "recipe": recipe, "run_dir": run_dir}
         cfg = TrainConfig(**settings)
     else:
-        cfg = config.resumed(config.from_json(stored | {"run_dir": run_dir}), settings)
+        before = stored_config.from_json(stored | {"run_dir": run_dir})
+        cfg = stored_config.resumed(before, settings)
+    if cfg.tensorboard:
+        tensorboard_log.check_installed()
     if world_size and cfg.device_batch_size in (0, AUTO):
         if cfg.total_batch_size % world_size:
             raise ValueError(
@@ -121,6 +125,7 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         log_every_s=cfg.log_every_s,
         max_minutes=cfg.max_minutes,
         image_size_at=partial(trainer.image_size_at, cfg),
+        tensorboard=cfg.tensorboard,
     )
     if parts.cfg.max_lr == AUTO:
         find_max_lr(parts, log, stop)
@@ -181,7 +186,7 @@ def origin_of(parts: Trainer) -> dict[str, object]:
     """What a checkpoint tells of where it comes from."""
     splits = {"train": parts.train_set, "val": parts.val_set}
     return {
-        "config": config.to_json(parts.cfg),
+        "config": stored_config.to_json(parts.cfg),
         "data": {name: data.fingerprint(split) for name, split in splits.items()},
         "schedule": schedule_fingerprint(parts.cfg, parts.plan),
         "classes": list(parts.train_set.classes),

@@ -22,9 +22,10 @@ import distributed
 import engine
 import interruption
 import schedule
-from config import AUTO, TrainConfig
+from config import TrainConfig
 from distributed import Ranks
 from interruption import Interrupted, Interruption
+from settings import AUTO
 from slots import Batch
 from trainer import build_state
 

@@ -26,8 +26,8 @@ import torch
 
 import assembly
 import batch_fit
-import config
 import host_speed
+import stored_config
 import tables
 import trainer
 from command_line import with_underscores
@@ -125,7 +125,7 @@ def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[s
         "recipe": projected(lambda row: row["both_images_per_s"]),
         "all_gpus": None if num_gpus < 2 else projected(on_all_gpus),
         "data": {"num_train_images": num_train, "num_val_images": num_val},
-        "settings": config.to_json(cfg),
+        "settings": stored_config.to_json(cfg),
         "seconds": seconds,
         "machine": {
             "cpu": host_speed.cpu_name(),

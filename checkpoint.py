@@ -59,10 +59,19 @@ def newest_step(folder: Path) -> int:
 def save(folder: Path, step: int, state: dict) -> Path:
     """Write the state of `step` and return its path; it then survives a power cut.
 
-    Raises OSError (disk full, read-only) and leaves no partial file behind.
+    Raises OSError as `write` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = step_path(folder, step)
+    write(path, state)
+    return path
+
+
+def write(path: Path, state: dict) -> None:
+    """Write tensors and plain values, with their sha256; the old file stands until they are there.
+
+    Raises OSError (disk full, read-only) and leaves no partial file behind.
+    """
     partial = path.with_suffix(".partial")
     try:
         with open(partial, "wb") as file:
@@ -77,11 +86,10 @@ def save(folder: Path, step: int, state: dict) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _sync_folder(folder)
+        _sync_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    return path
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

@@ -1,5 +1,6 @@
 """Settings that exclude or need each other. Each check raises ValueError naming both."""
 
+import math
 from typing import TYPE_CHECKING
 
 from settings import AUTO
@@ -10,11 +11,22 @@ if TYPE_CHECKING:
 
 def check(cfg: "TrainConfig") -> None:
     """Raise ValueError naming the options, their values and what to do."""
+    check_widths(cfg)
     check_batch(cfg)
     check_sizes(cfg)
     check_optimizer(cfg)
     check_schedule(cfg)
     check_plateau(cfg)
+
+
+def check_widths(cfg: "TrainConfig") -> None:
+    """Every block has a whole number of channels inside."""
+    if cfg.width * cfg.base_width % 64:
+        raise ValueError(
+            f"--base_width {cfg.base_width} 64ths of --width {cfg.width} are no whole number of "
+            "channels: take a multiple of "
+            f"{64 // math.gcd(64, cfg.width)}"
+        )
 
 
 def check_batch(cfg: "TrainConfig") -> None:

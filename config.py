@@ -6,13 +6,11 @@ where, how long or how loudly may.
 """
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import combinations
-from settings import AUTO, check_value, setting, shown
+from settings import check_value, setting, shown
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,12 @@ class TrainConfig:
     # Model
     layers: tuple[int, ...] = setting((3, 4, 6, 3), "blocks in each of the four stages", at_least=1)
     width: int = setting(64, "channels after the stem", at_least=8)
+    base_width: int = setting(
+        64,
+        "channels inside a block, as 64ths of its stage's: fewer for a pruned network (export.py "
+        "--prune), 128 for Wide ResNet50-2",
+        at_least=1,
+    )
     zero_init_gamma: bool = setting(True, "start every residual block as the identity")
     blurpool: bool = setting(False, "blur before every strided convolution and the max pool")
     init_from: str = setting(
@@ -216,6 +220,10 @@ class TrainConfig:
         10.0, "seconds between two printed lines where there is no terminal", at_least=0,
         may_change=True,
     )  # fmt: skip
+    tensorboard: bool = setting(
+        False, "also write the curves for TensorBoard, into the run's folder (needs its package)",
+        may_change=True,
+    )  # fmt: skip
     price_per_hour: float = setting(
         0.0, "price of this machine in dollars per hour, for the dollars so far", at_least=0,
         may_change=True,
@@ -255,46 +263,3 @@ class TrainConfig:
             return self.ema_decay
         images = self.total_batch_size * self.ema_every_steps
         return 1 - (1 - self.ema_decay) * images / self.epochs
-
-
-def resumed(stored: TrainConfig, settings: Mapping[str, object]) -> TrainConfig:
-    """The stored settings of a run with those explicit ones that a resume may change.
-
-    Raises ValueError naming every other explicit setting that differs from the stored one.
-    """
-    fields = {item.name: item for item in dataclasses.fields(TrainConfig)}
-    found = {  # what was found out at the start of the run stands
-        name: value
-        for name, value in settings.items()
-        if not (fields[name].metadata["may_be_auto"] and value == AUTO)
-    }
-    differing = [
-        f"--{name} {shown(value)} (the run has {shown(getattr(stored, name))})"
-        for name, value in found.items()
-        if not fields[name].metadata["may_change"] and value != getattr(stored, name)
-    ]
-    if differing:
-        raise ValueError(
-            f"the run in {stored.run_dir} cannot go on with other settings: "
-            f"{', '.join(differing)}. Leave them out to resume it, or give a new --run_dir"
-        )
-    return dataclasses.replace(stored, **found)
-
-
-def to_json(config: TrainConfig) -> dict[str, object]:
-    """Settings as plain JSON values (tuples become lists)."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def from_json(values: Mapping[str, object]) -> TrainConfig:
-    """The inverse of `to_json`. Raises ValueError for an unknown setting or a bad value."""
-    known = {item.name for item in dataclasses.fields(TrainConfig)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(f"unknown settings {', '.join(unknown)}: written by another version")
-    return TrainConfig(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-    )

@@ -11,6 +11,12 @@ fp32, and model_int8.onnx, calibrated on pictures of the train split. Takes the 
 Then prints size, latency, images/s, top-1 and agreement of each, timed in turn on the CPU. Nothing
 appears in --out if a logit of an fp32 file differs by more than 1e-4 or int8 agrees with fp32 on
 fewer pictures than --min_agreement. Exit codes: 0, 2 change something.
+
+    python export.py --weights runs/NAME --out exported/half --prune 50
+
+writes pruned.pt instead: the same network with narrower blocks and at most half of the
+multiply-adds, to be trained on with `train.py --init_from`; it says how. Exported afterwards with
+`--compare runs/NAME`, the table shows what was lost.
 """
 
 import argparse
@@ -25,16 +31,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import checkpoint
 import data
 import dataset_paths
 import export_check
 import export_formats
 import pretrained
+import pruning
 from command_line import with_underscores
 from export_check import Variant
 from export_formats import FILES, INT8, ONNX, SAFETENSORS, TENSORRT
+from model import architecture_of
 from pretrained import Pretrained
 
+PRUNED = "pruned.pt"
 CALIBRATION_BATCH = 8  # pictures at once: every activation of them is held
 
 
@@ -58,6 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--formats",
         help="comma between: safetensors, onnx, int8 [all; without --data_dir no int8]",
     )
+    add(
+        "--prune",
+        type=float,
+        metavar="X",
+        help="leave at most X%% of the multiply-adds, and write pruned.pt for train.py --init_from",
+    )
+    add("--compare", metavar="WEIGHTS", help="another line of the table: what this was pruned from")
     add("--tensorrt", action="store_true", help="also an engine for this machine's NVIDIA GPU")
     add("--data_dir", type=Path, help="folder with SPLIT.pack or SPLIT/CLASS/*, to check on")
     add("--split", default="val", help="folder of data_dir to check on [val]")
@@ -107,6 +124,8 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--json {args.json} cannot be written: give a file in a folder")
     if args.num_images < 0:
         raise ValueError(f"--num_images {args.num_images}: must be at least 1, or 0 for all")
+    if args.prune is not None and not 0 < args.prune < 100:
+        raise ValueError(f"--prune {args.prune:g}: must be above 0 and below 100, in percent")
     if not 0 <= args.min_agreement <= 100:
         raise ValueError(f"--min_agreement {args.min_agreement:g}: must be from 0 to 100")
 
@@ -183,6 +202,24 @@ def write_all(
     return variants
 
 
+def prune(args: argparse.Namespace) -> None:
+    """Write pruned.pt and say how to train it on. Raises ValueError."""
+    loaded = pretrained.load(args.weights, args.raw)
+    args.out.mkdir(parents=True, exist_ok=True)
+    smaller = pruning.prune(loaded, args.prune / 100)
+    checkpoint.write(args.out / PRUNED, smaller.state_dict())
+    for name, model in (("before", loaded.model), ("pruned", smaller)):
+        print(f"{name}: {pruning.describe(model, loaded.image_size)}")
+    base_width = architecture_of(smaller.state_dict())["base_width"]
+    recipe = loaded.settings.get("recipe")
+    print(
+        f"{named(loaded.kind)} written to {args.out / PRUNED}. They must be trained on, with a "
+        "lower learning rate than before:\n"
+        f"  python train.py --init_from {args.out / PRUNED} --base_width {base_width}"
+        f"{f' --recipe {recipe}' if recipe else ''} --run_dir runs/pruned --data_dir DIR"
+    )
+
+
 def publish(folder: Path, out: Path, formats: Sequence[str]) -> None:
     """Give the checked files their place."""
     out.mkdir(parents=True, exist_ok=True)
@@ -210,12 +247,18 @@ def export(args: argparse.Namespace) -> dict[str, object]:
     loaded = pretrained.load(args.weights, args.raw)
     if split is not None:
         loaded.check_classes(split.classes, split.root)
+    other = pretrained.load(args.compare, args.raw) if args.compare else None
+    if other is not None:
+        export_check.check_comparable(loaded, other)
     print(f"{loaded.name}: {named(loaded.kind)}, {loaded.model.fc.out_features} classes")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         prefix=f".{args.out.name}.", suffix=".partial", dir=args.out.parent
     ) as folder:
         variants = write_all(args, loaded, formats, Path(folder))
+        if other is not None:
+            predict = export_formats.eager_predictor(other.model)
+            variants.append(export_check.compared(other, predict))
         export_check.compare_on_noise(variants, loaded.image_size)
         num_images = 0
         if split is not None:
@@ -241,6 +284,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export and print the table; 0, or 2 for what the user must change."""
     args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
     try:
+        if args.prune is not None:
+            check_arguments(args)
+            prune(args)
+            return 0
         result = export(args)
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -33,21 +33,38 @@ class Variant:
     """The model in one form, and what was found of it.
 
     predict: normalised images float32 (B, 3, S, S), contiguous -> logits (B, K); path: its file,
-    None in PyTorch; is_exact: whether its logits must be the model's. difference: largest of a
-    logit; agreement, top1: percent of the pictures, None without any; latency_ms: of one picture;
-    images_per_s: in batches.
+    None in PyTorch; is_exact: whether its logits must be the model's; is_checked: whether it must
+    agree with it at all. difference: largest of a logit; agreement, top1: percent of the pictures,
+    None without any; latency_ms: of one picture; images_per_s: in batches.
     """
 
     name: str
     predict: Callable[[Tensor], Tensor]
     path: Path | None = None
     is_exact: bool = True
+    is_checked: bool = True
     difference: float = 0.0
     agreement: float | None = None
     top1: float | None = None
     latency_ms: float = 0.0
     images_per_s: float = 0.0
     counts: dict[str, int] = field(default_factory=lambda: {"agree": 0, "correct": 0})
+
+
+def check_comparable(loaded: Pretrained, other: Pretrained) -> None:
+    """Raise ValueError unless both models take the same pictures and know as many classes."""
+    for what, ours, theirs in (
+        ("classes", loaded.model.fc.out_features, other.model.fc.out_features),
+        ("pixels a side", loaded.image_size, other.image_size),
+        ("pixels before the crop", loaded.resize_size, other.resize_size),
+    ):
+        if ours != theirs:
+            raise ValueError(f"--compare {other.name} has {theirs} {what}, --weights has {ours}")
+
+
+def compared(other: Pretrained, predict: Callable[[Tensor], Tensor]) -> Variant:
+    """Another model to stand in the table, which need not agree with the first one."""
+    return Variant(other.name, predict, is_exact=False, is_checked=False)
 
 
 def spread(split: Split, num_images: int) -> np.ndarray:
@@ -133,7 +150,7 @@ def compare_on_pictures(
 def problems(variants: Sequence[Variant], min_agreement: float) -> list[str]:
     """What is wrong with which file; min_agreement: percent of pictures for inexact ones."""
     found = []
-    for variant in variants[1:]:
+    for variant in (variant for variant in variants[1:] if variant.is_checked):
         name = variant.path.name
         if variant.is_exact and not variant.difference <= MAX_DIFFERENCE:
             found.append(

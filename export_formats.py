@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import pretrained
 import transforms
-from model import architecture_of
+from model import BASE_WIDTH, architecture_of
 from pretrained import Pretrained
 
 SAFETENSORS, ONNX, INT8, TENSORRT = "safetensors", "onnx", "int8", "tensorrt"
@@ -85,6 +85,7 @@ def config_of(loaded: Pretrained) -> dict[str, object]:
     """
     architecture = architecture_of(loaded.model.state_dict())
     layers, width = architecture["layers"], architecture["width"]
+    base_width = architecture["base_width"]
     is_timms = width == TIMM_WIDTH and not loaded.blurpool
     config: dict[str, object] = {
         "architecture": "resnet50" if is_timms else "resnet50_of_this_project",
@@ -102,8 +103,10 @@ def config_of(loaded: Pretrained) -> dict[str, object]:
             "classifier": "fc",
         },
     }
-    if is_timms and layers != TIMM_LAYERS:
-        config["model_args"] = {"layers": list(layers)}
+    arguments = {"layers": list(layers)} if layers != TIMM_LAYERS else {}
+    arguments |= {"base_width": base_width} if base_width != BASE_WIDTH else {}
+    if is_timms and arguments:
+        config["model_args"] = arguments
     if loaded.folders:
         config["label_names"] = loaded.folders
         config["label_descriptions"] = dict(zip(loaded.folders, loaded.classes, strict=True))
@@ -113,6 +116,7 @@ def config_of(loaded: Pretrained) -> dict[str, object]:
         "blurpool": loaded.blurpool,
         "layers": list(layers),
         "width": width,
+        "base_width": base_width,
         "kind": loaded.kind,
         "about": loaded.about,
     }

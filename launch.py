@@ -9,9 +9,9 @@ import torch
 
 import assembly
 import checkpoint
-import config
 import recipe_table
 import run_folder
+import stored_config
 import supervisor
 from command_line import Request
 from config import TrainConfig
@@ -25,7 +25,7 @@ def answer(request: Request) -> str:
     """What --list_recipes or --print_config print. Raises ValueError for impossible settings."""
     if request.list_recipes:
         return recipe_table.describe(RECIPES)
-    return json.dumps(config.to_json(assembly.resolve(request)), indent=2) + "\n"
+    return json.dumps(stored_config.to_json(assembly.resolve(request)), indent=2) + "\n"
 
 
 def supervise(request: Request, argv: Sequence[str], script: str) -> int:

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 # What DistributedDataParallel and torch.compile put before every key of the model they wrap.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+BASE_WIDTH = 64  # of a ResNet50: its blocks are as wide inside as their stage
 
 
 class Blur(nn.Module):
@@ -67,23 +68,28 @@ class BlurMaxPool2d(nn.Module):
 class Bottleneck(nn.Module):
     """1x1 reduce, 3x3, 1x1 expand by four, plus the shortcut.
 
-    (B, in_channels, H, W) -> (B, 4 * width, H / stride, W / stride); blurpool: blur before a
-    stride.
+    (B, in_channels, H, W) -> (B, 4 * width, H / stride, W / stride); inner_width: channels of the
+    3x3 convolution, `width` in a ResNet50; blurpool: blur before a stride.
     """
 
     expansion = 4
 
     def __init__(
-        self, in_channels: int, width: int, stride: int = 1, blurpool: bool = False
+        self,
+        in_channels: int,
+        width: int,
+        inner_width: int,
+        stride: int = 1,
+        blurpool: bool = False,
     ) -> None:
         super().__init__()
         out_channels = width * self.expansion
         strided_conv = BlurConv2d if blurpool and stride > 1 else nn.Conv2d
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = strided_conv(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, inner_width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner_width)
+        self.conv2 = strided_conv(inner_width, inner_width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner_width)
+        self.conv3 = nn.Conv2d(inner_width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
         # Three modules, not one used three times: int8 export needs one observer per activation.
         self.relu1 = nn.ReLU(inplace=True)
@@ -109,10 +115,11 @@ class ResNet(nn.Module):
 
     layers: blocks in each of the four stages; (3, 4, 6, 3) is ResNet50, (1, 1, 1, 1) the tests'
     `tiny`. width: channels after the stem, a multiple of 8; the last stage has 32 * width
-    channels. zero_init_gamma: start each block as the identity by zeroing the gamma of its last
-    batch norm (Goyal et al. 2017, arXiv:1706.02677, section 5.1). blurpool: blur before every
-    strided convolution but the first one, which has only the picture's 3 channels, and after the
-    maximum of the max pool.
+    channels. base_width: 64ths of a stage's width that its blocks have inside, as in torchvision
+    and timm: 128 is Wide ResNet50-2's, fewer are what pruning leaves. zero_init_gamma: start each
+    block as the identity by zeroing the gamma of its last batch norm (Goyal et al. 2017,
+    arXiv:1706.02677, section 5.1). blurpool: blur before every strided convolution but the first
+    one, which has only the picture's 3 channels, and after the maximum of the max pool.
     """
 
     def __init__(
@@ -122,6 +129,7 @@ class ResNet(nn.Module):
         num_classes: int = 1000,
         zero_init_gamma: bool = True,
         blurpool: bool = False,
+        base_width: int = BASE_WIDTH,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
@@ -131,10 +139,11 @@ class ResNet(nn.Module):
         in_channels = width
         for i, num_blocks in enumerate(layers):
             stage_width = width * 2**i
+            inner_width = stage_width * base_width // BASE_WIDTH
             strides = [1 if i == 0 else 2] + [1] * (num_blocks - 1)
             blocks = []
             for stride in strides:
-                blocks.append(Bottleneck(in_channels, stage_width, stride, blurpool))
+                blocks.append(Bottleneck(in_channels, stage_width, inner_width, stride, blurpool))
                 in_channels = stage_width * Bottleneck.expansion
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -212,10 +221,14 @@ def architecture_of(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
     tensors = strip_prefixes(state_dict)
     if "conv1.weight" not in tensors or "fc.weight" not in tensors:
         raise ValueError("these weights are not a ResNet's: no tensor conv1.weight or fc.weight")
+    width = inner_width = tensors["conv1.weight"].shape[0]
+    if "layer1.0.conv1.weight" in tensors:
+        inner_width = tensors["layer1.0.conv1.weight"].shape[0]
     blocks = {tuple(key.split(".")[:2]) for key in tensors if key.startswith("layer")}
     layers = tuple(sum(stage == f"layer{i}" for stage, _ in blocks) for i in range(1, 5))
     return {
         "layers": layers,
-        "width": tensors["conv1.weight"].shape[0],
+        "width": width,
+        "base_width": BASE_WIDTH * inner_width // width,
         "num_classes": tensors["fc.weight"].shape[0],
     }

@@ -6,7 +6,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from config import AUTO, TrainConfig
+from config import TrainConfig
+from settings import AUTO
 
 
 class DecoupledSGD(torch.optim.SGD):

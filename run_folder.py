@@ -43,8 +43,9 @@ def make_room(run_dir: Path, overwrite: bool) -> None:
             f"--fresh: a run lies in {run_dir}, at step {step}. Leave --fresh out to resume it, "
             "add --overwrite to delete it, or give another --run_dir"
         )
-    if checkpoints_dir(run_dir).exists():
-        shutil.rmtree(checkpoints_dir(run_dir))
+    for folder in (checkpoints_dir(run_dir), run_dir / "tensorboard"):
+        if folder.exists():
+            shutil.rmtree(folder)
     for name in FILES:
         (run_dir / name).unlink(missing_ok=True)
 

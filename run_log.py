@@ -2,6 +2,7 @@
 
     runs/NAME/log.jsonl      one JSON object a line: training steps, epochs, events
     runs/NAME/metrics.csv    one row an epoch; metrics.md the same as a table to read
+    runs/NAME/tensorboard/   with --tensorboard: the curves once more
 
 Every rank keeps the rows, rank 0 writes. A disk that is full costs log lines, never the run.
 """
@@ -18,6 +19,7 @@ from tqdm import tqdm
 import run_folder
 import tables
 from schedule import Plan
+from tensorboard_log import TensorBoardLog
 
 STATUS_EVERY_S = 10.0
 CURVES_EVERY_S = 60.0  # drawing takes half a second, which a tiny run would feel every epoch
@@ -38,6 +40,7 @@ class RunLog:
         log_every_s: float,
         max_minutes: float = 0.0,
         image_size_at: Callable[[int], int] = lambda epoch: 1,
+        tensorboard: bool = False,
     ) -> None:
         self.run_dir, self.plan, self.is_main, self.title = run_dir, plan, is_main, title
         self.attempt, self.price_per_hour, self.log_every_s = attempt, price_per_hour, log_every_s
@@ -45,6 +48,7 @@ class RunLog:
         self.rows: list[dict] = []
         self._steps: list[dict] = []
         self._bar: tqdm | None = None
+        self._wants_tensorboard, self._tensorboard = tensorboard and is_main, None
         self._on_terminal = sys.stderr.isatty()
         self._started = time.monotonic()
         self._paid_before_s = 0.0
@@ -87,6 +91,8 @@ class RunLog:
             lines = "".join(json.dumps(record) + "\n" for record in kept)
             run_folder.replace_text(self.run_dir / "log.jsonl", lines)
             self._write_tables()
+            if self._wants_tensorboard:
+                self._tensorboard = TensorBoardLog(self.run_dir, step)
 
     def step_done(self, step: int, step_s: float, wait_s: float) -> None:
         """Book one training step: how long it took, and how long of that it waited for data."""
@@ -174,25 +180,13 @@ class RunLog:
             self._close_bar()
         if self.is_main and self.rows:
             self._draw_curves()
+        if self._tensorboard:
+            with self._disk_may_be_full():
+                self._tensorboard.close()
         self.status(state, step, **more)
         if state == run_folder.DONE:
-            self.say(self._summary())
-
-    def _summary(self) -> str:
-        last, best = self.rows[-1], self.best
-        ends = [0.0] + [row["seconds"] for row in self.rows]
-        lines = [
-            f"done: {last['epoch']:g} epochs in {tables.clock(self.paid_s)}, "
-            f"{tables.clock(ends[-1] / max(last['epoch'], 1e-9))} an epoch on average",
-            f"final top-1 {last['val_top1']:.2f}%, top-5 {last['val_top5']:.2f}%",
-            f"best top-1 {best['val_top1']:.2f}% after epoch {best['epoch']:g}",
-        ]
-        if self.price_per_hour:
-            price = tables.dollars(self.price_per_hour)
-            lines.append(f"cost {tables.dollars(self.cost_usd)} at {price} an hour")
-        lines.append(f"curves: {self.run_dir / 'curves.png'}")
-        lines.append(f"weights: {run_folder.checkpoints_dir(self.run_dir) / 'best.pt'}")
-        return "\n".join(lines)
+            price = self.price_per_hour
+            self.say(tables.summary(self.rows, self.best, self.paid_s, price, self.run_dir))
 
     def _speed(self) -> dict[str, float]:
         """Images per second and percent of the time waiting for data, in this epoch so far."""
@@ -268,6 +262,9 @@ class RunLog:
     def _append(self, record: dict) -> None:
         with self._disk_may_be_full(), open(self.run_dir / "log.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
+        if self._tensorboard and record["kind"] != "event":
+            with self._disk_may_be_full():
+                self._tensorboard.add(record)
 
     def _write_tables(self) -> None:
         run_folder.replace_text(self.run_dir / "metrics.csv", tables.as_csv(self.rows))

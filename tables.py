@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 COLUMNS = (
     "epoch", "step", "seconds", "lr", "train_loss", "train_top1", "train_top5", "val_loss",
@@ -57,3 +58,21 @@ def as_markdown(rows: list[dict]) -> str:
             f"| {_percent(row['val_top1'])} | {_percent(row['val_top5'])} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def summary(
+    rows: Sequence[dict], best: dict, paid_s: float, price_per_hour: float, run_dir: Path
+) -> str:
+    """What a finished run says of itself; paid_s: seconds that it used up a machine."""
+    last, price = rows[-1], dollars(price_per_hour)
+    an_epoch_s = last["seconds"] / max(last["epoch"], 1e-9)
+    lines = [
+        f"done: {last['epoch']:g} epochs in {clock(paid_s)}, {clock(an_epoch_s)} an epoch on "
+        "average",
+        f"final top-1 {last['val_top1']:.2f}%, top-5 {last['val_top5']:.2f}%",
+        f"best top-1 {best['val_top1']:.2f}% after epoch {best['epoch']:g}",
+    ]
+    if price_per_hour:
+        lines.append(f"cost {dollars(paid_s / 3600 * price_per_hour)} at {price} an hour")
+    lines += [f"curves: {run_dir / 'curves.png'}", f"weights: {run_dir / 'checkpoints/best.pt'}"]
+    return "\n".join(lines)

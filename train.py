@@ -24,13 +24,13 @@ import torch
 import assembly
 import checkpoint
 import command_line
-import config
 import distributed
 import engine
 import interruption
 import launch
 import run_folder
 import sampling
+import stored_config
 import supervisor
 import trainer
 from assembly import Run
@@ -247,7 +247,7 @@ def run_rank(request: Request) -> int:
             run_folder.write_status(run_dir, state=run_folder.RUNNING, attempt=attempt, message="")
         run = assembly.start(cfg, ranks, attempt, stop)
         if is_main:  # only now: settings that cannot start are not those of a run to resume
-            run_folder.write_config(run_dir, config.to_json(run.cfg), sys.argv)
+            run_folder.write_config(run_dir, stored_config.to_json(run.cfg), sys.argv)
     except Interrupted:
         if lock:
             print("interrupted before the first step; the same command starts again", flush=True)

@@ -24,12 +24,13 @@ import optimization
 import packed_images
 import sampling
 import schedule
-from config import AUTO, TrainConfig
+from config import TrainConfig
 from distributed import Ranks
 from engine import TrainState
 from learning_rate import LearningRate, LearningRateSettings
-from model import ResNet, load_backbone
+from model import ResNet, architecture_of, load_backbone
 from packed_images import PackedImages
+from settings import AUTO, shown
 from slots import Batch
 
 TRAIN, EVAL = range(2)  # the streams of a feeder
@@ -153,7 +154,9 @@ def build_state(
     """
     torch.manual_seed(cfg.seed)
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
-    model = ResNet(cfg.layers, cfg.width, num_classes, cfg.zero_init_gamma, cfg.blurpool)
+    model = ResNet(
+        cfg.layers, cfg.width, num_classes, cfg.zero_init_gamma, cfg.blurpool, cfg.base_width
+    )
     if cfg.loss == "bce":
         losses.start_bias_at_log_constant(model.fc)
     if weights is not None:
@@ -190,9 +193,22 @@ def init_from(model: ResNet, contents: dict, cfg: TrainConfig) -> None:
     """
     weights = (contents.get("ema") or contents["model"]) if "model" in contents else contents
     try:
+        check_architecture(weights, cfg)
         load_backbone(model, weights)
     except ValueError as error:
         raise ValueError(f"--init_from {cfg.init_from}: {error}") from None
+
+
+def check_architecture(weights: dict, cfg: TrainConfig) -> None:
+    """Raise ValueError naming the options that would make these weights fit."""
+    theirs = architecture_of(weights)
+    differing = [
+        f"--{name} {shown(theirs[name])}"
+        for name in ("layers", "width", "base_width")
+        if theirs[name] != getattr(cfg, name)
+    ]
+    if differing:
+        raise ValueError(f"weights of another network: give {' '.join(differing)} too")
 
 
 def settle_learning_rate(trainer: Trainer) -> None:

@@ -13,9 +13,9 @@ from conftest import REPOSITORY
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import config
 import optimization
 import schedule
+import stored_config
 import trainer
 from config import TrainConfig
 from learning_rate import LearningRate
@@ -44,6 +44,10 @@ REFUSED = [
     # config.py
     ({"layers": (3, 4, 6)}, ["--layers needs four numbers", "3,4,6"]),
     # combinations.py
+    (
+        {"width": 8, "base_width": 33},
+        ["--base_width 33", "--width 8", "take a multiple of 8"],
+    ),
     (
         {"total_batch_size": 100, "device_batch_size": 64},
         ["--total_batch_size 100", "--device_batch_size 64", "take a multiple, such as 128"],
@@ -180,7 +184,7 @@ def test_only_two_settings_may_be_found_out_at_the_start():
             with pytest.raises(ValueError, match=rf"--{item.name} 'auto': must be of type"):
                 TrainConfig(**{item.name: AUTO})
     cfg = TrainConfig(device_batch_size=AUTO, max_lr=AUTO, mixup_alpha=0.2)
-    assert config.from_json(config.to_json(cfg)) == cfg
+    assert stored_config.from_json(stored_config.to_json(cfg)) == cfg
 
 
 @pytest.mark.parametrize("word", ["Auto", "AUTO", "", "none"])

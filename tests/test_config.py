@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import command_line
-import config
+import stored_config
 from config import TrainConfig
 from recipes import RECIPES
 
@@ -97,29 +97,29 @@ def test_presets_are_valid_and_the_published_run_is_kept():
     )
 )
 def test_json_gives_the_same_settings_back(cfg):
-    assert config.from_json(json.loads(json.dumps(config.to_json(cfg)))) == cfg
+    assert stored_config.from_json(json.loads(json.dumps(stored_config.to_json(cfg)))) == cfg
 
 
 def test_settings_of_another_version_are_refused():
     with pytest.raises(ValueError, match="unknown settings learning_rate"):
-        config.from_json({"learning_rate": 0.1})
+        stored_config.from_json({"learning_rate": 0.1})
 
 
 def test_a_resume_changes_only_what_may_change():
     stored = TrainConfig(run_dir="runs/a", epochs=50)
-    assert config.resumed(stored, {"epochs": 50, "num_workers": 3}).num_workers == 3
+    assert stored_config.resumed(stored, {"epochs": 50, "num_workers": 3}).num_workers == 3
     with pytest.raises(ValueError, match=r"--epochs 60 \(the run has 50\), --max_lr 0\.2"):
-        config.resumed(stored, {"epochs": 60, "max_lr": 0.2, "num_workers": 3})
+        stored_config.resumed(stored, {"epochs": 60, "max_lr": 0.2, "num_workers": 3})
     may_change = {item.name for item in FIELDS if item.metadata["may_change"]}
     assert not may_change & {"seed", "total_batch_size", "device_batch_size", "image_size", "amp"}
 
 
 def test_auto_keeps_what_the_start_found_out_and_is_a_word_elsewhere():
     stored = TrainConfig(run_dir="runs/a", device_batch_size=64, max_lr=0.2, amp="bf16")
-    assert config.resumed(stored, {"device_batch_size": "auto", "max_lr": "auto"}) == stored
-    assert config.resumed(stored, {"data_dir": "auto"}).data_dir == "auto"  # a folder's name
+    assert stored_config.resumed(stored, {"device_batch_size": "auto", "max_lr": "auto"}) == stored
+    assert stored_config.resumed(stored, {"data_dir": "auto"}).data_dir == "auto"  # a folder's name
     with pytest.raises(ValueError, match=r"--amp auto \(the run has bf16\)"):
-        config.resumed(stored, {"amp": "auto"})
+        stored_config.resumed(stored, {"amp": "auto"})
 
 
 def test_help_explains_every_setting():

@@ -21,7 +21,7 @@ BEFORE_THE_ENVIRONMENT = (
 ASSEMBLY = {"trainer", "host_speed", "range_test", "batch_fit", "assembly", "launch"}
 LIBRARY = {
     "data", "engine", "checkpoint", "run_log", "packing", "pack_report", "fashion_mnist",
-    "pretrained", "export_formats", "export_check",
+    "pretrained", "export_formats", "export_check", "pruning",
 }  # fmt: skip
 LEAVES = {
     "config", "recipes", "dataset_paths", "transforms", "model", "schedule", "distributed",
@@ -30,7 +30,7 @@ LEAVES = {
     "slots", "settings", "combinations", "command_line", "augment", "losses", "optimization",
     "learning_rate", "lr_curve", "recipe_table", "recipe", "small_recipes",
     "disks", "fstab", "host_changes", "run_state", "systemd_unit", "background",
-    "predictions", "mistakes", "grad_cam",
+    "predictions", "mistakes", "grad_cam", "stored_config", "tensorboard_log",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
@@ -43,11 +43,12 @@ MAY_IMPORT = {
     # The settings, and what is made of them.
     "combinations": {"settings", "config"},  # config for its type only
     "config": {"settings", "combinations"},
+    "stored_config": {"settings", "config"},
     "command_line": {"settings", "config"},
     "small_recipes": {"recipe"},
     "recipes": {"recipe", "small_recipes"},
     "recipe_table": {"recipes"},
-    "optimization": {"config"},
+    "optimization": {"config", "settings"},
     # What a parent and its children must agree on.
     "supervisor": {"interruption"},
     "feeding": {"interruption", "sampling", "slots"},
@@ -65,6 +66,7 @@ MAY_IMPORT = {
     "pretrained": {"checkpoint", "transforms", "model"},
     "predictions": {"distributed", "sampling"},
     "mistakes": {"tables"},
+    "pruning": {"pretrained", "model"},
     "export_formats": {"pretrained", "model", "transforms"},
     "export_check": {"pretrained", "data"} | LEAVES,
     "app": {"pretrained", "checkpoint", "transforms", "model", "grad_cam"},  # what a Space needs

@@ -19,11 +19,11 @@ from conftest import (
 from torch import Tensor
 
 import checkpoint
-import config
 import data
 import engine
 import evaluate
 import sampling
+import stored_config
 import trainer
 import transforms
 from config import TrainConfig
@@ -41,7 +41,7 @@ def contents_of(run_dir: Path) -> dict:
 
 def eval_batches(image_folder: Path, contents: dict):
     """The validation split as the run of a checkpoint evaluates it."""
-    cfg = config.from_json(contents["config"])
+    cfg = stored_config.from_json(contents["config"])
     _, split = data.open_dataset(image_folder)
     images = data.EvalImages(split, cfg.eval_resize)
     feeder = Feeder([images], cfg.device_batch_size, cfg.eval_crop, 0, FP32.device)
@@ -91,13 +91,16 @@ def test_wrong_files_are_named_with_their_option(image_folder, tmp_path):
     text, other = tmp_path / "text.pt", tmp_path / "other.pt"
     text.write_text("no tensors")
     torch.save(ResNet((1, 2, 1, 1), 8, 3).state_dict(), other)
+    strange = ResNet((1, 1, 1, 1), 8, 3).state_dict() | {"layer1.0.more": torch.zeros(1)}
+    torch.save(strange, tmp_path / "strange.pt")
     damaged = checkpoint.save(tmp_path, 3, {"model": ResNet((1, 1, 1, 1), 8, 3).state_dict()})
     contents = bytearray(damaged.read_bytes())
     contents[1000] ^= 1
     damaged.write_bytes(contents)
     for path, reason in (
         (text, "is not a file of tensors"),
-        (other, "these weights are not this model's: "),
+        (other, "weights of another network: give --layers 1,2,1,1 too"),
+        (tmp_path / "strange.pt", "these weights are not this model's: unexpected"),
         (damaged, "is damaged"),
         (tmp_path / "none.pt", "No such file"),
         (tmp_path, "Is a directory"),
