@@ -2,6 +2,7 @@
 
     python benchmarks/recipe_costs.py
     python benchmarks/recipe_costs.py --json costs.json
+    python benchmarks/recipe_costs.py --picture images/recipes.png
 
 Nothing is run. Images/s at 224 px are published training figures; other sizes go by their pixels,
 rate(size) = rate(224) x (224 / size)^2, each epoch with its own size. An epoch is 1,281,167 images;
@@ -239,15 +240,51 @@ def to_json(costs: Sequence[Cost]) -> list[dict[str, object]]:
     ]
 
 
+def draw(path: Path, costs: Sequence[Cost]) -> None:
+    """Published top-1 over projected dollars, a point a recipe, on one A10G and on eight A100s."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), dpi=100, layout="constrained")
+    for gpu, color, marker in (("A10G", "#0072B2", "o"), ("A100", "#D55E00", "s")):
+        row = [cost for cost in costs if cost.host.gpu == gpu]
+        host = row[0].host
+        points = [(cost.dollars, RECIPES[cost.recipe].top1) for cost in row]
+        label = f"{host.gpus}x {gpu} ({host.instance})"
+        axes.plot(*zip(*points, strict=True), marker, color=color, label=label)
+        for cost, point in zip(row, points, strict=True):
+            if gpu == "A10G":
+                axes.annotate(
+                    cost.recipe, point, (0, 6), textcoords="offset points", ha="center", fontsize=9
+                )
+    axes.set(
+        xscale="log",
+        xlabel="dollars a run: a projection, not a measurement",
+        ylabel="published top-1 on ImageNet-1K, %",
+    )
+    axes.set_xticks([5, 10, 20, 50, 100, 200, 500], labels=map(str, [5, 10, 20, 50, 100, 200, 500]))
+    axes.minorticks_off()
+    axes.margins(x=0.12)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the page, and write it as JSON where asked to."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw dollars and top-1")
     args = parser.parse_args(argv)
     costs = [project(name, host) for name in imagenet_recipes() for host in HOSTS]
     print(page(costs), end="")
+    if args.picture:
+        draw(args.picture, costs)
     if args.json:
         args.json.write_text(json.dumps(to_json(costs), indent=2) + "\n")
     return 0

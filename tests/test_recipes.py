@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import recipe_costs
 import torch
+from PIL import Image
 
 import recipe_table
 import recipes
@@ -236,7 +237,10 @@ def test_a_projection_by_hand():
 
 
 def test_the_page_says_what_it_is(capsys, tmp_path):
-    assert recipe_costs.main(["--json", str(tmp_path / "costs.json")]) == 0
+    picture = tmp_path / "costs.png"
+    words = ["--json", str(tmp_path / "costs.json"), "--picture", str(picture)]
+    assert recipe_costs.main(words) == 0
+    assert Image.open(picture).size == (800, 500)
     text = capsys.readouterr().out
     assert text.startswith("**Projections, not measurements**") and "ASSUMED" in text
     for name in PUBLISHED:
