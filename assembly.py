@@ -25,6 +25,7 @@ import schedule
 import stored_config
 import tensorboard_log
 import trainer
+from checkpoint_writer import CheckpointWriter
 from command_line import Request
 from config import TrainConfig
 from distributed import Ranks
@@ -45,6 +46,7 @@ class Run(Trainer):
     log: RunLog
     interruption: Interruption
     non_finite: engine.LateCounter
+    writer: CheckpointWriter
     bad_images: set[str] = field(default_factory=set)  # known to all ranks
     new_bad_images: set[str] = field(default_factory=set)  # seen by this one since
     saved_step: int = -1
@@ -135,6 +137,7 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         log=log,
         interruption=stop,
         non_finite=engine.LateCounter(ranks.device),
+        writer=CheckpointWriter(folder, cfg.keep_checkpoints),
         saved_step=saved_step,
         save_due_s=time.monotonic() + 60 * cfg.save_every_minutes,
     )

@@ -8,9 +8,11 @@ moment leaves the old files or the new one, never half of it. torch.load alone w
 flipped bit. Only tensors and plain values are stored; nothing here ever unpickles code.
 """
 
+import errno
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +22,8 @@ import torch
 FILE_NAME = re.compile(r"step_(\d{9})\.pt")
 TRAILER_BYTES = len(b"\nsha256 ") + 64 + len(b"\n")
 BEST = "best.pt"
+LEAST_KEPT = 2  # the newest may be damaged, and then the one before it is what a run goes on from
+BYTES_A_TENSOR = 512  # of a file: name, shape, alignment
 
 
 class DamagedCheckpointError(ValueError):
@@ -90,6 +94,28 @@ def write(path: Path, state: dict) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def make_room(folder: Path, state: dict) -> None:
+    """See that the disk has room for a file of this state, before anything of it is written.
+
+    Where it has not, the oldest checkpoints go, down to two. Raises OSError if that is too little.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = size_of(state)
+    while shutil.disk_usage(folder).free < needed:
+        steps = steps_in(folder)
+        if len(steps) <= LEAST_KEPT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        step_path(folder, steps[0]).unlink()
+
+
+def size_of(state: object) -> int:
+    """Bytes of the tensors in a state, and a little for all else in the file."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size() + BYTES_A_TENSOR
+    items = state.values() if isinstance(state, dict) else state
+    return sum(map(size_of, items)) if isinstance(state, dict | list | tuple) else 0
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

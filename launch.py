@@ -1,24 +1,34 @@
-"""`python train.py`: check the settings, then have torchrun train on every GPU, supervised."""
+"""The two things that train.py is: the supervisor of torchrun, and a rank that torchrun starts."""
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 import assembly
 import checkpoint
+import distributed
+import interruption
 import recipe_table
 import run_folder
 import stored_config
 import supervisor
+from assembly import Run
 from command_line import Request
 from config import TrainConfig
+from interruption import Interrupted
 from locking import FolderLock
 from recipes import RECIPES
 
 NO_LIMIT = "--max_minutes 0 --max_steps 0 --target_top1 0"
+
+
+class Ended(Exception):  # noqa: N818 (not always an error)
+    """The run cannot go on; the state it ended in is the only argument."""
 
 
 def answer(request: Request) -> str:
@@ -76,6 +86,57 @@ def prolonged(cfg: TrainConfig, stored: dict[str, object], step: int) -> bool:
     if any(getattr(cfg, name) != stored.get(name, 0) for name in ("max_minutes", "target_top1")):
         return True
     return cfg.max_steps != stored["max_steps"] and not 0 < cfg.max_steps <= step
+
+
+def run_rank(request: Request, train: Callable[[Run], str]) -> int:
+    """What torchrun starts: train, and leave the outcome in status.json.
+
+    train: goes on until it knows the state that the run ends in, or raises Ended.
+    """
+    interruption.die_with_launcher()
+    stop = interruption.Interruption()
+    supervised = supervisor.ATTEMPT in os.environ
+    attempt = os.environ.get(supervisor.ATTEMPT) or uuid.uuid4().hex
+    is_main, lock = True, None
+    try:
+        ranks = distributed.read_ranks()
+        is_main = ranks.is_main
+        cfg = assembly.with_data(assembly.resolve(request, ranks.world_size))
+        run_dir = Path(cfg.run_dir)
+        if request.fresh and run_folder.has_run(run_dir):
+            raise ValueError(f"--fresh: a run lies in {run_dir}: `python train.py` can replace it")
+        if is_main:
+            lock = FolderLock(run_dir)
+            run_folder.write_status(run_dir, state=run_folder.RUNNING, attempt=attempt, message="")
+        run = assembly.start(cfg, ranks, attempt, stop)
+        if is_main:  # only now: settings that cannot start are not those of a run to resume
+            run_folder.write_config(run_dir, stored_config.to_json(run.cfg), sys.argv)
+    except Interrupted:
+        if lock:
+            print("interrupted before the first step; the same command starts again", flush=True)
+            run_folder.write_status(run_dir, state=run_folder.INTERRUPTED, attempt=attempt)
+        distributed.disconnect()
+        return 0 if supervised else run_folder.EXIT_CODES[run_folder.INTERRUPTED]
+    except (ValueError, OSError) as error:
+        if is_main:
+            say_error(error)
+        if lock:
+            state = run_folder.CONFIG_ERROR
+            run_folder.write_status(run_dir, state=state, attempt=attempt, message=str(error))
+        return 0 if supervised else 2
+
+    try:
+        state = train(run)
+    except Ended as ended:
+        state = ended.args[0]
+    except RuntimeError as error:
+        state = assembly.explain_no_memory(run, error)
+    if state == run_folder.INTERRUPTED:
+        run.log.say(f"interrupted at step {run.state.step}; the same command goes on from there")
+    run.log.close(state, run.state.step)
+    distributed.disconnect()
+    # The supervisor reads status.json; with another code torchrun would print a traceback.
+    return 0 if supervised else run_folder.EXIT_CODES[state]
 
 
 def say_error(error: Exception) -> None:

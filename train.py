@@ -10,37 +10,27 @@ Ctrl-C save first. Exit codes: 0 done, 1 crashed, 2 change something, 3 diverged
 and resumable.
 """
 
-import os
 import sys
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 
 import torch
 
-import assembly
-import checkpoint
 import command_line
 import distributed
 import engine
-import interruption
 import launch
 import run_folder
 import sampling
-import stored_config
-import supervisor
 import trainer
 from assembly import Run
-from command_line import Request, with_underscores
-from interruption import Interrupted
-from locking import FolderLock
+from command_line import with_underscores
 from recipes import RECIPES
 from slots import Batch
 
-RETRY_SAVE_S = 60.0  # after a checkpoint that could not be written
+RETRY_SAVE_S = 60.0  # after a checkpoint that could not be written: a disk is cleared by hand
 
 
 @dataclass
@@ -50,10 +40,6 @@ class Orders:
     stop: bool
     save: bool
     out_of_time: bool
-
-
-class Ended(Exception):  # noqa: N818 (not always an error)
-    """The run cannot go on; the state it ended in is the only argument."""
 
 
 def train(run: Run) -> str:
@@ -69,8 +55,9 @@ def train(run: Run) -> str:
         if orders.save or orders.stop:
             save(run)
         if ends and log.has_row(state.step):
-            return run_folder.DONE if run.saved_step == state.step else run_folder.INTERRUPTED
+            return run_folder.DONE if is_saved(run) else run_folder.INTERRUPTED
         if orders.stop:
+            is_saved(run)
             return run_folder.INTERRUPTED
 
         start = time.monotonic()
@@ -93,8 +80,10 @@ def agree(run: Run) -> Orders:
     Raises Ended when the loss is no longer finite or too many images cannot be decoded.
     """
     cfg, step = run.cfg, run.state.step
+    report_failed_save(run)
     by_steps = cfg.save_every_steps and step % cfg.save_every_steps == 0 and step != run.saved_step
-    save_due = run.ranks.is_main and (by_steps or time.monotonic() >= run.save_due_s)
+    by_time = time.monotonic() >= run.save_due_s and not run.writer.is_busy
+    save_due = run.ranks.is_main and (by_steps or by_time)
     over = cfg.max_minutes and run.log.paid_s >= 60 * cfg.max_minutes
     stop, save_now, out_of_time, non_finite, num_new_bad = distributed.agree(
         [
@@ -167,10 +156,8 @@ def evaluate(run: Run) -> torch.Tensor | None:
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint, and best.pt if this step is the best one; every rank must call it.
-
-    A disk that is full or gone costs this checkpoint, not the run: the old ones stand, and the next
-    try comes in a minute. Raises Ended rather than save a model that is no longer finite.
+    """Begin to write a checkpoint, and best.pt if this step is the best one; every rank must call
+    it. Raises Ended rather than save a model that is no longer finite.
     """
     state, ranks, log = run.state, run.ranks, run.log
     if run.saved_step == state.step:
@@ -181,25 +168,37 @@ def save(run: Run) -> None:
         raise_diverged(run)
     run.save_due_s = time.monotonic() + 60 * run.cfg.save_every_minutes
     run.saved_step = state.step
-    if not ranks.is_main:
+    if ranks.is_main:
+        contents = run.origin | state.state_dict()
+        contents |= {"epoch_sums": epoch_sums, "rows": log.rows, "best": log.best}
+        is_best = log.best is not None and log.best["step"] == state.step
+        run.writer.start(state.step, contents, is_best)
+        log.status(run_folder.RUNNING, state.step)
+
+
+def is_saved(run: Run) -> bool:
+    """Wait until the checkpoint of this step is written, and tell whether it was."""
+    run.writer.wait()
+    report_failed_save(run)
+    return run.saved_step == run.state.step
+
+
+def report_failed_save(run: Run) -> None:
+    """Say that a checkpoint could not be written, and have rank 0 call for another one soon.
+
+    A disk that is full or gone costs this checkpoint, not the run: the old ones stand.
+    """
+    failure = run.writer.take_failure()
+    if failure is None:
         return
-    folder = run_folder.checkpoints_dir(Path(run.cfg.run_dir))
-    contents = run.origin | state.state_dict()
-    contents |= {"epoch_sums": epoch_sums.cpu(), "rows": log.rows, "best": log.best}
-    try:
-        path = checkpoint.save(folder, state.step, contents)
-        if log.best and log.best["step"] == state.step:
-            checkpoint.mark_best(path)
-        checkpoint.prune(folder, run.cfg.keep_checkpoints)
-    except OSError as error:
-        run.saved_step = -1
-        run.save_due_s = time.monotonic() + RETRY_SAVE_S
-        log.event(
-            state.step,
-            f"warning: no checkpoint of step {state.step}: {folder}: {error.strerror}; older ones "
-            "stand, training goes on and tries again: free some space",
-        )
-    log.status(run_folder.RUNNING, state.step)
+    run.saved_step = -1
+    run.save_due_s = time.monotonic() + RETRY_SAVE_S
+    run.log.event(
+        run.state.step,
+        f"warning: no checkpoint of step {failure.step}: {run.writer.folder}: "
+        f"{failure.error.strerror}; older ones stand, training goes on and tries again: free some "
+        "space",
+    )
 
 
 def raise_diverged(run: Run) -> None:
@@ -209,7 +208,7 @@ def raise_diverged(run: Run) -> None:
         f"error: the loss is not finite at or before step {run.state.step}. The checkpoints are "
         "from before. Try a new run with a lower --max_lr, or --clip_grad_norm 1",
     )
-    raise Ended(run_folder.DIVERGED)
+    raise launch.Ended(run_folder.DIVERGED)
 
 
 def report_bad_images(run: Run) -> None:
@@ -225,55 +224,7 @@ def report_bad_images(run: Run) -> None:
             f"error: {len(run.bad_images)} images cannot be decoded, more than --max_bad_images "
             f"{run.cfg.max_bad_images}: repair or remove them (log.jsonl names them), or raise it",
         )
-        raise Ended(run_folder.CONFIG_ERROR)
-
-
-def run_rank(request: Request) -> int:
-    """What torchrun starts: train, and leave the outcome in status.json."""
-    interruption.die_with_launcher()
-    stop = interruption.Interruption()
-    supervised = supervisor.ATTEMPT in os.environ
-    attempt = os.environ.get(supervisor.ATTEMPT) or uuid.uuid4().hex
-    is_main, lock = True, None
-    try:
-        ranks = distributed.read_ranks()
-        is_main = ranks.is_main
-        cfg = assembly.with_data(assembly.resolve(request, ranks.world_size))
-        run_dir = Path(cfg.run_dir)
-        if request.fresh and run_folder.has_run(run_dir):
-            raise ValueError(f"--fresh: a run lies in {run_dir}: `python train.py` can replace it")
-        if is_main:
-            lock = FolderLock(run_dir)
-            run_folder.write_status(run_dir, state=run_folder.RUNNING, attempt=attempt, message="")
-        run = assembly.start(cfg, ranks, attempt, stop)
-        if is_main:  # only now: settings that cannot start are not those of a run to resume
-            run_folder.write_config(run_dir, stored_config.to_json(run.cfg), sys.argv)
-    except Interrupted:
-        if lock:
-            print("interrupted before the first step; the same command starts again", flush=True)
-            run_folder.write_status(run_dir, state=run_folder.INTERRUPTED, attempt=attempt)
-        distributed.disconnect()
-        return 0 if supervised else run_folder.EXIT_CODES[run_folder.INTERRUPTED]
-    except (ValueError, OSError) as error:
-        if is_main:
-            launch.say_error(error)
-        if lock:
-            state = run_folder.CONFIG_ERROR
-            run_folder.write_status(run_dir, state=state, attempt=attempt, message=str(error))
-        return 0 if supervised else 2
-
-    try:
-        state = train(run)
-    except Ended as ended:
-        state = ended.args[0]
-    except RuntimeError as error:
-        state = assembly.explain_no_memory(run, error)
-    if state == run_folder.INTERRUPTED:
-        run.log.say(f"interrupted at step {run.state.step}; the same command goes on from there")
-    run.log.close(state, run.state.step)
-    distributed.disconnect()
-    # The supervisor reads status.json; with another code torchrun would print a traceback.
-    return 0 if supervised else run_folder.EXIT_CODES[state]
+        raise launch.Ended(run_folder.CONFIG_ERROR)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -289,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(str(error))
         return 0
     if distributed.launched_by_torchrun():
-        return run_rank(request)
+        return launch.run_rank(request, train)
     return launch.supervise(request, argv, __file__)
 
 

@@ -36,6 +36,7 @@ import schedule
 import train
 import trainer
 import transforms
+from checkpoint_writer import CheckpointWriter
 from config import TrainConfig
 from run_log import RunLog
 from slots import Batch
@@ -76,6 +77,7 @@ def make_run(cfg: TrainConfig, folder: Path) -> assembly.Run:
         log=log,
         interruption=interruption.Interruption(),
         non_finite=engine.LateCounter(ranks.device),
+        writer=CheckpointWriter(folder, 2),
         save_due_s=float("inf"),
     )
 

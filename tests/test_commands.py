@@ -28,7 +28,7 @@ from conftest import (
 )
 from PIL import Image
 
-import train
+import checkpoint
 from model import ResNet
 
 TINY = ["--layers=1,1,1,1", "--width=8", "--image_size=32", "--total_batch_size=16", "--amp=fp32"]
@@ -253,7 +253,7 @@ def test_divergence_stops_all_ranks_with_3_and_keeps_the_good_checkpoint(image_f
     good = newest_checkpoint(run_dir)
     state = torch.load(good, weights_only=True)
     state["optimizer"]["param_groups"][0]["weight_decay"] = 1e30  # the next step explodes
-    train.checkpoint.save(good.parent, 3, state)
+    checkpoint.save(good.parent, 3, state)
     before = good.read_bytes()
     words = torchrun_words(2, "train.py", *flags, "--max_steps=0")
     result = run(words, tmp_path)

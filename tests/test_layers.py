@@ -22,6 +22,7 @@ ASSEMBLY = {"trainer", "host_speed", "range_test", "batch_fit", "assembly", "lau
 LIBRARY = {
     "data", "engine", "checkpoint", "run_log", "packing", "pack_report", "fashion_mnist",
     "pretrained", "export_formats", "export_check", "pruning",
+    "checkpoint_writer",
 }  # fmt: skip
 LEAVES = {
     "config", "recipes", "dataset_paths", "transforms", "model", "schedule", "distributed",
@@ -69,6 +70,7 @@ MAY_IMPORT = {
     "pruning": {"pretrained", "model"},
     "export_formats": {"pretrained", "model", "transforms"},
     "export_check": {"pretrained", "data"} | LEAVES,
+    "checkpoint_writer": {"checkpoint"},
     "app": {"pretrained", "checkpoint", "transforms", "model", "grad_cam"},  # what a Space needs
     # Where data sets are and what they hold.
     "layouts": {"archives", "dataset_paths"},

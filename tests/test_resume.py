@@ -128,7 +128,8 @@ def test_a_resnet50_resumes_to_the_bit_as_well(image_folder, tmp_path):
     assert run(words, tmp_path, **ONE_RANK).code == 0
     words = train_words(*flags, f"--run_dir={tmp_path / 'killed'}")
     process = start(words, tmp_path, **ONE_RANK)
-    wait_for(lambda: len(steps_logged(tmp_path / "killed")) >= 5)  # one after the epoch's save
+    first = tmp_path / "killed/checkpoints/step_000000004.pt"  # the epoch's, in the background
+    wait_for(lambda: len(steps_logged(tmp_path / "killed")) >= 5 and first.exists())
     kill(process)
     result = run(words, tmp_path, **ONE_RANK)
     assert result.code == 0 and "resuming at step 4" in result.out
