@@ -3,6 +3,7 @@
     python export.py --weights runs/NAME --out exported/NAME --data_dir DIR
     python export.py --weights FILE --out exported/NAME --formats safetensors,onnx
     python export.py --weights FILE --out exported/NAME --data_dir DIR --num_calibration 1000
+    python export.py --weights runs/NAME --out exported/NAME --data_dir DIR --hub USER/NAME
 
 Writes model.safetensors with config.json (evaluate.py and timm load the folder), model.onnx in
 fp32, and model_int8.onnx, calibrated on pictures of the train split. Takes the averaged weights
@@ -10,7 +11,8 @@ fp32, and model_int8.onnx, calibrated on pictures of the train split. Takes the 
 
 Then prints size, latency, images/s, top-1 and agreement of each, timed in turn on the CPU. Nothing
 appears in --out if a logit of an fp32 file differs by more than 1e-4 or int8 agrees with fp32 on
-fewer pictures than --min_agreement. Exit codes: 0, 2 change something.
+fewer pictures than --min_agreement. --hub adds a model card and a Space, and sends all of it to
+Hugging Face, or with --dry_run nothing. Exit codes: 0, 2 change something.
 """
 
 import argparse
@@ -29,6 +31,7 @@ import data
 import dataset_paths
 import export_check
 import export_formats
+import hub
 import pretrained
 from command_line import with_underscores
 from export_check import Variant
@@ -78,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="%% of the pictures on which int8 must find the class that fp32 finds [95]",
     )
     add("--json", type=Path, help="file for the table, a JSON object")
+    add("--hub", metavar="USER/NAME", help="send it there on Hugging Face, with card and Space")
+    add("--private", action="store_true", help="with --hub: for you only")
+    add("--dry_run", action="store_true", help="with --hub: write and list all, send nothing")
     return parser
 
 
@@ -201,11 +207,13 @@ def conditions(args: argparse.Namespace, num_images: int) -> str:
     )
 
 
-def export(args: argparse.Namespace) -> dict[str, object]:
-    """Write, check, time and publish. Raises ValueError for what the user must change."""
+def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
+    """Write, check, time and publish: the model and its table. Raises ValueError for what the user
+    must change."""
     check_arguments(args)
     formats = chosen_formats(args)
     check_out(args.out, formats)
+    hub.check(args.hub, formats, args.private, args.dry_run)
     split = data.open_split(args.data_dir, args.split) if args.data_dir else None
     loaded = pretrained.load(args.weights, args.raw)
     if split is not None:
@@ -227,7 +235,7 @@ def export(args: argparse.Namespace) -> dict[str, object]:
         export_check.measure(variants, loaded.image_size, args.batch_size, args.num_rounds)
         rows = [export_check.row_of(variant, variants[0]) for variant in variants]
         publish(Path(folder), args.out, formats)
-    return {
+    return loaded, {
         "models": rows,
         "weights": str(args.weights),
         "kind": loaded.kind,
@@ -241,14 +249,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export and print the table; 0, or 2 for what the user must change."""
     args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
     try:
-        result = export(args)
+        loaded, result = export(args)
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"\n{export_check.as_table(result['models'])}\n\n{result['conditions']}")
+        print(f"{named(result['kind'])} written to {args.out}")
+        if args.hub:
+            places = [args.weights, args.out, args.data_dir]
+            hub.publish(args.hub, loaded, result, places, args.private, args.dry_run)
     except (ValueError, OSError) as error:
         print(f"export.py: error: {error}", file=sys.stderr)
         return 2
-    print(f"\n{export_check.as_table(result['models'])}\n\n{result['conditions']}")
-    print(f"{named(result['kind'])} written to {args.out}")
     return 0
 
 

@@ -59,6 +59,11 @@ class Pretrained:
         return readable(self.folders or default_names(self.model.fc.out_features))
 
     @property
+    def architecture(self) -> str:
+        """ResNet50, or by the same count what another number of blocks makes."""
+        return f"ResNet{3 * sum(architecture_of(self.model.state_dict())['layers']) + 2}"
+
+    @property
     def class_ids(self) -> list[str]:
         """The data's own name for every logit: WordNet's ids of a thousand foreign classes, which
         are words there; empty if it is not known."""
