@@ -38,7 +38,7 @@ SECRET_VARIABLE = re.compile("TOKEN|SECRET|KEY|PASSWORD")
 MIN_SECRET_LENGTH = 8  # shorter values of such variables are switches and numbers
 REMEDIES = {
     401: "the token is not valid: get a new one with `hf auth login` or set HF_TOKEN",
-    402: "Hugging Face wants a paid account for this",
+    402: "this needs a paid account, as a Space with Gradio does for some users",
     403: "the token may not write there: it needs the permission to write, and USER must be yours",
 }
 
@@ -101,7 +101,8 @@ def told(name: str) -> Iterator[None]:
         yield
     except HfHubHTTPError as error:
         status = error.response.status_code
-        reason = f"Hugging Face answers {status}: {REMEDIES.get(status, one_line(error))}"
+        reason = "; ".join(filter(None, [REMEDIES.get(status), one_line(error)]))
+        reason = f"Hugging Face answers {status}: {reason}"
         raise ValueError(f"--hub {name}: {reason}") from error
     except (HTTPError, ConnectionError) as error:
         reason = f"Hugging Face cannot be reached: {one_line(error)}"

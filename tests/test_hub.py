@@ -30,15 +30,11 @@ from conftest import (
 from gradio_client import Client, handle_file
 from hub_stub import TOKEN, Hub
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 import export
 import export_check
-import export_formats
-import model_card
 import pretrained
-import space_folder
-from model import ResNet
-from pretrained import Pretrained
 
 PLANTED, OF_THE_RUN = "hf_" + "Planted" * 5, ("curves.png", "metrics.csv", "metrics.md")
 SECRET = "no-shape-but-in-a-variable"
@@ -92,7 +88,9 @@ def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
     """The stub, and huggingface_hub in this process told of it."""
     with hub_stub.serve() as stub:
         point_to(stub.address, monkeypatch, tmp_path)
+        disable_progress_bars()
         yield stub
+        enable_progress_bars()
 
 
 def point_to(address: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -101,7 +99,8 @@ def point_to(address: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Non
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    pattern = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}{pattern}")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no_token"))
     monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(folder / "no_tokens"))
 
@@ -273,13 +272,8 @@ def test_what_would_leak_through_the_settings_is_not_sent(
     refused(words, capsys, f"{tmp_path}/out/README.md holds {what}", "nothing was sent")
     (tmp_path / "out" / "README.md").unlink()
     assert state["config"]["optimizer"] in (tmp_path / "out" / "recipe.json").read_text()
-    assert hub.requests == ["GET /api/whoami-v2"]
-
-
-def test_init_from_is_a_files_name_only(run_dir):
-    settings = pretrained.load(str(run_dir)).settings
-    recipe = model_card.recipe_of(settings | {"init_from": "/home/someone/weights/start.pt"})
-    assert recipe["init_from"] == "start.pt"
+    assert "GET /api/whoami-v2" in hub.requests
+    assert all(request.startswith("GET ") for request in hub.requests) and not any(hub.bodies)
 
 
 def test_mistakes_are_told_before_the_export(hub, run_dir, tmp_path, monkeypatch, capsys):
@@ -294,7 +288,11 @@ def test_mistakes_are_told_before_the_export(hub, run_dir, tmp_path, monkeypatch
     check(["--dry_run"], "--dry_run needs --hub USER/NAME")
     check(["--hub=me/mine", "--formats=onnx"], "--formats must have safetensors")
     hub.refuse["GET /api/whoami-v2"] = 401
-    check(["--hub=me/mine"], "Hugging Face answers 401: the token is not valid", "hf auth login")
+    check(
+        ["--hub=me/mine"],
+        "Hugging Face answers 401: the token is not valid",
+        "hf auth login",
+    )
     monkeypatch.delenv("HF_TOKEN")
     check(["--hub=me/mine"], "no token", "hf auth login", "HF_TOKEN")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -313,52 +311,37 @@ def test_no_network_is_told_at_once(run_dir, tmp_path, monkeypatch, capsys):
 def test_a_hub_that_says_no_while_sending_costs_one_line(hub, run_dir, tmp_path, capsys):
     words = words_for(run_dir, tmp_path / "out", "--formats=safetensors")
     hub.refuse["POST /api"] = 403
-    refused(words, capsys, "Hugging Face answers 403: the token may not write there")
+    refused(
+        words,
+        capsys,
+        "Hugging Face answers 403: the token may not write there",
+        "refused by the stub",
+    )
     hub.refuse = {"POST /api/repos": 401, "GET /api/models": 401}
     refused(words, capsys, "Hugging Face answers 401: the token is not valid")
     hub.refuse = {}
     refused([*words, "--private"], capsys, f"{hub.address}/me/mine is there already, and public")
     assert hub.files == {"models": {}, "spaces": {}}
     hub.refuse = {"POST /api/spaces": 402}
-    refused(words, capsys, "Hugging Face answers 402: Hugging Face wants a paid account")
+    refused(words, capsys, "Hugging Face answers 402: this needs a paid")
     assert hub.files["models"]["me/mine"] and not hub.files["spaces"]
 
 
-def loaded_of(width: int, num_classes: int, **more: object) -> Pretrained:
-    model = ResNet((1, 1, 1, 1), width, num_classes).eval().requires_grad_(False)
-    return Pretrained(model, image_size=64, resize_size=72, name="here", **more)
-
-
-def card_of(loaded: Pretrained) -> ModelCard:
-    result = {"models": [], "conditions": "Not timed."}
-    config = export_formats.config_of(loaded)
-    return ModelCard(model_card.card("me/mine", loaded, config, result, ["model.safetensors"]))
-
-
-def test_the_card_of_an_imagenet_model_names_the_data_and_its_terms():
-    folders = list(pretrained.imagenet_names())
-    card = card_of(loaded_of(64, 1000, folders=folders, kind="EMA", about={"top1": 76.125}))
-    assert card.data.datasets == ["ILSVRC/imagenet-1k"] and card.data.library_name == "timm"
-    (top1,) = card.data.eval_results
-    assert top1.dataset_type == "ILSVRC/imagenet-1k" and top1.metric_value == 76.125
-    for text in ("**76.12% top-1**", "non-commercial", "hf-hub:me/mine", "tench", "990 more"):
-        assert text in card.text, text
-
-
-def test_weights_of_others_get_no_licence_of_ours():
-    card = card_of(loaded_of(8, 3, folders=[], about={}))
-    assert card.data.license == "unknown" and card.data.eval_results is None
-    assert "MIT" not in card.text and "not known here" in card.text
-    about = {"recipe": "torchvision", "top1": 80.858}
-    assert card_of(loaded_of(8, 3, folders=[], about=about)).data.license == "bsd-3-clause"
-
-
-def test_the_space_has_every_module_that_the_page_imports():
-    modules, packages = space_folder.modules_and_packages()
-    assert {f"{name}.py" for name in modules} == {
-        name for name in SPACE_FILES if name.endswith(".py")
-    }
-    assert {"torch", "PIL", "numpy", "safetensors", "huggingface_hub"} <= packages
+def test_a_model_that_was_downloaded_loads_without_a_network(
+    pushed, hub, tmp_path, monkeypatch, capsys
+):
+    hub.files["models"] = pushed[0].files["models"]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    first = pretrained.load("me/mine")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        closed = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    point_to(closed, monkeypatch, tmp_path)
+    start_s = time.monotonic()
+    images = export_check.noise(32, 3)
+    assert torch.equal(pretrained.load("me/mine").model(images), first.model(images))
+    with pytest.raises(ValueError, match="--weights me/other: not to be had from Hugging Face: "):
+        pretrained.load("me/other")
+    assert time.monotonic() - start_s < 10
 
 
 def test_raw_weights_do_not_carry_the_figures_of_the_average(run_dir):
