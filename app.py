@@ -6,9 +6,10 @@
     python app.py --weights torchvision                    # the public weights, downloaded once
     python app.py --weights FILE --host 0.0.0.0            # for others on the network
 
-Without --weights it takes model.safetensors and config.json from its own folder, which is how it
-runs as a Hugging Face Space. It listens on this machine only unless told, makes no public link and
-sends no statistics; uploads are deleted after an hour. Programs ask it with gradio_client:
+Without --weights it takes model.safetensors and config.json from its own folder, else what the file
+weights.txt there names: so it runs as a Hugging Face Space. It listens on this machine only unless
+told, makes no public link and sends no statistics; uploads are deleted after an hour. Programs ask
+it with gradio_client:
 
     Client("http://127.0.0.1:7860").predict(handle_file("picture.jpg"), api_name="/classify")
 """
@@ -28,13 +29,13 @@ from PIL import Image, ImageOps
 import grad_cam
 import pretrained
 import transforms
-from model import Bottleneck, ResNet
 from pretrained import Pretrained
 
 if TYPE_CHECKING:
     import gradio
 
 HERE = Path(__file__).resolve().parent
+WEIGHTS_FILE = "weights.txt"
 # Both are read when gradio is imported, so they are set before.
 NO_STATISTICS = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -97,19 +98,25 @@ def check_address(host: str, port: int) -> None:
         raise ValueError(in_use if error.errno == errno.EADDRINUSE else other) from None
 
 
+def own_source() -> str:
+    """What is shown without --weights: the model beside app.py, else the one weights.txt names."""
+    names = pretrained.WEIGHTS, pretrained.CONFIG
+    if all((HERE / name).exists() for name in names):
+        return str(HERE)
+    if (HERE / WEIGHTS_FILE).exists():
+        return (HERE / WEIGHTS_FILE).read_text().strip()
+    what = "give --weights with a run folder, a checkpoint, an export, USER/NAME or torchvision"
+    raise ValueError(f"no {' and '.join(names)} beside app.py: {what}")
+
+
 def load_model(source: str | None) -> Pretrained:
     """The model to show, ready to run: threads set, warmed up.
 
     Raises ValueError naming the source and what to do.
     """
-    names = pretrained.WEIGHTS, pretrained.CONFIG
-    if source is None and not all((HERE / name).exists() for name in names):
-        raise ValueError(
-            f"no {' and '.join(names)} beside app.py: give --weights with a run folder, a "
-            "checkpoint, an export, USER/NAME or torchvision"
-        )
+    source = source or own_source()
     try:
-        loaded = pretrained.load(source or str(HERE))
+        loaded = pretrained.load(source)
     except OSError as error:
         raise ValueError(
             f"--weights {source} cannot be had: {error}. Without a network give a file or folder"
@@ -168,12 +175,6 @@ def predict(loaded: Pretrained, picture: Image.Image) -> tuple[dict[str, float],
     return classes, grad_cam.overlay(crop, heat, HEAT_MAP_PX)
 
 
-def architecture(model: ResNet) -> str:
-    """ResNet50, or by the same count what another number of blocks makes."""
-    num_blocks = sum(isinstance(module, Bottleneck) for module in model.modules())
-    return f"ResNet{3 * num_blocks + 2}"
-
-
 def shown_name(name: str) -> str:
     """Where the model is from, without the folders of this machine."""
     path = Path(name).absolute()
@@ -196,7 +197,7 @@ def describe(loaded: Pretrained) -> str:
         " · ".join(text.format(known[key]) for key, text in line.items() if key in known)
         for line in (MODEL_LINE, RUN_LINE)
     )
-    return f"# {architecture(loaded.model)}\n\n" + "<br>".join(filter(None, lines))
+    return f"# {loaded.architecture}\n\n" + "<br>".join(filter(None, lines))
 
 
 def only_uploads(picture: "gradio.Image") -> None:
@@ -240,7 +241,7 @@ def build_page(loaded: Pretrained) -> "gradio.Blocks":
             raise gradio.Error(str(error), print_exception=False) from error
         return predict(loaded, picture)
 
-    title, every_and_age = architecture(loaded.model), (KEEP_UPLOADS_S, KEEP_UPLOADS_S)
+    title, every_and_age = loaded.architecture, (KEEP_UPLOADS_S, KEEP_UPLOADS_S)
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=every_and_age) as page:
         gradio.Markdown(describe(loaded))
         with gradio.Row():  # one below the other on a phone

@@ -3,6 +3,7 @@
     python export.py --weights runs/NAME --out exported/NAME --data_dir DIR
     python export.py --weights FILE --out exported/NAME --formats safetensors,onnx
     python export.py --weights FILE --out exported/NAME --data_dir DIR --num_calibration 1000
+    python export.py --weights runs/NAME --out exported/NAME --data_dir DIR --hub USER/NAME
 
 Writes model.safetensors with config.json (evaluate.py and timm load the folder), model.onnx in
 fp32, and model_int8.onnx, calibrated on pictures of the train split. Takes the averaged weights
@@ -10,7 +11,8 @@ fp32, and model_int8.onnx, calibrated on pictures of the train split. Takes the 
 
 Then prints size, latency, images/s, top-1 and agreement of each, timed in turn on the CPU. Nothing
 appears in --out if a logit of an fp32 file differs by more than 1e-4 or int8 agrees with fp32 on
-fewer pictures than --min_agreement. Exit codes: 0, 2 change something.
+fewer pictures than --min_agreement. --hub adds a model card and a Space, and sends all of it to
+Hugging Face, or with --dry_run nothing. Exit codes: 0, 2 change something.
 
     python export.py --weights runs/NAME --out exported/half --prune 50
 
@@ -25,17 +27,16 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import checkpoint
 import data
-import dataset_paths
 import export_check
 import export_formats
+import hub
 import pretrained
 import pruning
 from command_line import with_underscores
@@ -45,7 +46,6 @@ from model import architecture_of
 from pretrained import Pretrained
 
 PRUNED = "pruned.pt"
-CALIBRATION_BATCH = 8  # pictures at once: every activation of them is held
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,6 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="%% of the pictures on which int8 must find the class that fp32 finds [95]",
     )
     add("--json", type=Path, help="file for the table, a JSON object")
+    add("--hub", metavar="USER/NAME", help="send it there on Hugging Face, with card and Space")
+    add("--private", action="store_true", help="with --hub: for you only")
+    add("--dry_run", action="store_true", help="with --hub: write and list all, send nothing")
     return parser
 
 
@@ -147,31 +150,6 @@ def named(kind: str) -> str:
     return "weights" if kind == "weights" else f"{kind} weights"
 
 
-def warn_bad(name: str) -> None:
-    """Say which picture cannot be decoded."""
-    print(f"warning: cannot be decoded, taken as black: {name}", file=sys.stderr)
-
-
-def has_train(data_dir: Path) -> bool:
-    """Whether there is a train split; if not, say what int8 is calibrated on instead."""
-    try:
-        dataset_paths.split_path(data_dir, "train")
-    except ValueError:
-        what = f"warning: no train split in {data_dir}"
-        print(f"{what}: int8 is calibrated on the pictures that check it", file=sys.stderr)
-        return False
-    return True
-
-
-def calibration_images(args: argparse.Namespace, loaded: Pretrained) -> Iterator[Tensor]:
-    """Pictures of the train split, else of the one that is checked on: float32 (B, 3, S, S)."""
-    split = data.open_split(args.data_dir, "train" if has_train(args.data_dir) else args.split)
-    indices = export_check.spread(split, args.num_calibration)
-    print(f"calibrating int8 on {len(indices)} pictures of {split.root}")
-    for images, _ in export_check.batches(split, indices, loaded, CALIBRATION_BATCH, warn_bad):
-        yield images
-
-
 def write_all(
     args: argparse.Namespace, loaded: Pretrained, formats: Sequence[str], folder: Path
 ) -> list[Variant]:
@@ -193,7 +171,10 @@ def write_all(
             predictors[name] = export_formats.tensorrt_predictor(path)
         else:
             if name == INT8:
-                export_formats.write_int8(onnx, path, calibration_images(args, loaded))
+                pictures = export_check.calibration_images(
+                    loaded, args.data_dir, args.split, args.num_calibration
+                )
+                export_formats.write_int8(onnx, path, pictures)
             predictors[name] = export_formats.onnx_predictor(path)
     variants = [Variant("PyTorch", export_formats.eager_predictor(loaded.model))]
     for name, predict in predictors.items():
@@ -238,11 +219,13 @@ def conditions(args: argparse.Namespace, num_images: int) -> str:
     )
 
 
-def export(args: argparse.Namespace) -> dict[str, object]:
-    """Write, check, time and publish. Raises ValueError for what the user must change."""
+def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
+    """Write, check, time and publish: the model and its table. Raises ValueError for what the user
+    must change."""
     check_arguments(args)
     formats = chosen_formats(args)
     check_out(args.out, formats)
+    hub.check(args.hub, formats, args.private, args.dry_run)
     split = data.open_split(args.data_dir, args.split) if args.data_dir else None
     loaded = pretrained.load(args.weights, args.raw)
     if split is not None:
@@ -263,14 +246,16 @@ def export(args: argparse.Namespace) -> dict[str, object]:
         num_images = 0
         if split is not None:
             indices = export_check.spread(split, args.num_images)
-            pictures = export_check.batches(split, indices, loaded, args.batch_size, warn_bad)
+            pictures = export_check.batches(
+                split, indices, loaded, args.batch_size, export_check.warn_bad
+            )
             num_images = export_check.compare_on_pictures(variants, pictures)
         if problems := export_check.problems(variants, args.min_agreement):
             raise ValueError(f"{'; '.join(problems)}. Nothing was written to {args.out}")
         export_check.measure(variants, loaded.image_size, args.batch_size, args.num_rounds)
         rows = [export_check.row_of(variant, variants[0]) for variant in variants]
         publish(Path(folder), args.out, formats)
-    return {
+    return loaded, {
         "models": rows,
         "weights": str(args.weights),
         "kind": loaded.kind,
@@ -288,14 +273,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_arguments(args)
             prune(args)
             return 0
-        result = export(args)
+        loaded, result = export(args)
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"\n{export_check.as_table(result['models'])}\n\n{result['conditions']}")
+        print(f"{named(result['kind'])} written to {args.out}")
+        if args.hub:
+            places = [args.weights, args.out, args.data_dir]
+            hub.publish(args.hub, loaded, result, places, args.private, args.dry_run)
     except (ValueError, OSError) as error:
         print(f"export.py: error: {error}", file=sys.stderr)
         return 2
-    print(f"\n{export_check.as_table(result['models'])}\n\n{result['conditions']}")
-    print(f"{named(result['kind'])} written to {args.out}")
     return 0
 
 

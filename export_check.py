@@ -6,6 +6,7 @@ Shape letters: B batch, S side of the pictures in pixels, K classes.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 import data
+import dataset_paths
 import transforms
 from data import Split
 from feeding import Feeder
@@ -25,6 +27,7 @@ from sampling import BatchKey
 MAX_DIFFERENCE = 1e-4  # of the logits of fp32 files: the same sums in another order give 1e-5
 NOISE_BATCHES = (1, 3)  # one picture alone, and a number that nobody exports for
 HEADER = "| model | MB | ms an image | speed | images/s | top-1 % | agrees % | logits differ by |"
+CALIBRATION_BATCH = 8  # pictures at once: every activation of them is held
 ROUNDS_A_BATCH = 4  # rounds of single pictures for each one of whole batches, which take longer
 
 
@@ -98,6 +101,33 @@ def batches(
             yield transforms.normalize(batch.images).contiguous(), batch.labels
     finally:
         feeder.close()
+
+
+def warn_bad(name: str) -> None:
+    """Say which picture cannot be decoded."""
+    print(f"warning: cannot be decoded, taken as black: {name}", file=sys.stderr)
+
+
+def has_train(data_dir: Path) -> bool:
+    """Whether there is a train split; if not, say what int8 is calibrated on instead."""
+    try:
+        dataset_paths.split_path(data_dir, "train")
+    except ValueError:
+        what = f"warning: no train split in {data_dir}"
+        print(f"{what}: int8 is calibrated on the pictures that check it", file=sys.stderr)
+        return False
+    return True
+
+
+def calibration_images(
+    loaded: Pretrained, data_dir: Path, checked_on: str, num_images: int
+) -> Iterator[Tensor]:
+    """Pictures of the train split, else of the one that is checked on: float32 (B, 3, S, S)."""
+    split = data.open_split(data_dir, "train" if has_train(data_dir) else checked_on)
+    indices = spread(split, num_images)
+    print(f"calibrating int8 on {len(indices)} pictures of {split.root}")
+    for images, _ in batches(split, indices, loaded, CALIBRATION_BATCH, warn_bad):
+        yield images
 
 
 def noise(image_size: int, batch_size: int) -> Tensor:

@@ -160,6 +160,8 @@ def write_onnx(loaded: Pretrained, path: Path) -> None:
         opset_version=OPSET,
         verbose=False,
     )
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # paths of this machine
     program.model.metadata_props["config"] = json.dumps(config_of(loaded), ensure_ascii=False)
     program.save(path, external_data=False)
 

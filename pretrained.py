@@ -59,6 +59,11 @@ class Pretrained:
         return readable(self.folders or default_names(self.model.fc.out_features))
 
     @property
+    def architecture(self) -> str:
+        """ResNet50, or by the same count what another number of blocks makes."""
+        return f"ResNet{3 * sum(architecture_of(self.model.state_dict())['layers']) + 2}"
+
+    @property
     def class_ids(self) -> list[str]:
         """The data's own name for every logit: WordNet's ids of a thousand foreign classes, which
         are words there; empty if it is not known."""
@@ -132,6 +137,9 @@ def from_file(path: Path, raw: bool) -> Pretrained:
     trained = state.get("config", {})
     weights, kind = weights_of(state, raw)
     image_size = trained.get("eval_image_size") or trained.get("image_size", 224)
+    about = describe(state) if trained else {}
+    if kind == "trained" and state.get("ema") is not None:  # the run measured the averaged ones
+        about = {key: value for key, value in about.items() if key not in ("top1", "top5")}
     return build(
         weights,
         name=str(path),
@@ -140,7 +148,7 @@ def from_file(path: Path, raw: bool) -> Pretrained:
         blurpool=trained.get("blurpool", False),
         image_size=image_size,
         resize_size=trained.get("eval_resize_size") or round(image_size * 256 / 224),
-        about=describe(state) if trained else {},
+        about=about,
         settings=trained,
     )
 
@@ -236,16 +244,21 @@ def from_torchvision() -> Pretrained:
 def download(name: str) -> Path:
     """A repository of the Hugging Face Hub, in its cache. Raises ValueError if it is not there."""
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
     except ImportError:
         message = "needs a package: pip install huggingface_hub"
         raise ValueError(f"--weights {name}: {message}") from None
+    problem = None
+    try:  # once, since hf_hub_download alone tries for 39 s where there is no network
+        get_hf_file_metadata(hf_hub_url(name, CONFIG))
+    except (HTTPError, OSError) as error:
+        problem = error
     try:
-        hf_hub_download(name, CONFIG)
-        return Path(hf_hub_download(name, WEIGHTS)).parent
+        hf_hub_download(name, CONFIG, local_files_only=problem is not None)
+        return Path(hf_hub_download(name, WEIGHTS, local_files_only=problem is not None)).parent
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(problem or error).strip() or repr(problem or error)).splitlines()[0]
         raise ValueError(f"--weights {name}: not to be had from Hugging Face: {reason}") from None
 
 

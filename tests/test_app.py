@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import urllib.error
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,6 @@ import pytest
 import torch
 from conftest import REPOSITORY, make_picture, start, wait_for
 from gradio_client import Client, handle_file
-from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -309,11 +309,12 @@ def test_no_network_is_told(capsys, monkeypatch, tmp_path, free_port):
     words = ["--port", free_port + 1, "--weights"]
     fails(capsys, [*words, "torchvision"], "--weights torchvision", "no route", "Without a network")
 
-    def not_there(*args: object) -> None:
-        raise LocalEntryNotFoundError("no connection")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", not_there)
-    fails(capsys, [*words, "user/name"], "--weights user/name: not to be had", "no connection")
+    # What a closed port answers to the real client, at once and not after its usual 39 s.
+    closed = f"http://127.0.0.1:{free_port + 1}" + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", closed)
+    start_s = time.monotonic()
+    fails(capsys, [*words, "user/name"], "--weights user/name: not to be had", "refused")
+    assert time.monotonic() - start_s < 10
 
 
 @pytest.mark.parametrize("package", ["gradio", "safetensors"])

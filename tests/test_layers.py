@@ -21,7 +21,7 @@ BEFORE_THE_ENVIRONMENT = (
 ASSEMBLY = {"trainer", "host_speed", "range_test", "batch_fit", "assembly", "launch"}
 LIBRARY = {
     "data", "engine", "checkpoint", "run_log", "packing", "pack_report", "fashion_mnist",
-    "pretrained", "export_formats", "export_check", "pruning",
+    "pretrained", "export_formats", "export_check", "pruning", "model_card", "hub",
     "checkpoint_writer",
 }  # fmt: skip
 LEAVES = {
@@ -31,7 +31,7 @@ LEAVES = {
     "slots", "settings", "combinations", "command_line", "augment", "losses", "optimization",
     "learning_rate", "lr_curve", "recipe_table", "recipe", "small_recipes",
     "disks", "fstab", "host_changes", "run_state", "systemd_unit", "background",
-    "predictions", "mistakes", "grad_cam", "stored_config", "tensorboard_log",
+    "predictions", "mistakes", "grad_cam", "stored_config", "tensorboard_log", "space_folder",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
@@ -71,6 +71,8 @@ MAY_IMPORT = {
     "export_formats": {"pretrained", "model", "transforms"},
     "export_check": {"pretrained", "data"} | LEAVES,
     "checkpoint_writer": {"checkpoint"},
+    "model_card": {"pretrained", "export_check"} | LEAVES,
+    "hub": {"pretrained", "export_formats", "model_card", "space_folder", "run_folder"},
     "app": {"pretrained", "checkpoint", "transforms", "model", "grad_cam"},  # what a Space needs
     # Where data sets are and what they hold.
     "layouts": {"archives", "dataset_paths"},
