@@ -24,25 +24,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 import grad_cam
 import pretrained
 import transforms
+import uploads
 from pretrained import Pretrained
 
 if TYPE_CHECKING:
     import gradio
 
 HERE = Path(__file__).resolve().parent
+EXAMPLES = HERE / "images/examples"  # CC0, of github.com/alexeygrigorev/clothing-dataset-small
 WEIGHTS_FILE = "weights.txt"
 # Both are read when gradio is imported, so they are set before.
 NO_STATISTICS = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 NUM_SHOWN, HEAT_MAP_PX = 5, 448
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what browsers show; Pillow runs programs for EPS
-MAX_PIXELS = 64_000_000  # 0.5 GB decoded, turned and resized (measured); phones have 12 to 50
-MAX_SIDES_RATIO = 100  # resizing a strip of 1 x 20,000 to 256 px would make 4 GB of it
 MAX_THREADS = 4  # one picture is too little work for more
 # One at a time: the model uses all threads, and a waiting picture costs its file only.
 MAX_RUNNING, MAX_WAITING = 1, 64
@@ -131,36 +130,6 @@ def load_model(source: str | None) -> Pretrained:
     return loaded
 
 
-def open_picture(path: str) -> Image.Image:
-    """Decode a picture as its camera was held. Raises ValueError with a text for its sender.
-
-    Size is checked first: opening reads the header only.
-    """
-    too_large = f"This picture has more than {MAX_PIXELS // 1_000_000} megapixels."
-    if Path(path).stat().st_size == 0:
-        raise ValueError("This file is empty.")
-    try:
-        image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise ValueError(too_large) from None
-    except Exception as error:  # Pillow has half a dozen types for damaged headers
-        formats = ", ".join(FORMATS)
-        raise ValueError(f"This file is not a picture of a known kind ({formats}).") from error
-    with image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(too_large)
-        if max(image.size) > MAX_SIDES_RATIO * min(image.size):
-            raise ValueError(f"This picture is {MAX_SIDES_RATIO} times as long as it is wide.")
-        try:
-            image.load()
-        except Exception as error:  # and as many for damaged data
-            raise ValueError("This picture is damaged: it cannot be decoded.") from error
-        try:
-            return ImageOps.exif_transpose(image)
-        except Exception:  # damaged EXIF is common, and the pixels are whole
-            return image.copy()
-
-
 def predict(loaded: Pretrained, picture: Image.Image) -> tuple[dict[str, float], Image.Image]:
     """The likeliest classes, name -> probability 0-1, and the crop with the first one's heat."""
     crop = transforms.eval_crop(picture, loaded.resize_size, loaded.image_size)
@@ -200,43 +169,19 @@ def describe(loaded: Pretrained) -> str:
     return f"# {loaded.architecture}\n\n" + "<br>".join(filter(None, lines))
 
 
-def only_uploads(picture: "gradio.Image") -> None:
-    """Make the input hand over an uploaded file's path, unopened, and nothing else.
-
-    Gradio 6.31 itself opens the file first and fails on what is no picture, downloads whatever link
-    it is sent, of any size, and reads any file of this machine whose path comes without its `meta`.
-    """
-    import gradio
-
-    move_to_cache, cache = picture.async_move_resource_to_block_cache, picture.GRADIO_CACHE
-
-    async def refuse_links(source: str | None) -> str | None:
-        if source and source.lower().startswith(("http:", "https:")):
-            raise gradio.Error("Send the picture itself, not a link.", print_exception=False)
-        return await move_to_cache(source)
-
-    def uploaded_path(payload: "gradio.FileData | None") -> str | None:
-        path = Path(payload.path or "") if payload else None
-        if path and not path.resolve().is_relative_to(Path(cache).resolve()):
-            raise gradio.Error("This file was not uploaded.", print_exception=False)
-        return path and str(path)
-
-    picture.async_move_resource_to_block_cache = refuse_links
-    picture.preprocess = uploaded_path
-
-
 def build_page(loaded: Pretrained) -> "gradio.Blocks":
     """The page of a model, not yet served."""
     import gradio
 
     size = {"height": 380, "min_width": 300}  # pixels
+    examples = sorted(map(str, EXAMPLES.glob("*.jpg")))
 
     def classify(path: str | None) -> tuple[dict[str, float] | None, Image.Image | None]:
         """The five likeliest classes of a picture, and a heat map of what speaks for the first."""
         if path is None:
             return None, None  # the picture was taken away
         try:
-            picture = open_picture(path)
+            picture = uploads.open_picture(path)
         except ValueError as error:
             raise gradio.Error(str(error), print_exception=False) from error
         return predict(loaded, picture)
@@ -253,7 +198,9 @@ def build_page(loaded: Pretrained) -> "gradio.Blocks":
                 label="What speaks for the first class", interactive=False, elem_id="heat_map",
                 buttons=["fullscreen"], alt_text="coloured where the model looked", **size,
             )  # fmt: skip
-        only_uploads(picture)
+        uploads.accept_only(picture)
+        if examples:
+            uploads.offer(examples, picture)
         picture.change(classify, picture, [classes, heat_map], api_name="classify")
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=MAX_RUNNING)
 

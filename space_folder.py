@@ -4,12 +4,14 @@
     app.py, ...         the page and every module of this project that it imports
     requirements.txt    their packages, pinned as in this project's; PyTorch for CPUs
     weights.txt         USER/NAME
+    images/examples/    pictures to try
 
 Gradio itself is not among the packages: a Space installs the version that its README.md names.
 """
 
 import ast
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +22,7 @@ BESIDE = ("imagenet_classes.csv", "LICENSE")  # files that no import names
 CPU_PYTORCH = "--extra-index-url https://download.pytorch.org/whl/cpu"
 MODULE_NAMES = {"pillow": "PIL"}  # where a package's module is called otherwise
 GRADIO = "gradio"
+EXAMPLES = "images/examples"  # app.py shows what lies there
 PYTHON = "3.12"
 README = """---
 title: {title}
@@ -113,4 +116,8 @@ def write(folder: Path, name: str, private: bool) -> list[str]:
         texts[file] = (HERE / file).read_text(encoding="utf-8")
     for file, text in texts.items():
         (folder / file).write_text(text, encoding="utf-8")
-    return list(texts)
+    pictures = [str(path.relative_to(HERE)) for path in sorted((HERE / EXAMPLES).glob("*.jpg"))]
+    (folder / EXAMPLES).mkdir(parents=True, exist_ok=True)
+    for file in pictures:
+        shutil.copyfile(HERE / file, folder / file)
+    return [*texts, *pictures]

@@ -32,11 +32,12 @@ from safetensors.torch import save_file
 import app
 import checkpoint
 import pretrained
+import uploads
 from model import ResNet
 
 SPACE = (
-    "app.py", "grad_cam.py", "pretrained.py", "checkpoint.py", "transforms.py", "rgb.py",
-    "model.py", "imagenet_classes.csv",
+    "app.py", "uploads.py", "grad_cam.py", "pretrained.py", "checkpoint.py", "transforms.py",
+    "rgb.py", "model.py", "imagenet_classes.csv",
 )  # fmt: skip
 NAMES = ["ant", "bee", "ant", "n01440764", "dog", "eel", "fox"]  # one twice, one of ImageNet's ids
 SHOWN_NAMES = ["ant (0)", "bee", "ant (2)", "tench", "dog", "eel", "fox"]
@@ -91,6 +92,7 @@ def space(tmp_path_factory) -> Path:
     folder = write_export(tmp_path_factory.mktemp("space"), random_weights())
     for name in SPACE:
         shutil.copy(REPOSITORY / name, folder)
+    shutil.copytree(REPOSITORY / "images/examples", folder / "images/examples")
     return folder
 
 
@@ -111,7 +113,9 @@ def page(space, free_port) -> Iterator[str]:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     # Gradio logs what it refuses itself; nothing of ours may fail.
-    assert not re.search(r'/(app|grad_cam|pretrained|transforms|model|rgb)\.py", line', err), err
+    assert not re.search(
+        r'/(app|uploads|grad_cam|pretrained|transforms|model|rgb)\.py", line', err
+    ), err
     assert process.returncode == 0
 
 
@@ -193,7 +197,7 @@ def test_a_picture_of_100_megapixels_is_refused_before_it_is_decoded(tmp_path, m
     (tmp_path / "large.png").write_bytes(BAD_FILES["large.png"][0]())
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
     with pytest.raises(ValueError, match="more than 64 megapixels"):
-        app.open_picture(str(tmp_path / "large.png"))
+        uploads.open_picture(str(tmp_path / "large.png"))
 
 
 def test_an_upload_over_the_limit_is_refused(client, page, tmp_path):
@@ -248,11 +252,11 @@ def test_pictures_of_every_mode_are_taken(space, tmp_path, mode):
     image = Image.fromarray(grey) if mode == "I;16" else make_picture(1, 1).convert(mode)
     path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
     image.save(path)
-    classes, heat_map = app.predict(pretrained.load(str(space)), app.open_picture(str(path)))
+    classes, heat_map = app.predict(pretrained.load(str(space)), uploads.open_picture(str(path)))
     assert len(classes) == 5 and heat_map.mode == "RGB"
 
 
-@pytest.mark.parametrize("kind", app.FORMATS)
+@pytest.mark.parametrize("kind", uploads.FORMATS)
 def test_damaged_pictures_are_classified_or_refused_and_nothing_else(space, tmp_path, kind):
     whole, rng = bytes_of(make_picture(2, 2), kind), random.Random(0)
     loaded, path, ends = pretrained.load(str(space)), tmp_path / "picture", set()
@@ -262,7 +266,7 @@ def test_damaged_pictures_are_classified_or_refused_and_nothing_else(space, tmp_
             data[rng.randrange(min(len(data), rng.choice([64, 9999])))] = rng.randrange(256)
         path.write_bytes(data)
         try:
-            ends.add(len(app.predict(loaded, app.open_picture(str(path)))[0]))
+            ends.add(len(app.predict(loaded, uploads.open_picture(str(path)))[0]))
         except ValueError as error:
             ends.add(str(error).partition(" ")[0])
     assert ends <= {5, "This"}
@@ -381,6 +385,11 @@ def test_a_browser_shows_classes_and_heat_map_and_the_page_asks_no_one_else(page
             app_screenshots.wait_until(driver, found, f"the message {words}")
         driver.get(page)
         app_screenshots.give(driver, tmp_path / "other.png")
+        assert len(app_screenshots.shown_classes(driver)) == 5
+        driver.get(page)
+        example = "document.querySelector('button.gallery-item')"
+        app_screenshots.wait_until(driver, example, "the examples")
+        driver.execute_script(f"{example}.click()")
         assert len(app_screenshots.shown_classes(driver)) == 5
         assert app_screenshots.requested_hosts(driver) == {"127.0.0.1"}
 

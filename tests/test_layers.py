@@ -32,6 +32,7 @@ LEAVES = {
     "learning_rate", "lr_curve", "recipe_table", "recipe", "small_recipes",
     "disks", "fstab", "host_changes", "run_state", "systemd_unit", "background",
     "predictions", "mistakes", "grad_cam", "stored_config", "tensorboard_log", "space_folder",
+    "uploads",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
@@ -73,7 +74,14 @@ MAY_IMPORT = {
     "checkpoint_writer": {"checkpoint"},
     "model_card": {"pretrained", "export_check"} | LEAVES,
     "hub": {"pretrained", "export_formats", "model_card", "space_folder", "run_folder"},
-    "app": {"pretrained", "checkpoint", "transforms", "model", "grad_cam"},  # what a Space needs
+    "app": {
+        "pretrained",
+        "checkpoint",
+        "transforms",
+        "model",
+        "grad_cam",
+        "uploads",
+    },  # what a Space needs
     # Where data sets are and what they hold.
     "layouts": {"archives", "dataset_paths"},
     "known_archives": {"dataset_paths"},
