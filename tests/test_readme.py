@@ -66,6 +66,22 @@ def check_benchmark(words: list[str]) -> None:
                 )  # fmt: skip
                 assert result.returncode == 0, result.stdout + result.stderr
                 assert "| seed |" in result.stdout and Path(folder, "out/curves.png").is_file()
+        case ["python", "benchmarks/app_screenshots.py", picture, *flags]:
+            assert (REPOSITORY / picture).is_file()  # run in test_app.py
+            check_help(words[1], flags)
+        case ["python", "benchmarks/progress_picture.py" as script, *flags]:
+            check_help(script, flags)
+            with tempfile.TemporaryDirectory() as folder:
+                photos, out = make_folder(Path(folder) / "photos", 400, 2), Path(folder, "out.png")
+                result = subprocess.run(
+                    [sys.executable, script, f"--data_dir={photos}", f"--out={out}",
+                     "--recipe=tiny", "--percent=5"],
+                    cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
+                )  # fmt: skip
+                assert result.returncode == 0, result.stdout + result.stderr
+                assert "epoch 2/" in result.stdout and out.is_file()
+        case ["python", "benchmarks/recipe_costs.py", "--picture", path]:
+            assert (REPOSITORY / path).is_file()  # run in test_recipes.py
         case ["python", "benchmarks/recipe_costs.py"]:
             result = subprocess.run(
                 [sys.executable, *words[1:]],
@@ -84,6 +100,15 @@ def check_benchmark(words: list[str]) -> None:
             assert "train.py" in result.stdout and "ratio" in result.stdout
         case _:
             raise AssertionError(f"this test does not know how to check: {words}")
+
+
+def check_help(script: str, flags: list[str]) -> None:
+    """Every flag is one that --help has."""
+    words = [sys.executable, script, "--help"]
+    text = subprocess.run(
+        words, cwd=REPOSITORY, env=environment(), check=True, capture_output=True, text=True
+    ).stdout
+    assert all(flag in text for flag in flags if flag.startswith("--"))
 
 
 def check_setup(flags: list[str]) -> None:
