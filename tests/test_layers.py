@@ -30,7 +30,7 @@ LEAVES = {
     "slots", "settings", "combinations", "command_line", "augment", "losses", "optimization",
     "learning_rate", "lr_curve", "recipe_table", "recipe", "small_recipes",
     "disks", "fstab", "host_changes", "run_state", "systemd_unit", "background",
-    "predictions", "mistakes", "grad_cam", "stored_config", "tensorboard_log",
+    "predictions", "mistakes", "grad_cam", "stored_config", "tensorboard_log", "spot_watch",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),
