@@ -24,7 +24,9 @@ STEPS_PER_EPOCH = len(CLASSES) * TRAIN_PER_CLASS // 16
 
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
 
-import sampling  # noqa: E402 (found there)
+import imds  # noqa: E402 (both found there)
+
+import sampling  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -263,6 +265,13 @@ def events_of(run_dir: Path) -> list[str]:
 
 def saved_steps(run_dir: Path) -> set[int]:
     return {int(path.stem.split("_")[1]) for path in (run_dir / "checkpoints").glob("step_*.pt")}
+
+
+@pytest.fixture
+def service() -> Iterator["imds.FakeService"]:
+    """A metadata service for spot_watch.py."""
+    with imds.serve() as service:
+        yield service
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a file system")

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import spot_watch
 
 NOTICE = {"action": "terminate", "time": "2026-01-31T12:00:00Z"}
+STOPPING = "spot notice: terminate at 2026-01-31T12:00:00Z: saving and stopping"  # the event
 REBALANCE = {"noticeTime": "2026-01-31T11:50:00Z"}
 
 
@@ -32,8 +33,13 @@ class FakeService:
     def recommend(self) -> None:
         self.found[spot_watch.REBALANCE] = REBALANCE
 
-    def has_told(self, path: str) -> bool:
-        return ("GET", path, 200) in self.asked
+    def wait_until_told(self, path: str, timeout_s: float) -> None:
+        """Return when somebody has asked for what is there, and had time to hear it."""
+        deadline = time.monotonic() + timeout_s
+        while ("GET", path, 200) not in self.asked:
+            assert time.monotonic() < deadline, f"nobody asked for {path} in {timeout_s} s"
+            time.sleep(0.02)
+        time.sleep(0.5)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -88,8 +94,8 @@ def serve() -> Iterator[FakeService]:
             self.send_response(code)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
             service.asked.append((self.command, self.path, code))
+            self.wfile.write(body)
 
         def log_message(self, *args: object) -> None:
             pass
