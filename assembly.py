@@ -22,6 +22,7 @@ import engine
 import range_test
 import run_folder
 import schedule
+import spot_watch
 import stored_config
 import tensorboard_log
 import trainer
@@ -30,7 +31,7 @@ from command_line import Request
 from config import TrainConfig
 from distributed import Ranks
 from engine import TrainState
-from interruption import Interruption
+from interruption import Interrupted, Interruption
 from recipes import DEFAULT_RECIPE, RECIPES
 from run_log import RunLog
 from settings import AUTO
@@ -56,6 +57,10 @@ class Run(Trainer):
         """Remember the undecodable files of these batches until all ranks hear of them."""
         for batch in batches:
             self.new_bad_images |= set(batch.bad_images) - self.bad_images
+
+    def log_requests(self) -> None:
+        """Log what asked for the save that follows; every rank must call it."""
+        log_requests(self.interruption, self.log, self.ranks, self.state.step)
 
 
 def resolve(request: Request, world_size: int = 0) -> TrainConfig:
@@ -117,6 +122,8 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     first_step = plan.total_steps if cfg.max_lr == AUTO else max(saved_step, 0)
     keys = trainer.train_keys(cfg, ranks, plan, first_step, plan.total_steps)
     parts = trainer.set_up(cfg, ranks, train_set, val_set, plan, keys, is_fresh)
+    if ranks.local_rank == 0:  # a thread: only now that the loaders are forked
+        spot_watch.start(cfg.spot_watch, stop.request_stop, stop.request_save)
     log = RunLog(
         run_dir,
         plan,
@@ -164,7 +171,11 @@ def say_on(ranks: Ranks) -> Callable[[str], None]:
 def find_max_lr(parts: Trainer, log: RunLog, stop: Interruption) -> None:
     """Measure --max_lr auto, put it into the settings, and begin with the training's batches."""
     folder = Path(parts.cfg.run_dir) / "lr_finder"
-    found = range_test.find_max_lr(parts, range_test.Range(), folder, stop, log.say)
+    try:
+        found = range_test.find_max_lr(parts, range_test.Range(), folder, stop, log.say)
+    except Interrupted:
+        log_requests(stop, log, parts.ranks, step=0)
+        raise
     parts.cfg = dataclasses.replace(parts.cfg, max_lr=found.recommended)
     trainer.settle_learning_rate(parts)
     log.event(0, f"--max_lr auto: {found.recommended:g} ({found}); curve in {folder}")
@@ -172,6 +183,12 @@ def find_max_lr(parts: Trainer, log: RunLog, stop: Interruption) -> None:
         log.event(0, f"warning: {warning}")
     keys = trainer.train_keys(parts.cfg, parts.ranks, parts.plan, 0, parts.plan.total_steps)
     parts.batches = parts.feeder.batches(trainer.TRAIN, keys)
+
+
+def log_requests(stop: Interruption, log: RunLog, ranks: Ranks, step: int) -> None:
+    """Log what asked any rank to save or stop, and forget it; every rank must call it."""
+    for reason in sorted(distributed.gather_names(stop.take_reasons(), ranks)):
+        log.event(step, reason)
 
 
 def schedule_fingerprint(cfg: TrainConfig, plan: schedule.Plan) -> dict[str, object]:

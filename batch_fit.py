@@ -119,7 +119,8 @@ def largest_that_fits(
         reports, far_end = spawn.Pipe(duplex=False)
         arguments = (far_end, os.getpid(), cfg, device, sizes)
         child = spawn.Process(target=try_sizes, args=arguments, daemon=True)
-        child.start()
+        with interruption.children_without_sigusr1():
+            child.start()
         far_end.close()
         left = len(sizes)
         try:

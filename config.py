@@ -220,6 +220,13 @@ class TrainConfig:
         10.0, "seconds between two printed lines where there is no terminal", at_least=0,
         may_change=True,
     )  # fmt: skip
+    spot_watch: str = setting(
+        "auto",
+        "save and stop when EC2 takes this spot instance back; auto: where its metadata service "
+        "answers; on: warn if it does not",
+        choices=("auto", "on", "off"),
+        may_change=True,
+    )
     tensorboard: bool = setting(
         False, "also write the curves for TensorBoard, into the run's folder (needs its package)",
         may_change=True,

@@ -2,7 +2,7 @@
 
 torchrun ends with 1 whatever a rank ended with, so the outcome is read from the run's status.json,
 which carries this attempt's id. A crash is restarted from the newest checkpoint as long as
-checkpoints advance; a crash that repeats itself is not.
+checkpoints advance; a crash that repeats itself is not. SIGUSR1 has the ranks save and go on.
 
 Exit codes: 0 done, 1 crashed, 2 the user must change something, 3 diverged, 75 interrupted and
 resumable.
@@ -39,12 +39,14 @@ class Supervisor:
     ) -> None:
         self.command, self.num_ranks = list(command), num_ranks
         self.read_status, self.newest_step, self.exit_codes = read_status, newest_step, exit_codes
-        self.num_signals = 0
+        self.num_signals = 0  # that ask to stop
+        self.wants_save = False
 
     def run(self) -> int:
         """Train to the end, restarting crashes that got further; returns the exit code."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGUSR1, self._on_save)
         # A dropped SSH connection hangs up on us; training goes on, and the same command comes
         # back.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -64,6 +66,9 @@ class Supervisor:
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.num_signals += 1
 
+    def _on_save(self, signum: int, frame: FrameType | None) -> None:
+        self.wants_save = True
+
     def _state_of(self, attempt: str) -> str:
         """State that this attempt wrote; empty if it wrote none."""
         status = self.read_status()
@@ -81,7 +86,7 @@ class Supervisor:
             [*torchrun, *self.command],
             env=os.environ | environment,
             start_new_session=True,
-            preexec_fn=lambda: interruption.die_with_parent(parent_pid),
+            preexec_fn=lambda: _prepare_torchrun(parent_pid),
         )
 
     def _watch(self, torchrun: subprocess.Popen, attempt: str) -> None:
@@ -89,6 +94,9 @@ class Supervisor:
         forwarded = 0
         while torchrun.poll() is None:
             time.sleep(POLL_S)
+            if self.wants_save:
+                self.wants_save = False
+                self._pass_on_save(torchrun, attempt)
             if self.num_signals == forwarded:
                 continue
             forwarded = self.num_signals
@@ -100,6 +108,22 @@ class Supervisor:
                 _say("stopping at once; the same command starts again where it last saved")
                 _signal_ranks(torchrun.pid, signal.SIGKILL)
                 torchrun.kill()
+
+    def _pass_on_save(self, torchrun: subprocess.Popen, attempt: str) -> None:
+        if self._state_of(attempt):
+            _say("saving after this step, and going on")
+            _signal_ranks(torchrun.pid, signal.SIGUSR1)
+        else:
+            _say("nothing to save yet: training has not begun")
+
+
+def _prepare_torchrun(parent_pid: int) -> None:
+    """In the child, before it becomes torchrun, which a SIGUSR1 to everybody would otherwise kill.
+
+    The ranks inherit that, and ignore SIGUSR1 until they listen to it.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    interruption.die_with_parent(parent_pid)
 
 
 def _signal_ranks(torchrun_pid: int, signum: signal.Signals) -> None:

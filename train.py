@@ -6,8 +6,8 @@
 
 `python train.py` starts torchrun on all GPUs and restarts it after a crash (supervisor.py); every
 rank then runs `train` below. The same command, after whatever interruption, resumes. SIGTERM and
-Ctrl-C save first. Exit codes: 0 done, 1 crashed, 2 change something, 3 diverged, 75 interrupted
-and resumable.
+Ctrl-C save first; SIGUSR1 saves and goes on. Exit codes: 0 done, 1 crashed, 2 change something,
+3 diverged, 75 interrupted and resumable.
 """
 
 import sys
@@ -53,6 +53,7 @@ def train(run: Run) -> str:
             orders.stop = not finish_epoch(run, ends) or orders.stop
             ends = ends or log.has_top1(cfg.target_top1)
         if orders.save or orders.stop:
+            run.log_requests()
             save(run)
         if ends and log.has_row(state.step):
             return run_folder.DONE if is_saved(run) else run_folder.INTERRUPTED
@@ -84,6 +85,7 @@ def agree(run: Run) -> Orders:
     by_steps = cfg.save_every_steps and step % cfg.save_every_steps == 0 and step != run.saved_step
     by_time = time.monotonic() >= run.save_due_s and not run.writer.is_busy
     save_due = run.ranks.is_main and (by_steps or by_time)
+    save_due = save_due or run.interruption.save_requested  # on whichever rank
     over = cfg.max_minutes and run.log.paid_s >= 60 * cfg.max_minutes
     stop, save_now, out_of_time, non_finite, num_new_bad = distributed.agree(
         [

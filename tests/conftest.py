@@ -24,6 +24,10 @@ STEPS_PER_EPOCH = len(CLASSES) * TRAIN_PER_CLASS // 16
 
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "benchmarks")]
 
+import imds  # noqa: E402 (both found there)
+
+import sampling  # noqa: E402
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # One thread: what the tests compare bit by bit must not depend on the machine's cores.
@@ -76,7 +80,8 @@ def environment(**more: str) -> dict[str, str]:
     """This environment without any launcher's variables, one thread, plus some."""
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "IMAGENET_DIR")
     clean = {key: value for key, value in os.environ.items() if key not in launcher}
-    return clean | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | more
+    quiet = {"AWS_EC2_METADATA_DISABLED": "true"}  # no test but spot_watch's own asks for notices
+    return clean | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | quiet | more
 
 
 # What torchrun sets for a single rank; the same train.py without torchrun's five seconds.
@@ -209,6 +214,64 @@ def no_leftovers(tmp_path: Path) -> Iterator[None]:
     for pid in leftovers:
         os.kill(pid, signal.SIGKILL)
     assert not leftovers, f"processes left running: {leftovers}"
+
+
+class Gate:
+    """A picture that is not there yet: a loader that reads it waits until it is opened."""
+
+    def __init__(self, picture: Path) -> None:
+        self._picture, self._contents = picture, picture.read_bytes()
+        picture.unlink()
+        os.mkfifo(picture)
+        self._pipe: int | None = None
+
+    def wait_for_reader(self) -> None:
+        def is_read() -> bool:
+            try:
+                self._pipe = os.open(self._picture, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # ENXIO: nobody reads
+                return False
+            return True
+
+        wait_for(is_read, what=f"a reader of {self._picture}")
+
+    def open(self) -> None:
+        """Give whoever waits the picture, and put it in place for those who come later."""
+        beside = self._picture.with_name("beside.tmp")
+        beside.write_bytes(self._contents)
+        beside.rename(self._picture)
+        os.write(self._pipe, self._contents)
+        os.close(self._pipe)
+
+
+def training_gate(data_dir: Path, step: int, seed: int = 0) -> Gate:
+    """A gate among the images of this step (the first is 0) of tiny_flags' run."""
+    epoch, batch = divmod(step, STEPS_PER_EPOCH)
+    order = sampling.epoch_order(seed, epoch, len(CLASSES) * TRAIN_PER_CLASS)
+    label, number = divmod(int(order[16 * batch]), TRAIN_PER_CLASS)
+    return Gate(data_dir / "train" / CLASSES[label] / f"{number:03d}.jpg")
+
+
+def validation_gate(data_dir: Path) -> Gate:
+    return Gate(data_dir / "val" / CLASSES[0] / "000.jpg")
+
+
+def events_of(run_dir: Path) -> list[str]:
+    """The texts of log.jsonl's events."""
+    path = run_dir / "log.jsonl"
+    records = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+    return [record["text"] for record in records if record["kind"] == "event"]
+
+
+def saved_steps(run_dir: Path) -> set[int]:
+    return {int(path.stem.split("_")[1]) for path in (run_dir / "checkpoints").glob("step_*.pt")}
+
+
+@pytest.fixture
+def service() -> Iterator["imds.FakeService"]:
+    """A metadata service for spot_watch.py."""
+    with imds.serve() as service:
+        yield service
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a file system")

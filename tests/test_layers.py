@@ -32,7 +32,7 @@ LEAVES = {
     "learning_rate", "lr_curve", "recipe_table", "recipe", "small_recipes",
     "disks", "fstab", "host_changes", "run_state", "systemd_unit", "background",
     "predictions", "mistakes", "grad_cam", "stored_config", "tensorboard_log", "space_folder",
-    "uploads",
+    "uploads", "spot_watch",
 }  # fmt: skip
 MAY_IMPORT = {
     **dict.fromkeys(COMMANDS, ASSEMBLY | LIBRARY | LEAVES),

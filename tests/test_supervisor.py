@@ -11,6 +11,7 @@ import pytest
 from conftest import (
     ONE_RANK,
     Result,
+    events_of,
     finish,
     newest_checkpoint,
     processes_mentioning,
@@ -23,6 +24,7 @@ from conftest import (
     train_words,
     wait_for,
 )
+from imds import serve
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
@@ -95,6 +97,36 @@ def test_one_signal_saves_and_exits_75(image_folder, tmp_path, signum):
     assert status["state"] == "interrupted"
     assert newest_checkpoint(run_dir).name == f"step_{status['step']:09d}.pt"
     assert len(steps_logged(run_dir)) == status["step"]
+
+
+def test_sigusr1_saves_and_goes_on_and_a_spot_notice_ends_it(image_folder, tmp_path):
+    """To the supervisor, early and late, to torchrun's whole group, and the notice last."""
+    run_dir = tmp_path / "run"
+    words = train_words(*long_flags(image_folder, run_dir, "--save_every_steps=0"))
+    with serve() as service:
+        process = start(words, tmp_path, **service.environment)
+        wait_for(lambda: torchrun_of(run_dir))
+        process.send_signal(signal.SIGUSR1)
+        for count in (1, 2):
+            goal = len(steps_logged(run_dir)) + 3
+            wait_for(lambda goal=goal: len(steps_logged(run_dir)) >= goal)
+            process.send_signal(signal.SIGUSR1)
+            os.killpg(torchrun_of(run_dir)[0], signal.SIGUSR1)
+            wait_for(lambda count=count: sum("SIGUSR1" in e for e in events_of(run_dir)) >= count)
+        attempt = status_of(run_dir)["attempt"]
+        service.give_notice()
+        result = finish(process)
+    assert result.code == 75 and "Traceback" not in result.err
+    assert "nothing to save yet" in result.out and "restarting" not in result.out
+    assert result.out.count("saving after this step, and going on") == 2
+    status = status_of(run_dir)
+    assert (status["state"], status["attempt"]) == ("interrupted", attempt)
+    assert newest_checkpoint(run_dir).name == f"step_{status['step']:09d}.pt"
+    assert "spot notice: terminate" in events_of(run_dir)[-1]
+
+
+def torchrun_of(run_dir: Path) -> list[int]:
+    return [p for p in processes_mentioning(str(run_dir)) if "torch.distributed.run" in command(p)]
 
 
 def test_a_signal_during_start_up_ends_it(image_folder, tmp_path):
