@@ -20,6 +20,7 @@ import dataset_paths
 import distributed
 import engine
 import range_test
+import resuming
 import run_folder
 import schedule
 import spot_watch
@@ -31,6 +32,7 @@ from command_line import Request
 from config import TrainConfig
 from distributed import Ranks
 from engine import TrainState
+from heartbeat import Heartbeat
 from interruption import Interrupted, Interruption
 from recipes import DEFAULT_RECIPE, RECIPES
 from run_log import RunLog
@@ -48,6 +50,7 @@ class Run(Trainer):
     interruption: Interruption
     non_finite: engine.LateCounter
     writer: CheckpointWriter
+    heartbeat: Heartbeat
     bad_images: set[str] = field(default_factory=set)  # known to all ranks
     new_bad_images: set[str] = field(default_factory=set)  # seen by this one since
     saved_step: int = -1
@@ -82,7 +85,7 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
         cfg = TrainConfig(**settings)
     else:
         before = stored_config.from_json(stored | {"run_dir": run_dir})
-        cfg = stored_config.resumed(before, settings)
+        cfg = resuming.resumed(before, settings)
     if cfg.tensorboard:
         tensorboard_log.check_installed()
     if world_size and cfg.device_batch_size in (0, AUTO):
@@ -145,6 +148,7 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         interruption=stop,
         non_finite=engine.LateCounter(ranks.device),
         writer=CheckpointWriter(folder, cfg.keep_checkpoints),
+        heartbeat=Heartbeat(run_dir, ranks.is_main),
         saved_step=saved_step,
         save_due_s=time.monotonic() + 60 * cfg.save_every_minutes,
     )

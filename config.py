@@ -206,6 +206,10 @@ class TrainConfig:
     save_every_minutes: float = setting(
         5.0, "checkpoint every so many minutes, besides every epoch's end", above=0, may_change=True
     )
+    hang_minutes: float = setting(
+        10.0, "a run that makes no step for so many minutes is ended, and started again by "
+        "`python train.py`", above=0, may_change=True,
+    )  # fmt: skip
     keep_checkpoints: int = setting(
         3, "newest checkpoints to keep, besides the best", at_least=2, may_change=True
     )

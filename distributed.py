@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 # A rank that waits longer than this for the others gives up, and torchrun stops the job. Must
-# exceed the longest thing one rank does alone: writing a checkpoint, reading a directory of 1.3 M
-# files.
+# exceed the longest thing that one rank does alone: reading a directory of 1.3 M files.
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -75,13 +74,13 @@ def unused_gpus(ranks: Ranks) -> int:
     return max(0, torch.cuda.device_count() - ranks.local_world_size)
 
 
-def connect(ranks: Ranks) -> None:
-    """Join the process group; nothing for a single rank."""
+def connect(ranks: Ranks, timeout: timedelta = TIMEOUT) -> None:
+    """Join the process group; nothing for a single rank. timeout: of every wait for the others."""
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     if ranks.world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
 
 
 def least_before_connecting(number: int, ranks: Ranks) -> int:

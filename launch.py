@@ -1,5 +1,6 @@
 """The two things that train.py is: the supervisor of torchrun, and a rank that torchrun starts."""
 
+import faulthandler
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ import torch
 import assembly
 import checkpoint
 import distributed
+import heartbeat
 import interruption
 import recipe_table
 import run_folder
@@ -69,6 +71,8 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
         max(1, torch.cuda.device_count()),
         read_status=lambda: run_folder.read_status(run_dir),
         newest_step=lambda: checkpoint.newest_step(run_folder.checkpoints_dir(run_dir)),
+        heartbeat=lambda: heartbeat.read(run_dir),
+        hang_s=60 * cfg.hang_minutes,
         exit_codes=run_folder.EXIT_CODES,
     )
     code = watcher.run()
@@ -93,6 +97,7 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
 
     train: goes on until it knows the state that the run ends in, or raises Ended.
     """
+    faulthandler.enable()  # the supervisor asks a run that hangs where it does, by SIGABRT
     interruption.die_with_launcher()
     stop = interruption.Interruption()
     supervised = supervisor.ATTEMPT in os.environ

@@ -9,6 +9,7 @@ import math
 import warnings
 from dataclasses import dataclass
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
@@ -107,6 +108,19 @@ def build_curve(optimizer: Optimizer, settings: LearningRateSettings) -> LRSched
     for group in optimizer.param_groups:
         group["initial_lr"] = 1.0  # LambdaLR multiplies it; times 1 is exact
     return LambdaLR(optimizer, lambda step: curve_rate(settings, step))
+
+
+def rate_at(settings: LearningRateSettings, step: int) -> float:
+    """Rate of a step, without those before it; on a plateau, before it falls."""
+    if step >= settings.curve_steps:
+        return settings.plateau_lr
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
+    curve = build_curve(optimizer, settings)
+    curve.last_epoch = step - 1  # torch's schedulers count in epochs whatever they are stepped by
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no optimizer step came before: there is nothing to train
+        curve.step()
+    return float(curve.get_last_lr()[0])
 
 
 class LearningRate:

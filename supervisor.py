@@ -22,6 +22,7 @@ import interruption
 
 ATTEMPT = "TRAIN_ATTEMPT"  # environment variable: the id that status.json then carries
 POLL_S = 0.1
+ABORT_S = 2.0  # for the ranks to tell where they hang
 INTERRUPTED_CODE = 75
 
 
@@ -35,10 +36,15 @@ class Supervisor:
         *,
         read_status: Callable[[], Mapping[str, object]],
         newest_step: Callable[[], int],
+        heartbeat: Callable[[], tuple[int, int]],
+        hang_s: float,
         exit_codes: Mapping[str, int],
     ) -> None:
+        """newest_step: of the checkpoints; heartbeat: changes as the run gets on, and its step;
+        hang_s: seconds that it may stay as it is, once it has changed."""
         self.command, self.num_ranks = list(command), num_ranks
         self.read_status, self.newest_step, self.exit_codes = read_status, newest_step, exit_codes
+        self.heartbeat, self.hang_s = heartbeat, hang_s
         self.num_signals = 0  # that ask to stop
         self.wants_save = False
 
@@ -50,18 +56,24 @@ class Supervisor:
         # A dropped SSH connection hangs up on us; training goes on, and the same command comes
         # back.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        reached = self.newest_step()
         while True:
-            before, attempt = self.newest_step(), uuid.uuid4().hex
+            attempt, beat = uuid.uuid4().hex, self.heartbeat()
             self._watch(self._start(attempt), attempt)
             state = self._state_of(attempt)
             if state in self.exit_codes:
                 return self.exit_codes[state]
             if self.num_signals:
                 return INTERRUPTED_CODE
-            if self.newest_step() <= before:
-                _say("training crashed before it reached a new checkpoint: not restarting")
+            before, reached = reached, max(reached, self._step_since(beat), self.newest_step())
+            if reached <= before:
+                _say("training crashed without getting any further: not restarting")
                 return 1
-            _say(f"training crashed; restarting from step {self.newest_step()}")
+            _say(f"training crashed; restarting from step {max(self.newest_step(), 0)}")
+
+    def _step_since(self, beat: tuple[int, int]) -> int:
+        """The step that an attempt came to; -1 if it did not come to any."""
+        return self.heartbeat()[1] if self.heartbeat() != beat else -1
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.num_signals += 1
@@ -90,10 +102,15 @@ class Supervisor:
         )
 
     def _watch(self, torchrun: subprocess.Popen, attempt: str) -> None:
-        """Wait for torchrun; pass on a first signal politely, kill everything on a second."""
-        forwarded = 0
+        """Wait for torchrun; pass on a first signal politely, kill everything on a second, and what
+        hangs too."""
+        forwarded, beat, has_begun, changed_s = 0, self.heartbeat(), False, 0.0
         while torchrun.poll() is None:
             time.sleep(POLL_S)
+            if beat != (beat := self.heartbeat()):
+                has_begun, changed_s = True, time.monotonic()
+            elif has_begun and time.monotonic() - changed_s > self.hang_s:
+                _end_hung(torchrun, self.hang_s)
             if self.wants_save:
                 self.wants_save = False
                 self._pass_on_save(torchrun, attempt)
@@ -134,6 +151,15 @@ def _signal_ranks(torchrun_pid: int, signum: signal.Signals) -> None:
                 os.kill(int(pid), signum)
             except ProcessLookupError:
                 continue
+
+
+def _end_hung(torchrun: subprocess.Popen, hang_s: float) -> None:
+    """Have the ranks print where they are, if they still can, and kill everything."""
+    _say(f"no step for {hang_s:g} s: ending this attempt; where it hangs:")
+    _signal_ranks(torchrun.pid, signal.SIGABRT)
+    time.sleep(ABORT_S)
+    _signal_ranks(torchrun.pid, signal.SIGKILL)
+    torchrun.kill()
 
 
 def _say(text: str) -> None:

@@ -81,6 +81,7 @@ def agree(run: Run) -> Orders:
     Raises Ended when the loss is no longer finite or too many images cannot be decoded.
     """
     cfg, step = run.cfg, run.state.step
+    run.heartbeat.beat(step)
     report_failed_save(run)
     by_steps = cfg.save_every_steps and step % cfg.save_every_steps == 0 and step != run.saved_step
     by_time = time.monotonic() >= run.save_due_s and not run.writer.is_busy
@@ -148,6 +149,7 @@ def evaluate(run: Run) -> torch.Tensor | None:
     batches = chain(run.feeder.batches(trainer.EVAL, keys), [None] * (rounds - len(keys)))
 
     def should_stop(batch: Batch | None) -> bool:
+        run.heartbeat.beat(run.state.step)
         run.note_bad_images([batch] if batch else [])
         return distributed.agree([int(run.interruption.requested)], ranks)[0] > 0
 

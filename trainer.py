@@ -8,6 +8,7 @@ learning rate's schedule.
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -84,7 +85,8 @@ def set_up(
     weights = read_weights(cfg) if cfg.init_from and is_fresh else None
     feeder = start_feeder(cfg, ranks, train_set, val_set)
     batches = feeder.batches(TRAIN, keys)
-    distributed.connect(ranks)
+    # Later than the supervisor's own look at the run, which tells more of a hang.
+    distributed.connect(ranks, timedelta(minutes=1.5 * cfg.hang_minutes))
     engine.set_up_device(ranks.device, cfg.deterministic)
     state = build_state(cfg, ranks, len(train_set.classes), plan, weights)
     model = torch.compile(state.model) if cfg.compile else state.model

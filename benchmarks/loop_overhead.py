@@ -38,6 +38,7 @@ import trainer
 import transforms
 from checkpoint_writer import CheckpointWriter
 from config import TrainConfig
+from heartbeat import Heartbeat
 from run_log import RunLog
 from slots import Batch
 
@@ -78,6 +79,7 @@ def make_run(cfg: TrainConfig, folder: Path) -> assembly.Run:
         interruption=interruption.Interruption(),
         non_finite=engine.LateCounter(ranks.device),
         writer=CheckpointWriter(folder, 2),
+        heartbeat=Heartbeat(folder, is_main=True),
         save_due_s=float("inf"),
     )
 

@@ -223,6 +223,13 @@ def test_other_data_schedules_and_files_are_refused_and_the_run_stands(
     words = train_words(f"--run_dir={run_dir}", "--max_steps=13")
     more = f"--data_dir={tmp_path / 'data'}"
     fails([*words, more], tmp_path, "is not the data of the run in", "has 65 images", **ONE_RANK)
+    changed = [
+        "--epochs 9 (the run has 3)",
+        "At step 12 the learning rate would jump from 0 to 0.0",
+    ]
+    changed.append(f"--init_from {run_dir}/checkpoints/best.pt --run_dir NEW")
+    fails([*words, "--epochs=9"], tmp_path, *changed, **ONE_RANK)
+    fails([*words[:-1], "--epochs=9"], tmp_path, *changed)  # nor by the supervisor
     record = json.loads((run_dir / "config.json").read_text())
     record["settings"] |= {"epochs": 9, "max_lr": 0.2, "data_dir": str(image_folder)}
     (run_dir / "config.json").write_text(json.dumps(record))

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from learning_rate import SCHEDULES, LearningRate, LearningRateSettings
+from learning_rate import SCHEDULES, LearningRate, LearningRateSettings, rate_at
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -118,6 +118,14 @@ def test_one_cycle_rises_to_the_peak_falls_to_its_end_and_stays_there(strategy):
         optimizer.step()
         learning_rate.advance(step)
     assert learning_rate.lr == observe(optimizer)[0] == rates[-1]
+
+
+@given(one_cycles, st.sampled_from(SCHEDULES[:3]), st.integers(0, 10**6))
+def test_the_rate_of_any_step_needs_none_before_it(s, schedule, number):
+    s = dataclasses.replace(s, schedule=schedule)
+    step = number % s.curve_steps
+    assert rate_at(s, step) == pytest.approx(rates_of(s)[step], rel=1e-12)
+    assert rate_at(s, s.curve_steps) == s.plateau_lr
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.floats(0.05, 1), st.integers(1, 60))
