@@ -174,7 +174,11 @@ def build_page(loaded: Pretrained) -> "gradio.Blocks":
     import gradio
 
     size = {"height": 380, "min_width": 300}  # pixels
-    examples = sorted(map(str, EXAMPLES.glob("*.jpg")))
+    examples = [  # of clothes, which ImageNet has too, and a model of something else has not
+        str(path)
+        for path in sorted(EXAMPLES.glob("*.jpg"))
+        if len(loaded.classes) == 1000 or path.stem in loaded.classes
+    ]
 
     def classify(path: str | None) -> tuple[dict[str, float] | None, Image.Image | None]:
         """The five likeliest classes of a picture, and a heat map of what speaks for the first."""

@@ -97,10 +97,14 @@ def check_outputs(args: argparse.Namespace) -> None:
     """Raise ValueError, before anything is computed, for a file that could not be written."""
     if args.images and args.report:
         raise ValueError("--report needs to know the right classes: give --data_dir, not --images")
+    if args.images and not (args.csv or args.submission):
+        raise ValueError("--images: say where the classes go: --csv FILE or --submission FILE")
     for option in ("json", "csv", "submission"):
         path = getattr(args, option)
         if path and (path.is_dir() or not os.access(path.parent, os.W_OK)):
             raise ValueError(f"--{option} {path} cannot be written: give a file in a folder")
+    if args.report and args.report.exists() and not args.report.is_dir():
+        raise ValueError(f"--report {args.report} is a file: give a folder")
     if args.report:
         args.report.mkdir(parents=True, exist_ok=True)
 

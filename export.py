@@ -128,7 +128,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.num_images < 0:
         raise ValueError(f"--num_images {args.num_images}: must be at least 1, or 0 for all")
     if args.prune is not None and not 0 < args.prune < 100:
-        raise ValueError(f"--prune {args.prune:g}: must be above 0 and below 100, in percent")
+        raise ValueError(
+            f"--prune {args.prune:g}: the percent of the multiply-adds that may stay, above 0 and "
+            "below 100"
+        )
     if not 0 <= args.min_agreement <= 100:
         raise ValueError(f"--min_agreement {args.min_agreement:g}: must be from 0 to 100")
 
@@ -192,12 +195,13 @@ def prune(args: argparse.Namespace) -> None:
     for name, model in (("before", loaded.model), ("pruned", smaller)):
         print(f"{name}: {pruning.describe(model, loaded.image_size)}")
     base_width = architecture_of(smaller.state_dict())["base_width"]
-    recipe = loaded.settings.get("recipe")
+    recipe, max_lr = loaded.settings.get("recipe"), loaded.settings.get("max_lr", 0.1)
     print(
         f"{named(loaded.kind)} written to {args.out / PRUNED}. They must be trained on, with a "
         "lower learning rate than before:\n"
         f"  python train.py --init_from {args.out / PRUNED} --base_width {base_width}"
-        f"{f' --recipe {recipe}' if recipe else ''} --run_dir runs/pruned --data_dir DIR"
+        f"{f' --recipe {recipe}' if recipe else ''} --max_lr {0.3 * max_lr:.2g} --run_dir "
+        "runs/pruned --data_dir DIR"
     )
 
 
@@ -230,8 +234,9 @@ def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
     loaded = pretrained.load(args.weights, args.raw)
     if split is not None:
         loaded.check_classes(split.classes, split.root)
-    other = pretrained.load(args.compare, args.raw) if args.compare else None
-    if other is not None:
+    other = None
+    if args.compare:
+        other = pretrained.load(args.compare, args.raw, "--compare")
         export_check.check_comparable(loaded, other)
     print(f"{loaded.name}: {named(loaded.kind)}, {loaded.model.fc.out_features} classes")
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -166,9 +166,10 @@ def _finite(lrs: Floats, losses: Floats) -> tuple[np.ndarray, np.ndarray]:
     if end == 0 and len(losses):
         raise ValueError("the loss was not finite from the first iteration on: lower --start_lr")
     if end < MIN_POINTS:
-        why = ", then the loss was not finite: lower --start_lr or" if len(bad) else ":"
-        needed = f"{end} points are too few for a curve, which needs {MIN_POINTS}"
-        raise ValueError(f"{needed}{why} give more iterations: --num_iter")
+        until = " before the loss was not finite" if len(bad) else ""
+        remedy = "lower --start_lr or give more iterations" if len(bad) else "give more iterations"
+        needed = f"{end} points{until} are too few for a curve, which needs {MIN_POINTS}"
+        raise ValueError(f"{needed}: {remedy} (--num_iter)")
     return lrs[:end], losses[:end]
 
 

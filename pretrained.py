@@ -92,7 +92,15 @@ class Pretrained:
         return transforms.normalize(torch.from_numpy(crop.copy())[None])
 
 
-def load(source: str, raw: bool = False) -> Pretrained:
+def load(source: str, raw: bool = False, option: str = "--weights") -> Pretrained:
+    """`load_any`, whose errors name the option that the source was given with."""
+    try:
+        return load_any(source, raw)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--weights", option, 1)) from error
+
+
+def load_any(source: str, raw: bool) -> Pretrained:
     """Load a checkpoint, a run folder, an exported folder, a Hugging Face repository or
     `torchvision`.
 
@@ -110,7 +118,8 @@ def load(source: str, raw: bool = False) -> Pretrained:
         return from_export(path.parent, source)
     if path.exists():
         return from_file(path, raw)
-    if HUB_NAME.fullmatch(source) and not path.parent.is_dir():
+    is_file_name = path.suffix in (".pt", ".pth", ".safetensors")
+    if HUB_NAME.fullmatch(source) and not path.parent.is_dir() and not is_file_name:
         return from_export(download(source), source)
     raise ValueError(
         f"--weights {source}: no such file or folder, nor a repository's name (USER/NAME)"
@@ -229,7 +238,10 @@ def from_torchvision() -> Pretrained:
     measured = weights.meta["_metrics"]["ImageNet-1K"]
     about = {"recipe": "torchvision", "data": "imagenet", "num_train_images": 1_281_167}
     about |= {"top1": measured["acc@1"], "top5": measured["acc@5"]}
-    state = weights.get_state_dict(progress=True, check_hash=True)
+    try:
+        state = weights.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:
+        raise ValueError(f"--weights {TORCHVISION}: cannot be downloaded: {error}") from error
     return build(
         state,
         name="torchvision IMAGENET1K_V2",

@@ -183,7 +183,7 @@ class RunLog:
         if self._tensorboard:
             with self._disk_may_be_full():
                 self._tensorboard.close()
-        self.status(state, step, **more)
+        self.status(state, step, **({"remaining_s": 0} if state == run_folder.DONE else {}), **more)
         if state == run_folder.DONE:
             price = self.price_per_hour
             self.say(tables.summary(self.rows, self.best, self.paid_s, price, self.run_dir))

@@ -181,6 +181,11 @@ def build_state(
 
 def read_weights(cfg: TrainConfig) -> dict:
     """The file of --init_from. Raises ValueError naming both if it is missing or not whole."""
+    if Path(cfg.init_from).is_dir():
+        raise ValueError(
+            f"--init_from {cfg.init_from} is a folder: give a file in it, checkpoints/best.pt of a "
+            "run or pruned.pt of an export"
+        )
     try:
         return checkpoint.load_weights_file(Path(cfg.init_from), "--init_from")
     except checkpoint.DamagedCheckpointError as error:

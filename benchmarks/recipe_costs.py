@@ -281,6 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw dollars and top-1")
     args = parser.parse_args(argv)
+    for path in filter(None, (args.json, args.picture)):
+        if path.is_dir() or not path.parent.is_dir():
+            parser.error(f"{path} cannot be written: give a file in a folder")
     costs = [project(name, host) for name in imagenet_recipes() for host in HOSTS]
     print(page(costs), end="")
     if args.picture:
