@@ -241,7 +241,9 @@ def from_torchvision() -> Pretrained:
     try:
         state = weights.get_state_dict(progress=True, check_hash=True)
     except OSError as error:
-        raise ValueError(f"--weights {TORCHVISION}: cannot be downloaded: {error}") from error
+        raise ValueError(
+            f"--weights {TORCHVISION} cannot be downloaded: {error}. Without a network give a file"
+        ) from error
     return build(
         state,
         name="torchvision IMAGENET1K_V2",

@@ -118,8 +118,9 @@ def test_pictures_without_classes_and_kaggles_form(image_folder, run_dir, tmp_pa
         (["--weights=empty"], "--weights empty is neither a run with a checkpoint nor an export"),
         (["--csv=no/such/folder.csv"], "--csv no/such/folder.csv cannot be written"),
         (["--images=empty", "--report=r"], "--report needs to know the right classes"),
-        (["--images=empty"], "--images empty has no pictures"),
-        (["--images=gone"], "--images gone: no such folder"),
+        (["--images=empty"], "--images: say where the classes go: --csv FILE"),
+        (["--images=empty", "--csv=c.csv"], "--images empty has no pictures"),
+        (["--images=gone", "--csv=c.csv"], "--images gone: no such folder"),
     ],
 )
 def test_mistakes_end_with_2_before_anything_is_computed(

@@ -143,7 +143,7 @@ def test_the_valley_is_halfway_into_the_longest_fall(losses):
 
 def test_too_few_points_say_what_to_do():
     lrs, losses = curve(1.0)
-    with pytest.raises(ValueError, match=r"19 points are too few.*more iterations: --num_iter"):
+    with pytest.raises(ValueError, match=r"19 points are too few.*more iterations \(--num_iter"):
         lr_curve.suggest(lrs[:19], losses[:19], 256)
     with pytest.raises(ValueError, match="--num_iter"):
         lr_curve.suggest([], [], 256)

@@ -103,7 +103,7 @@ def test_wrong_files_are_named_with_their_option(image_folder, tmp_path):
         (tmp_path / "strange.pt", "these weights are not this model's: unexpected"),
         (damaged, "is damaged"),
         (tmp_path / "none.pt", "No such file"),
-        (tmp_path, "Is a directory"),
+        (tmp_path, "is a folder: give a file in it"),
     ):
         with pytest.raises(ValueError, match=reason) as refused:
             set_up(image_folder, path)
