@@ -36,17 +36,25 @@ from recipes import RECIPES
 SCRIPT = REPOSITORY / "launch" / "slurm.sbatch"
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
-# Starts the command on every host, passes SIGTERM on as Slurm signals a step, waits for all.
+# Starts the command on every host, passes SIGTERM on as Slurm signals a step, and waits for all,
+# but not for long (--wait, here 8 s) once one has ended.
 SRUN = """\
 #!{python}
-import json, os, signal, subprocess, sys
+import json, os, signal, subprocess, sys, time
 hosts = json.loads(os.environ["HOSTS"])[:int(os.environ["SLURM_JOB_NUM_NODES"])]
 words = sys.argv[1:]
-assert "--kill-on-bad-exit=0" in words and "--cpus-per-task=2" in words
+assert {{"--kill-on-bad-exit=0", "--wait=120", "--cpus-per-task=2"}} < set(words)
 command = words[max(i for i, word in enumerate(words) if word.startswith("--cpus-per")) + 1:]
 tasks = []
 signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
 tasks += [subprocess.Popen([*enter, os.getcwd(), *command]) for enter in hosts]
+while all(task.poll() is None for task in tasks):
+    time.sleep(0.1)
+deadline = time.monotonic() + 8
+while any(task.poll() is None for task in tasks):
+    time.sleep(0.1)
+    if time.monotonic() > deadline:
+        [task.kill() for task in tasks]
 sys.exit(max(abs(task.wait()) for task in tasks))
 """
 SCONTROL = """\
@@ -156,7 +164,7 @@ def test_a_job_on_two_nodes_is_requeued_until_it_is_done(image_folder, tmp_path)
         assert_code(finish(slurm.start(*words)), 0)
         assert_code(finish(straight), 0)
         assert_same_end(tmp_path / "straight", run_dir)
-        assert_code(finish(slurm.start(*words, "--seed=1")), 2)
+        assert_code(finish(slurm.start(*words, "--seed=1")), 1)  # refused before it began
         assert slurm.times_requeued() == 2
 
 
