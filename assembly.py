@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import agreement
 import batch_fit
 import checkpoint
 import data
@@ -118,6 +119,7 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     folder = run_folder.checkpoints_dir(run_dir)
     train_set, val_set = data.open_dataset(Path(cfg.data_dir))
     saved_step = checkpoint.find_newest(folder, say, may_rename=ranks.is_main)
+    saved_step = agreement.check(cfg, ranks, attempt, train_set, val_set, saved_step)
     is_fresh = saved_step < 0
     cfg = batch_fit.settle(cfg, ranks, stop, say)
     plan = trainer.make_plan(cfg, train_set, ranks)

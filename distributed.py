@@ -5,8 +5,12 @@ branch. NCCL carries CUDA tensors, gloo CPU tensors: gradients take the first wa
 small numbers that ranks agree on every step take the second, so that no step waits for the device.
 """
 
+import itertools
+import json
 import os
+import socket
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 # exceed the longest thing that one rank does alone: reading a directory of 1.3 M files.
 TIMEOUT = timedelta(minutes=10)
 
+_exchange_numbers = itertools.count()  # all ranks exchange equally often
 
 CPU = torch.device("cpu")
 
@@ -36,6 +41,10 @@ class Ranks:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+
+class PeerError(ValueError):
+    """Another rank cannot start; the text names it and says why."""
 
 
 def launched_by_torchrun() -> bool:
@@ -79,20 +88,54 @@ def connect(ranks: Ranks, timeout: timedelta = TIMEOUT) -> None:
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     if ranks.world_size > 1:
+        exchange_before_connecting("", ranks)  # in the group all would wait for one that gave up
         backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout)
 
 
-def least_before_connecting(number: int, ranks: Ranks) -> int:
-    """The smallest of all ranks' numbers, by way of torchrun's own store.
+def exchange_before_connecting(word: str, ranks: Ranks, problem: str = "") -> list[str]:
+    """Every rank's word, by way of torchrun's own store; every rank must call it equally often.
 
     For what must be agreed on before the loader processes are forked, and so before `connect`.
+    Raises PeerError where another rank has a problem, and RuntimeError naming ranks that stay away.
     """
     if ranks.world_size == 1:
-        return number
-    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    store.set(f"least/{ranks.rank}", str(number))
-    return min(int(store.get(f"least/{rank}")) for rank in range(ranks.world_size))
+        return [word]
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    except dist.DistError as error:
+        raise RuntimeError(f"rank {ranks.rank} cannot reach torchrun's store: {error}") from error
+    # torchrun's restarts share one store.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    prefix = f"exchange/{attempt}/{next(_exchange_numbers)}"
+    keys = [f"{prefix}/{rank}" for rank in range(ranks.world_size)]
+    if problem:
+        problem = f"rank {ranks.rank} on {socket.gethostname()}: {problem}"
+    store.set(keys[ranks.rank], json.dumps([word, problem]))
+    try:
+        words, problems = zip(*(json.loads(store.get(key)) for key in keys), strict=True)
+    except dist.DistError as error:
+        away = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        raise RuntimeError(f"waited {TIMEOUT} for ranks {away}: {error}") from error
+    if any(problems):
+        # All ranks end now, and the store with the torchrun that has it: not before all have read.
+        store.set(f"{keys[ranks.rank]}/read", "")
+        with suppress(dist.DistError):
+            store.wait([f"{key}/read" for key in keys])
+        raise PeerError(next(filter(None, problems)))
+    return list(words)
+
+
+def tell_problem(error: Exception, ranks: Ranks) -> None:
+    """Have the ranks that wait for this one before `connect` hear why it ends."""
+    if not isinstance(error, PeerError) and not dist.is_initialized():
+        with suppress(PeerError, RuntimeError):
+            exchange_before_connecting("", ranks, str(error))
+
+
+def least_before_connecting(number: int, ranks: Ranks) -> int:
+    """The smallest of all ranks' numbers; every rank must call it."""
+    return min(int(word) for word in exchange_before_connecting(str(number), ranks))
 
 
 def disconnect() -> None:

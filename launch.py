@@ -102,19 +102,18 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     stop = interruption.Interruption()
     supervised = supervisor.ATTEMPT in os.environ
     attempt = os.environ.get(supervisor.ATTEMPT) or uuid.uuid4().hex
-    is_main, lock = True, None
+    ranks, lock = distributed.Ranks(), None
     try:
         ranks = distributed.read_ranks()
-        is_main = ranks.is_main
         cfg = assembly.with_data(assembly.resolve(request, ranks.world_size))
         run_dir = Path(cfg.run_dir)
         if request.fresh and run_folder.has_run(run_dir):
             raise ValueError(f"--fresh: a run lies in {run_dir}: `python train.py` can replace it")
-        if is_main:
+        if ranks.is_main:
             lock = FolderLock(run_dir)
             run_folder.write_status(run_dir, state=run_folder.RUNNING, attempt=attempt, message="")
         run = assembly.start(cfg, ranks, attempt, stop)
-        if is_main:  # only now: settings that cannot start are not those of a run to resume
+        if ranks.is_main:  # only now: settings that cannot start are not those of a run to resume
             run_folder.write_config(run_dir, stored_config.to_json(run.cfg), sys.argv)
     except Interrupted:
         if lock:
@@ -123,11 +122,12 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
         distributed.disconnect()
         return 0 if supervised else run_folder.EXIT_CODES[run_folder.INTERRUPTED]
     except (ValueError, OSError) as error:
-        if is_main:
+        if ranks.local_rank == 0:  # once on every host
             say_error(error)
         if lock:
             state = run_folder.CONFIG_ERROR
             run_folder.write_status(run_dir, state=state, attempt=attempt, message=str(error))
+        distributed.tell_problem(error, ranks)
         return 0 if supervised else 2
 
     try:

@@ -81,7 +81,7 @@ demo() {
 }
 
 tests() {
-    local shell_scripts=(setup_and_train.sh setup_steps.sh .ci/run)
+    local shell_scripts=(setup_and_train.sh setup_steps.sh .ci/run launch/slurm.sbatch)
     say "1/3 environment"
     build_environment requirements-dev.txt
     say "2/3 lint"

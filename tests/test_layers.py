@@ -18,7 +18,9 @@ BEFORE_THE_ENVIRONMENT = (
     "disks", "fstab", "host_changes", "run_state", "systemd_unit", "background",
 )  # fmt: skip
 # Put the library together for commands that train: the trainer, what measures it, the whole run.
-ASSEMBLY = {"trainer", "host_speed", "range_test", "batch_fit", "assembly", "launch", "resuming"}
+ASSEMBLY = {
+    "trainer", "host_speed", "range_test", "batch_fit", "assembly", "agreement", "resuming", "launch",
+}  # fmt: skip
 LIBRARY = {
     "data", "engine", "checkpoint", "run_log", "packing", "pack_report", "fashion_mnist",
     "pretrained", "export_formats", "export_check", "pruning", "model_card", "hub",

@@ -12,6 +12,7 @@ import pytest
 import time_to_accuracy
 from conftest import REPOSITORY, environment, make_folder
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 import app
 import bench
@@ -123,10 +124,22 @@ def check_setup(flags: list[str]) -> None:
     assert flags[0] in result.stdout if looks else "\n+ " in result.stdout
 
 
+def check_torchrun(flags: list[str]) -> None:
+    """torchrun's own parser knows them; HOST:PORT is for the reader to fill in."""
+    parsed = get_args_parser().parse_args([*flags, "train.py"])
+    if parsed.nnodes != "1:1":
+        assert parsed.rdzv_backend == "c10d" and parsed.rdzv_endpoint and parsed.rdzv_id
+
+
 def check(words: list[str]) -> None:
     """Read a command's flags with the parser of its script; ends the program on an unknown one."""
     if words[0] == "torchrun":
-        words = ["python", *words[words.index("train.py") :]]
+        script = words.index("train.py")
+        check_torchrun(words[1:script])
+        words = ["python", *words[script:]]
+    if words[0] == "sbatch":  # test_slurm.py runs it
+        script = words.index("launch/slurm.sbatch")
+        words = ["python", "train.py", f"--run_dir={words[script + 1]}", *words[script + 2 :]]
     match words:
         case ["./setup_and_train.sh", *flags]:
             check_setup(flags)
