@@ -19,7 +19,8 @@ BEFORE_THE_ENVIRONMENT = (
 )  # fmt: skip
 # Put the library together for commands that train: the trainer, what measures it, the whole run.
 ASSEMBLY = {
-    "trainer", "host_speed", "range_test", "batch_fit", "assembly", "agreement", "resuming", "launch",
+    "trainer", "host_speed", "range_test", "batch_fit", "assembly", "agreement", "resuming",
+    "launch",
 }  # fmt: skip
 LIBRARY = {
     "data", "engine", "checkpoint", "run_log", "packing", "pack_report", "fashion_mnist",
