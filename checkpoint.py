@@ -65,7 +65,7 @@ def save(folder: Path, step: int, state: dict) -> Path:
 
     Raises OSError as `write` does.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     path = step_path(folder, step)
     write(path, state)
     return path
@@ -101,7 +101,7 @@ def make_room(folder: Path, state: dict) -> None:
 
     Where it has not, the oldest checkpoints go, down to two. Raises OSError if that is too little.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     needed = size_of(state)
     while shutil.disk_usage(folder).free < needed:
         steps = steps_in(folder)
@@ -123,6 +123,14 @@ def _os_error(error: BaseException | None) -> OSError | None:
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of a run's checkpoints, and see that a power cut leaves it where it is."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        for above in (folder.parent, folder.parent.parent):  # the run's, and where that lies
+            _sync_folder(above)
 
 
 def _sync_folder(folder: Path) -> None:

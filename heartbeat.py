@@ -18,7 +18,7 @@ class Heartbeat:
     def __init__(self, run_dir: Path, is_main: bool) -> None:
         self._file = -1
         if is_main:
-            self._file = os.open(run_dir / FILE, os.O_WRONLY | os.O_CREAT)
+            self._file = os.open(run_dir / FILE, os.O_WRONLY | os.O_CREAT, 0o666)
         self._next_s = 0.0
 
     def beat(self, step: int) -> None:

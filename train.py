@@ -195,8 +195,9 @@ def report_failed_save(run: Run) -> None:
     failure = run.writer.take_failure()
     if failure is None:
         return
-    run.saved_step = -1
-    run.save_due_s = time.monotonic() + RETRY_SAVE_S
+    if failure.step == run.saved_step:  # else a newer one has been begun, or written, since
+        run.saved_step = -1
+        run.save_due_s = time.monotonic() + RETRY_SAVE_S
     run.log.event(
         run.state.step,
         f"warning: no checkpoint of step {failure.step}: {run.writer.folder}: "
