@@ -131,6 +131,7 @@ def is_rank(pid: int) -> bool:
 
 
 @needs_root
+@pytest.mark.long
 def test_a_job_on_two_nodes_is_requeued_until_it_is_done(image_folder, tmp_path):
     """Crashed, then told to stop, then done; no different from one host; then refused."""
     images, run_dir = tmp_path / "images", tmp_path / "run"
