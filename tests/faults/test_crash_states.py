@@ -1,6 +1,6 @@
 """Power cuts: every state of the disk that a save can leave behind leads to a whole checkpoint.
 
-The system calls of three real background saves are recorded by strace and replayed, up to every one
+The system calls of four real background saves are recorded by strace and replayed, up to every one
 of them, into an empty folder: once as a kill leaves it, and as a power cut may: of what was written
 and not yet synced a part is there, and so is any part of the renames, links and deletions since the
 folder was last synced. tests/test_checkpoint.py kills a process that saves, and fills a disk.
@@ -244,7 +244,7 @@ def check(folder: Path, num_saved: int) -> None:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> tuple[Path, list[Call]]:
-    """The folder of the three saves, and all calls that were made."""
+    """The folder of the four saves, and all calls that were made."""
     folder = tmp_path_factory.mktemp("recorded") / "run" / "checkpoints"
     folder.parent.mkdir()
     trace = folder.parent.parent / "trace"

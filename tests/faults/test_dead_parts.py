@@ -77,11 +77,12 @@ def test_a_rank_of_two_that_stands_still_ends_both(image_folder, tmp_path):
     """Under torchrun alone: the other one waits 1.5 times --hang_minutes for it, then all ends."""
     run_dir = tmp_path / "run"
     flags = flags_of(image_folder, run_dir, "--num_workers=1", IN_TIME)
-    process = start(torchrun_words(2, "train.py", *flags), tmp_path)
+    # torchrun asks a rank to end for 30 s before it kills it, and this one does not listen.
+    shorter = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3"}
+    process = start(torchrun_words(2, "train.py", *flags), tmp_path, **shorter)
     reach(process, run_dir, 5)
     os.kill(ranks_and_loaders(run_dir)["1"][0], signal.SIGSTOP)
     began = time.monotonic()
-    # torchrun asks a rank to end for 30 s before it kills it, and this one does not listen.
     result = finish(process, 1.5 * HANG_S + 30 + RECOVERS_WITHIN_S)
     assert time.monotonic() - began > 1.5 * HANG_S - 1
     assert result.code == 1 and "Timed out waiting" in result.err
@@ -90,7 +91,7 @@ def test_a_rank_of_two_that_stands_still_ends_both(image_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "victim", ["rank", *(pytest.param(v, marks=pytest.mark.long) for v in ("loader", "torchrun"))]
+    "victim", [pytest.param(v, marks=pytest.mark.long) for v in ("rank", "loader", "torchrun")]
 )
 def test_a_killed_part_of_two_ranks_ends_all_of_it(image_folder, tmp_path, victim):
     run_dir = tmp_path / "run"

@@ -69,9 +69,8 @@ def test_killed_again_and_again_it_ends_as_if_nothing_was(
     flags = flags_of(
         image_folder, run_dir, f"--num_workers={num_workers}", f"--save_every_steps={save_every}"
     )
-    killer = Killer(
-        *words_of(launcher, flags), run_dir, random.Random(str(tmp_path.name)), START_UP_S[launcher]
-    )
+    rng = random.Random(f"{num_workers} {save_every} {kinds}")
+    killer = Killer(*words_of(launcher, flags), run_dir, rng, START_UP_S[launcher])
     for kind in kinds:
         killer.kill_at(kind)
     print(f"{launcher}, hits: {dict(killer.hits)}, misses: {dict(killer.misses)}")

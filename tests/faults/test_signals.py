@@ -94,7 +94,7 @@ def test_sigterm_to_torchrun_costs_a_step_at_most(image_folder, words, tmp_path)
     wait_for(lambda: len(steps_logged(run_dir)) == 4)
     assert stop(process, run_dir, gate) == 4
 
-    process = start(words, tmp_path)
+    process = start(["nohup", *words], tmp_path)  # which torchrun would by itself take back
     wait_for(lambda: len(steps_logged(run_dir)) >= 6)
     process.send_signal(signal.SIGHUP)
     result = finish(process)
