@@ -22,6 +22,8 @@ import torch
 FILE_NAME = re.compile(r"step_(\d{9})\.pt")
 TRAILER_BYTES = len(b"\nsha256 ") + 64 + len(b"\n")
 BEST = "best.pt"
+# What exFAT, and buckets mounted as folders, answer.
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 LEAST_KEPT = 2  # the newest may be damaged, and then the one before it is what a run goes on from
 BYTES_A_TENSOR = 512  # of a file: name, shape, alignment
 
@@ -150,11 +152,16 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def mark_best(path: Path) -> None:
-    """Make `best.pt` a hard link to this checkpoint, in one step and without copying it."""
+    """Make `best.pt` a hard link to this checkpoint, or a copy where there are none, at once."""
     link = path.with_name(BEST)
     partial = link.with_suffix(".partial")
     partial.unlink(missing_ok=True)
-    os.link(path, partial)
+    try:
+        os.link(path, partial)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        shutil.copyfile(path, partial)
     os.replace(partial, link)
     _sync_folder(path.parent)
 

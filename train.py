@@ -201,8 +201,7 @@ def report_failed_save(run: Run) -> None:
     run.log.event(
         run.state.step,
         f"warning: no checkpoint of step {failure.step}: {run.writer.folder}: "
-        f"{failure.error.strerror}; older ones stand, training goes on and tries again: free some "
-        "space",
+        f"{failure.error.strerror}; older ones stand, training goes on and tries again",
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,3 +185,20 @@ def test_nothing_in_the_tree_unpickles_code():
         text = path.read_text()
         assert "weights_only=False" not in text and "import pickle" not in text, path
         assert text.count("torch.load(") == text.count("weights_only=True"), path
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace to refuse a link")
+@pytest.mark.parametrize("name", ["EPERM", "EOPNOTSUPP", "EIO"])
+def test_where_there_are_no_hard_links_the_best_one_is_a_copy(tmp_path, name):
+    path = checkpoint.save(tmp_path, 3, {"step": 3})
+    refuse = ["strace", "-f", "-o", "/dev/null", "-e", f"inject=link,linkat:error={name}"]
+    code = (
+        "import sys, checkpoint; from pathlib import Path; checkpoint.mark_best(Path(sys.argv[1]))"
+    )
+    words = [*refuse, sys.executable, "-c", code, str(path)]
+    result = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (result.returncode == 0) == (name != "EIO"), result.stderr
+    assert (tmp_path / "best.pt").exists() == (name != "EIO")
+    if name != "EIO":
+        assert (tmp_path / "best.pt").read_bytes() == path.read_bytes()
+        assert path.stat().st_nlink == 1

@@ -73,6 +73,7 @@ def test_a_rank_that_stands_still_is_ended_and_started_again(image_folder, tmp_p
     assert_as_if_nothing_was(image_folder, run_dir)
 
 
+@pytest.mark.long
 def test_a_rank_of_two_that_stands_still_ends_both(image_folder, tmp_path):
     """Under torchrun alone: the other one waits 1.5 times --hang_minutes for it, then all ends."""
     run_dir = tmp_path / "run"

@@ -89,6 +89,7 @@ def test_pixels_are_the_same_when_restarts_change_both(image_folder, tmp_path, n
         assert other == straight, pieces
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_4_1_and_2_ranks(image_folder, tmp_path):
     """Order and pixels are compared above; here learning rate, loss and weights.
 
