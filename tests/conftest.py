@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,3 +287,4 @@ def service() -> Iterator["imds.FakeService"]:
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a file system")
+needs_strace = pytest.mark.skipif(not shutil.which("strace"), reason="needs strace")

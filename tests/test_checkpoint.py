@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, assert_same, needs_root
+from conftest import REPOSITORY, assert_same, needs_root, needs_strace
 
 import checkpoint
 
@@ -187,7 +186,7 @@ def test_nothing_in_the_tree_unpickles_code():
         assert text.count("torch.load(") == text.count("weights_only=True"), path
 
 
-@pytest.mark.skipif(not shutil.which("strace"), reason="needs strace to refuse a link")
+@needs_strace
 @pytest.mark.parametrize("name", ["EPERM", "EOPNOTSUPP", "EIO"])
 def test_where_there_are_no_hard_links_the_best_one_is_a_copy(tmp_path, name):
     path = checkpoint.save(tmp_path, 3, {"step": 3})

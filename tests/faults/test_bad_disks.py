@@ -18,6 +18,7 @@ from conftest import (
     events_of,
     finish,
     needs_root,
+    needs_strace,
     run,
     saved_steps,
     start,
@@ -29,7 +30,7 @@ from injection import LAST_STEP, assert_as_if_nothing_was, flags_of
 import checkpoint
 from checkpoint_writer import CheckpointWriter
 
-pytestmark = pytest.mark.usefixtures("no_leftovers")
+pytestmark = [pytest.mark.usefixtures("no_leftovers"), needs_strace]
 
 
 def sums(folder: Path) -> dict[str, str]:

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, environment
+from conftest import REPOSITORY, environment, needs_strace
 
 import checkpoint
+
+pytestmark = needs_strace
 
 SAVES = """
 import os, sys, torch
