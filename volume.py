@@ -95,7 +95,7 @@ def check_is_wanted(device: str, wanted: str) -> None:
 def mount_anew(args: argparse.Namespace, host: HostChanges) -> str:
     """Choose, perhaps format, and mount a volume that no fstab knows; returns the device."""
     check_mount_point(Path(args.mount))
-    disk = wait_for_volume(args.volume, args.wait_s)
+    disk = wait_for_volume(args.volume, 0 if host.dry_run else args.wait_s)
     print(f"the data volume is {disk}")
     device, found = what_to_mount(disk)
     if not found or interrupted_format(disk, found):
@@ -272,7 +272,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--mount", default="/mnt/imagenet", metavar="DIR", help="mount point [/mnt/imagenet]")
     add("--volume", default="", metavar="ID", help="vol-... or /dev/... [the only one possible]")
     add("--format_if_blank", action="store_true", help="put ext4 on a volume with nothing on it")
-    add("--wait_s", type=float, default=0, metavar="S", help="for a volume being attached [0]")
+    add(
+        "--wait_s",
+        type=float,
+        default=0,
+        metavar="S",
+        help="for a volume that is being attached, but in a dry run [0]",
+    )
     add("--dry_run", action="store_true", help="print what would be changed, change nothing")
     args = parser.parse_args(argv)
     if not args.mount.startswith("/") or args.mount.rstrip("/") == "":

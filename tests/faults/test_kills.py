@@ -41,7 +41,7 @@ SHORT = [
     ("one rank", 2, 7, ("save", "start-up", "evaluation", "step", "save", "epoch's end")),
     ("one rank", 1, 1, ("save", "evaluation", "last step")),
     ("supervisor", 1, 1, ("save", "start-up", "last step")),
-    ("two ranks", 1, 3, ("step", "save")),
+    ("one rank", 1, 3, ("step", "save")),
 ]
 LONG = [
     ("one rank", n % 3, (1, 3, 7)[n // 3 % 3], (*KINDS[:-1], "save", KINDS[-1])) for n in range(9)
