@@ -3,6 +3,7 @@
 import faulthandler
 import json
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -97,7 +98,7 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
 
     train: goes on until it knows the state that the run ends in, or raises Ended.
     """
-    faulthandler.enable()  # the supervisor asks a run that hangs where it does, by SIGABRT
+    faulthandler.register(signal.SIGUSR2)  # the supervisor asks a run that hangs where it does
     interruption.die_with_launcher()
     stop = interruption.Interruption()
     supervised = supervisor.ATTEMPT in os.environ

@@ -22,7 +22,7 @@ import interruption
 
 ATTEMPT = "TRAIN_ATTEMPT"  # environment variable: the id that status.json then carries
 POLL_S = 0.1
-ABORT_S = 2.0  # for the ranks to tell where they hang
+TELL_S = 2.0  # for the ranks to tell where they hang
 INTERRUPTED_CODE = 75
 
 
@@ -156,8 +156,8 @@ def _signal_ranks(torchrun_pid: int, signum: signal.Signals) -> None:
 def _end_hung(torchrun: subprocess.Popen, hang_s: float) -> None:
     """Have the ranks print where they are, if they still can, and kill everything."""
     _say(f"no step for {hang_s:g} s: ending this attempt; where it hangs:")
-    _signal_ranks(torchrun.pid, signal.SIGABRT)
-    time.sleep(ABORT_S)
+    _signal_ranks(torchrun.pid, signal.SIGUSR2)
+    time.sleep(TELL_S)
     _signal_ranks(torchrun.pid, signal.SIGKILL)
     torchrun.kill()
 

@@ -257,10 +257,17 @@ class Gate:
 
 
 def training_gate(data_dir: Path, step: int, seed: int = 0) -> Gate:
-    """A gate among the images of this step (the first is 0) of tiny_flags' run."""
+    """A gate among the images of this step (the first is 0) of tiny_flags' run.
+
+    The one that is wanted last in the next epoch, so that no loader that reads ahead is there too:
+    a pipe gives its contents to one reader only.
+    """
     epoch, batch = divmod(step, STEPS_PER_EPOCH)
-    order = sampling.epoch_order(seed, epoch, len(CLASSES) * TRAIN_PER_CLASS)
-    label, number = divmod(int(order[16 * batch]), TRAIN_PER_CLASS)
+    num_images = len(CLASSES) * TRAIN_PER_CLASS
+    order, after = (sampling.epoch_order(seed, e, num_images).tolist() for e in (epoch, epoch + 1))
+    label, number = divmod(
+        max(order[16 * batch : 16 * batch + 16], key=after.index), TRAIN_PER_CLASS
+    )
     return Gate(data_dir / "train" / CLASSES[label] / f"{number:03d}.jpg")
 
 

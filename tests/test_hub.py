@@ -45,6 +45,7 @@ MODEL_FILES = {
 SPACE_FILES = {
     "README.md", "requirements.txt", "weights.txt", "LICENSE", "imagenet_classes.csv", "app.py",
     "checkpoint.py", "grad_cam.py", "model.py", "pretrained.py", "rgb.py", "transforms.py",
+    "uploads.py", *(f"images/examples/{name}.jpg" for name in ("pants", "shoes", "t-shirt")),
 }  # fmt: skip
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}  # of the Hub
 QUICK = ["--num_rounds=1", "--batch_size=4"]
@@ -212,6 +213,7 @@ def test_no_token_no_optimizer_state_and_no_path_arrives(pushed, run_dir, image_
 def test_the_space_runs_alone_and_gets_its_model_from_the_hub(pushed, tmp_path):
     hub, _, _ = pushed
     for name, content in hub.files["spaces"]["me/mine"].items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     make_picture(1, 0).save(tmp_path / "picture.png")
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -245,7 +247,9 @@ def test_a_dry_run_asks_nobody_and_writes_all(hub, run_dir, tmp_path, monkeypatc
     assert f"would go to {hub.address}/spaces/me/mine (private)" in said
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == MODEL_FILES - {"model.onnx", "model_int8.onnx"} | {"space"}
-    assert {path.name for path in (tmp_path / "out" / "space").iterdir()} == SPACE_FILES
+    space = tmp_path / "out" / "space"
+    written = {str(path.relative_to(space)) for path in space.rglob("*") if path.is_file()}
+    assert written == SPACE_FILES
     text = (tmp_path / "out" / "space" / "README.md").read_bytes()
     assert b"secret HF_TOKEN" in text and "preload_from_hub" not in front_matter(text)
 

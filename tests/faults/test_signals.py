@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import (
     REPOSITORY,
+    events_of,
     finish,
     newest_checkpoint,
     processes_mentioning,
@@ -99,6 +100,7 @@ def test_sigterm_to_torchrun_costs_a_step_at_most(image_folder, words, tmp_path)
     process.send_signal(signal.SIGHUP)
     result = finish(process)
     assert result.code == 0, result.err
+    assert not [text for text in events_of(run_dir) if "decoded" in text], "the gate's own fault"
     assert_as_if_nothing_was(image_folder, run_dir)
 
 
