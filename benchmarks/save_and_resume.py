@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # two seconds, which the first optimizer would take: an import like the others
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

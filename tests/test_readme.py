@@ -70,6 +70,8 @@ def check_benchmark(words: list[str]) -> None:
         case ["python", "benchmarks/app_screenshots.py", picture, *flags]:
             assert (REPOSITORY / picture).is_file()  # run in test_app.py
             check_help(words[1], flags)
+        case ["python", "benchmarks/save_and_resume.py" as script, *flags]:
+            check_help(script, flags)  # minutes of a ResNet50: run by hand
         case ["python", "benchmarks/progress_picture.py" as script, *flags]:
             check_help(script, flags)
             with tempfile.TemporaryDirectory() as folder:
