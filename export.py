@@ -236,7 +236,10 @@ def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
         loaded.check_classes(split.classes, split.root)
     other = None
     if args.compare:
-        other = pretrained.load(args.compare, args.raw, "--compare")
+        try:
+            other = pretrained.load(args.compare, args.raw)
+        except ValueError as error:  # it names the option that others load models with
+            raise ValueError(str(error).replace("--weights", "--compare", 1)) from error
         export_check.check_comparable(loaded, other)
     print(f"{loaded.name}: {named(loaded.kind)}, {loaded.model.fc.out_features} classes")
     args.out.parent.mkdir(parents=True, exist_ok=True)

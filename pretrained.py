@@ -92,15 +92,7 @@ class Pretrained:
         return transforms.normalize(torch.from_numpy(crop.copy())[None])
 
 
-def load(source: str, raw: bool = False, option: str = "--weights") -> Pretrained:
-    """`load_any`, whose errors name the option that the source was given with."""
-    try:
-        return load_any(source, raw)
-    except ValueError as error:
-        raise ValueError(str(error).replace("--weights", option, 1)) from error
-
-
-def load_any(source: str, raw: bool) -> Pretrained:
+def load(source: str, raw: bool = False) -> Pretrained:
     """Load a checkpoint, a run folder, an exported folder, a Hugging Face repository or
     `torchvision`.
 

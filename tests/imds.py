@@ -51,6 +51,15 @@ class FakeService:
         }  # fmt: skip
 
 
+class Server(ThreadingHTTPServer):
+    """Says nothing of clients that went away."""
+
+    daemon_threads = True
+
+    def handle_error(self, *args: object) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def serve() -> Iterator[FakeService]:
     """A fake service on a port of its own."""
@@ -99,12 +108,6 @@ def serve() -> Iterator[FakeService]:
 
         def log_message(self, *args: object) -> None:
             pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *args: object) -> None:
-            pass  # a client that went away
 
     server = Server(("127.0.0.1", 0), Handler)
     service.endpoint = f"http://127.0.0.1:{server.server_port}"

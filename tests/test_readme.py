@@ -38,6 +38,16 @@ COMMANDS = [
 ]
 
 
+def run_benchmark(*words: object) -> str:
+    """What a command of the repository prints; it must end well."""
+    result = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
 def check_benchmark(words: list[str]) -> None:
     """Run a benchmark in a short form; of photo_corpus.py, which downloads, read the flags."""
     match words:
@@ -51,22 +61,15 @@ def check_benchmark(words: list[str]) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 photos = make_folder(Path(folder) / "photos", 20, 1)
                 places = [f"--data_dir={photos}", f"--work_dir={folder}/work"]
-                result = subprocess.run(
-                    [sys.executable, script, *flags, *quick[script], *places],
-                    cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
-                )  # fmt: skip
-            assert result.returncode == 0 and "px, " in result.stdout, result.stderr
+                out = run_benchmark(script, *flags, *quick[script], *places)
+            assert "px, " in out
         case ["python", "benchmarks/time_to_accuracy.py" as script, *flags]:
             time_to_accuracy.build_parser().parse_args(flags)
             with tempfile.TemporaryDirectory() as folder:
                 photos = make_folder(Path(folder) / "photos", 24, 2)  # the plain batch is 64
                 quick = ["--recipe=tiny", "--minutes=0.02", "--seeds=1", f"--data_dir={photos}"]
-                result = subprocess.run(
-                    [sys.executable, script, *flags, *quick, f"--out={folder}/out"],
-                    cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
-                )  # fmt: skip
-                assert result.returncode == 0, result.stdout + result.stderr
-                assert "| seed |" in result.stdout and Path(folder, "out/curves.png").is_file()
+                out = run_benchmark(script, *flags, *quick, f"--out={folder}/out")
+                assert "| seed |" in out and Path(folder, "out/curves.png").is_file()
         case ["python", "benchmarks/app_screenshots.py", picture, *flags]:
             assert (REPOSITORY / picture).is_file()  # run in test_app.py
             check_help(words[1], flags)
@@ -75,32 +78,21 @@ def check_benchmark(words: list[str]) -> None:
         case ["python", "benchmarks/progress_picture.py" as script, *flags]:
             check_help(script, flags)
             with tempfile.TemporaryDirectory() as folder:
-                photos, out = make_folder(Path(folder) / "photos", 400, 2), Path(folder, "out.png")
-                result = subprocess.run(
-                    [sys.executable, script, f"--data_dir={photos}", f"--out={out}",
-                     "--recipe=tiny", "--percent=5"],
-                    cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
-                )  # fmt: skip
-                assert result.returncode == 0, result.stdout + result.stderr
-                assert "epoch 2/" in result.stdout and out.is_file()
+                photos, path = make_folder(Path(folder) / "photos", 400, 2), Path(folder, "out.png")
+                out = run_benchmark(
+                    script, f"--data_dir={photos}", f"--out={path}", "--recipe=tiny", "--percent=5"
+                )
+                assert "epoch 2/" in out and path.is_file()
         case ["python", "benchmarks/recipe_costs.py", "--picture", path]:
             assert (REPOSITORY / path).is_file()  # run in test_recipes.py
         case ["python", "benchmarks/recipe_costs.py"]:
-            result = subprocess.run(
-                [sys.executable, *words[1:]],
-                cwd=REPOSITORY, env=environment(), check=True, capture_output=True, text=True,
-            )  # fmt: skip
-            table = result.stdout[
-                result.stdout.index("| recipe") : result.stdout.index("| machine")
-            ]
+            out = run_benchmark(*words[1:])
+            table = out[out.index("| recipe") : out.index("| machine")]
             assert table.strip() in (REPOSITORY / "README.md").read_text()
         case ["python", "benchmarks/loop_overhead.py", *flags]:
             quick = ["--tiny", "--image_size=32", "--batch_size=4", "--steps=2", "--rounds=1"]
-            result = subprocess.run(
-                [sys.executable, *words[1:2], *flags, *quick],
-                cwd=REPOSITORY, env=environment(), check=True, capture_output=True, text=True,
-            )  # fmt: skip
-            assert "train.py" in result.stdout and "ratio" in result.stdout
+            out = run_benchmark(*words[1:2], *flags, *quick)
+            assert "train.py" in out and "ratio" in out
         case _:
             raise AssertionError(f"this test does not know how to check: {words}")
 
