@@ -40,7 +40,8 @@ def consequence(stored: TrainConfig, settings: Mapping[str, object]) -> str:
         before, after = (rate_at(cfg, num_images, step) for cfg in (stored, changed))
     except (ValueError, OSError):
         return ""
-    weights = folder / (checkpoint.BEST if (folder / checkpoint.BEST).exists() else "")
+    best = folder / checkpoint.BEST
+    weights = best if best.exists() else checkpoint.step_path(folder, step)
     jump = ""
     if before != after:
         jump = f" At step {step} the learning rate would jump from {before:.4g} to {after:.4g}."
