@@ -126,7 +126,8 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     # A range test comes first, if there is one: then the loaders wait for its batches.
     first_step = plan.total_steps if cfg.max_lr == AUTO else max(saved_step, 0)
     keys = trainer.train_keys(cfg, ranks, plan, first_step, plan.total_steps)
-    parts = trainer.set_up(cfg, ranks, train_set, val_set, plan, keys, is_fresh)
+    weights = initial_weights(cfg) if is_fresh else None
+    parts = trainer.set_up(cfg, ranks, train_set, val_set, plan, keys, weights)
     if ranks.local_rank == 0:  # a thread: only now that the loaders are forked
         spot_watch.start(cfg.spot_watch, stop.request_stop, stop.request_save)
     log = RunLog(
@@ -162,6 +163,13 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         restore(run.state, contents, log, ranks)
     introduce(run)
     return run
+
+
+def initial_weights(cfg: TrainConfig) -> dict | None:
+    """What --init_from holds; None without it. Raises ValueError naming both."""
+    if not cfg.init_from:
+        return None
+    return checkpoint.load_weights_file(Path(cfg.init_from), "--init_from")
 
 
 def say_on(ranks: Ranks) -> Callable[[str], None]:

@@ -219,8 +219,14 @@ def find_newest(folder: Path, say: Callable[[str], None], may_rename: bool = Tru
 def load_weights_file(path: Path, option: str = "--weights") -> dict:
     """A checkpoint of this project or any file of tensors that torch.save wrote, onto the CPU.
 
-    Raises ValueError naming the file if it is neither, or would need code to load.
+    option: of the command line, for the message. Raises ValueError naming option and file if it is
+    neither, not whole, or would need code to load.
     """
+    if path.is_dir():
+        raise ValueError(
+            f"{option} {path} is a folder: give a file in it, checkpoints/best.pt of a run or "
+            "pruned.pt of an export"
+        )
     try:
         with open(path, "rb") as file:
             file.seek(-min(TRAILER_BYTES, os.fstat(file.fileno()).st_size), os.SEEK_END)
@@ -229,8 +235,8 @@ def load_weights_file(path: Path, option: str = "--weights") -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{option} {path}: {error.strerror}") from error
-    except DamagedCheckpointError:
-        raise
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(f"{option}: {error}") from None
     except Exception as error:
         # torch raises half a dozen types for files that are not its own, and for those that hold
         # more than tensors it advises to load them as code: that advice is not passed on.

@@ -83,7 +83,8 @@ def find(
     train_set, val_set = data.open_dataset(Path(cfg.data_dir))
     cfg = batch_fit.settle(cfg, ranks, stop, say)
     plan = trainer.make_plan(cfg, train_set, ranks)
-    parts = trainer.set_up(cfg, ranks, train_set, val_set, plan, iter(()))
+    weights = assembly.initial_weights(cfg)
+    parts = trainer.set_up(cfg, ranks, train_set, val_set, plan, iter(()), weights)
     say(
         f"{cfg.data_dir}: {len(train_set)} training images, {len(train_set.classes)} classes; "
         f"{plan.describe_batch()}\n{ranks.device.type}, {parts.precision.name}, {rates.num_iter} "

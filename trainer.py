@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 
-import checkpoint
 import data
 import distributed
 import engine
@@ -75,14 +73,13 @@ def set_up(
     val_set: data.Split,
     plan: schedule.Plan,
     keys: Iterator[sampling.BatchKey],
-    is_fresh: bool = True,
+    weights: dict | None = None,
 ) -> Trainer:
     """Fork the loaders and have them begin with `keys`, join the other ranks, build the model.
 
-    is_fresh: no checkpoint follows, so --init_from counts. Raises ValueError for everything that
-    the user must change.
+    weights: contents of the file of --init_from, where it counts. Raises ValueError for everything
+    that the user must change.
     """
-    weights = read_weights(cfg) if cfg.init_from and is_fresh else None
     feeder = start_feeder(cfg, ranks, train_set, val_set)
     batches = feeder.batches(TRAIN, keys)
     # Later than the supervisor's own look at the run, which tells more of a hang.
@@ -177,19 +174,6 @@ def build_state(
         ema=optimization.MovingAverage(model, cfg.ema_update_decay) if cfg.ema_decay else None,
         epoch_sums=torch.zeros(5, dtype=torch.int64, device=ranks.device),
     )
-
-
-def read_weights(cfg: TrainConfig) -> dict:
-    """The file of --init_from. Raises ValueError naming both if it is missing or not whole."""
-    if Path(cfg.init_from).is_dir():
-        raise ValueError(
-            f"--init_from {cfg.init_from} is a folder: give a file in it, checkpoints/best.pt of a "
-            "run or pruned.pt of an export"
-        )
-    try:
-        return checkpoint.load_weights_file(Path(cfg.init_from), "--init_from")
-    except checkpoint.DamagedCheckpointError as error:
-        raise ValueError(f"--init_from: {error}") from None
 
 
 def init_from(model: ResNet, contents: dict, cfg: TrainConfig) -> None:

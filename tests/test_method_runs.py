@@ -18,6 +18,7 @@ from conftest import (
 )
 from torch import Tensor
 
+import assembly
 import checkpoint
 import data
 import engine
@@ -72,7 +73,8 @@ def set_up(image_folder: Path, init_from: Path, **changes: object) -> trainer.Tr
     cfg, ranks = TrainConfig(**{**settings, **changes}), Ranks()
     splits = data.open_dataset(image_folder)
     plan = trainer.make_plan(cfg, splits[0], ranks)
-    return trainer.set_up(cfg, ranks, *splits, plan, trainer.train_keys(cfg, ranks, plan, 0, 1))
+    weights, keys = assembly.initial_weights(cfg), trainer.train_keys(cfg, ranks, plan, 0, 1)
+    return trainer.set_up(cfg, ranks, *splits, plan, keys, weights)
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
