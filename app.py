@@ -26,11 +26,9 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-import grad_cam
-import pretrained
-import transforms
-import uploads
-from pretrained import Pretrained
+from resnet50.config.command_line import Parser, print_error
+from resnet50.inference import grad_cam, pretrained, uploads
+from resnet50.inference.pretrained import Pretrained
 
 if TYPE_CHECKING:
     import gradio
@@ -59,12 +57,7 @@ RUN_LINE = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line; a Space gives host and port in Gradio's own variables."""
-    parser = argparse.ArgumentParser(
-        prog="app.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("app.py", __doc__)
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
     add = parser.add_argument
@@ -122,9 +115,9 @@ def load_model(source: str | None) -> Pretrained:
         ) from error
     torch.set_num_threads(min(MAX_THREADS, os.cpu_count() or 1))
     loaded.model.to(memory_format=torch.channels_last)
-    grey = Image.new("RGB", (loaded.resize_size, loaded.resize_size), (124, 116, 104))
+    gray = Image.new("RGB", (loaded.resize_size, loaded.resize_size), (124, 116, 104))
     with torch.inference_mode():
-        logits = loaded.model(loaded.pixels(grey))
+        logits = loaded.model(loaded.pixels(gray))
     if not logits.isfinite().all():
         raise ValueError(f"--weights {source}: the model answers with numbers that are not finite")
     return loaded
@@ -132,10 +125,9 @@ def load_model(source: str | None) -> Pretrained:
 
 def predict(loaded: Pretrained, picture: Image.Image) -> tuple[dict[str, float], Image.Image]:
     """The likeliest classes, name -> probability 0-1, and the crop with the first one's heat."""
-    crop = transforms.eval_crop(picture, loaded.resize_size, loaded.image_size)
+    crop = loaded.crop(picture)
     with torch.inference_mode():
-        images = transforms.normalize(torch.from_numpy(crop.copy())[None])
-        logits, features = grad_cam.forward(loaded.model, images)
+        logits, features = grad_cam.forward(loaded.model, pretrained.normalized(crop))
         top = logits[0].softmax(dim=0).topk(min(NUM_SHOWN, logits.shape[1]))
         labels = top.indices.tolist()
         heat = grad_cam.heat(loaded.model.fc, features[0], labels[0])
@@ -200,7 +192,7 @@ def build_page(loaded: Pretrained) -> "gradio.Blocks":
             classes = gradio.Label(label="Classes", min_width=size["min_width"], elem_id="classes")
             heat_map = gradio.Image(
                 label="What speaks for the first class", interactive=False, elem_id="heat_map",
-                buttons=["fullscreen"], alt_text="coloured where the model looked", **size,
+                buttons=["fullscreen"], alt_text="colored where the model looked", **size,
             )  # fmt: skip
         uploads.accept_only(picture)
         if examples:
@@ -243,8 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error)
     else:
         return 0
-    print(f"app.py: error: {message}", file=sys.stderr)
-    return 2
+    return print_error("app.py", message)
 
 
 if __name__ == "__main__":

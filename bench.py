@@ -24,16 +24,14 @@ from pathlib import Path
 
 import torch
 
-import assembly
-import batch_fit
-import host_speed
-import stored_config
-import tables
-import trainer
-from command_line import with_underscores
-from config import TrainConfig
-from interruption import Interrupted
-from recipes import DEFAULT_RECIPE, RECIPES
+from resnet50.config.command_line import Parser, print_error
+from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
+from resnet50.config.train_config import TrainConfig
+from resnet50.records import metrics
+from resnet50.run.resolve import with_data
+from resnet50.system.interruption import Interrupted
+from resnet50.training import batch_fit, throughput
+from resnet50.training.plan import epoch_sizes
 
 BUSY = 0.25  # load a core from which on a machine is not ours alone
 NO_SETTINGS = ("image_size", "seconds", "json")  # flags that TrainConfig does not take as they are
@@ -50,11 +48,6 @@ def find_limit(loader: float, model: float, disk: float | None, fits_in_memory: 
     if disk is not None and not fits_in_memory:
         rates["disk"] = disk
     return min(rates, key=rates.__getitem__)
-
-
-def epoch_sizes(cfg: TrainConfig) -> list[int]:
-    """Side of the training crops in every epoch, in pixels."""
-    return [trainer.image_size_at(cfg, epoch) for epoch in range(cfg.epochs)]
 
 
 def project(
@@ -97,18 +90,18 @@ def project(
 def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[str, object]:
     """Measure everything; the object of --json. Raises ValueError for what the user must change."""
     load_before = os.getloadavg()[0]
-    bench = host_speed.set_up(cfg, seconds)
-    with closing(bench.feeder):
-        disk = host_speed.measure_disk(bench)
+    bench = throughput.set_up(cfg, seconds)
+    with closing(bench.parts.loader):
+        disk = throughput.measure_disk(bench)
         rows = []
         for size in sorted(sizes, reverse=True):  # if the largest does not fit, it shows at once
-            with host_speed.memory_advice(cfg, size):
-                rows.append(host_speed.measure_size(bench, size))
-        eval_images_per_s = host_speed.measure_evaluation(bench) if bench.val_set else None
+            with throughput.memory_advice(cfg, size):
+                rows.append(throughput.measure_size(bench, size))
+        eval_images_per_s = throughput.measure_evaluation(bench) if bench.val_set else None
     for row in rows:
         loader, model = row["loader_images_per_s"], row["model_images_per_s"]
         row["limit"] = find_limit(loader, model, disk["images_per_s"], disk["fits_in_memory"])
-    num_train, num_val = len(bench.train_set), len(bench.val_set or ())
+    num_train, num_val = len(bench.parts.splits.train), len(bench.val_set or ())
     num_gpus = torch.cuda.device_count()
 
     def projected(rate: Callable[[dict], float]) -> dict[str, object]:
@@ -125,16 +118,16 @@ def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[s
         "recipe": projected(lambda row: row["both_images_per_s"]),
         "all_gpus": None if num_gpus < 2 else projected(on_all_gpus),
         "data": {"num_train_images": num_train, "num_val_images": num_val},
-        "settings": stored_config.to_json(cfg),
+        "settings": cfg.to_json(),
         "seconds": seconds,
         "machine": {
-            "cpu": host_speed.cpu_name(),
+            "cpu": throughput.cpu_name(),
             "cores": len(os.sched_getaffinity(0)),
-            "gpu": torch.cuda.get_device_name(bench.ranks.device) if num_gpus else None,
+            "gpu": torch.cuda.get_device_name(bench.parts.ranks.device) if num_gpus else None,
             "num_gpus": num_gpus,
             "torch": str(torch.__version__),
             "num_workers": bench.num_workers,
-            "precision": bench.precision.name,
+            "precision": bench.parts.precision.name,
             "load_before": load_before,
         },
     }
@@ -212,13 +205,13 @@ def describe_projection(
         f"{count} epochs x {plan['images_per_epoch']:,} images / {rates[size]:.1f} ({size} px)"
         for size, count in plan["epochs_by_size"].items()
     )
-    text = f"projection of {plan['name']}: {epochs} = {tables.clock(plan['train_s'])}"
+    text = f"projection of {plan['name']}: {epochs} = {metrics.clock(plan['train_s'])}"
     if plan["evaluations"]:
         text += (
             f"; {plan['evaluations']} evaluations x {plan['num_val_images']:,} / "
-            f"{plan['eval_images_per_s']:.1f} = {tables.clock(plan['eval_s'])}"
+            f"{plan['eval_images_per_s']:.1f} = {metrics.clock(plan['eval_s'])}"
         )
-    price = f" at {tables.dollars(price_per_hour)} an hour" if price_per_hour else ""
+    price = f" at {metrics.dollars(price_per_hour)} an hour" if price_per_hour else ""
     return (
         f"{text}\n  together {plan['hours']:.2f} hours{dollars(plan['cost_usd'])}{price}; at the "
         "disk's rate where it counts and is slower; without start-up and checkpoints"
@@ -227,18 +220,12 @@ def describe_projection(
 
 def dollars(cost_usd: float | None) -> str:
     """A price to go behind other text; nothing where none is known."""
-    return "" if cost_usd is None else f", {tables.dollars(cost_usd)}"
+    return "" if cost_usd is None else f", {metrics.dollars(cost_usd)}"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line. Settings of TrainConfig that are not given are left out of the result."""
-    parser = argparse.ArgumentParser(
-        prog="bench.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
+    parser = Parser("bench.py", __doc__, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
     add("--data_dir", metavar="DIR", help="train and, if there is one, val [as train.py finds it]")
     add("--recipe", choices=list(RECIPES), default=DEFAULT_RECIPE, help=f"[{DEFAULT_RECIPE}]")
@@ -269,7 +256,7 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
         settings |= dict.fromkeys(("start_image_size", "eval_image_size", "eval_resize_size"), 0)
     if not settings.get("device_batch_size"):
         settings["device_batch_size"] = settings["total_batch_size"]
-    cfg = assembly.with_data(TrainConfig(**settings))
+    cfg = with_data(TrainConfig(**settings))
     for size in args.image_size:
         replace(cfg, image_size=size)  # refuses it if it is too small
     return cfg
@@ -277,10 +264,9 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write --json."""
-    words = with_underscores(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(words)
+    args = build_parser().parse_args(argv)
     try:
-        cfg = batch_fit.settle_alone(read_settings(args))
+        cfg = batch_fit.fit_batch_size_alone(read_settings(args))
         result = bench_host(cfg, set(args.image_size or epoch_sizes(cfg)), args.seconds)
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n")
@@ -288,8 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bench.py: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
-        print(f"bench.py: error: {error}", file=sys.stderr)
-        return 2
+        return print_error("bench.py", error)
     print(describe(result))
     return 0
 

@@ -117,7 +117,7 @@ def known_dataset(classes: Sequence[str]) -> Dataset | None:
     return DATASETS["fashion-mnist"] if set(classes) == set(FASHION_MNIST_CLASSES) else None
 
 
-def shortfall(classes: Sequence[str], num_train: int, num_val: int) -> str:
+def missing_images(classes: Sequence[str], num_train: int, num_val: int) -> str:
     """What a known data set should have and has not; empty if nothing is amiss."""
     dataset = known_dataset(classes)
     if dataset is None or (num_train, num_val) == (dataset.num_train, dataset.num_val):

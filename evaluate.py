@@ -18,39 +18,32 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
-import data
-import distributed
-import engine
-import feeding
-import interruption
-import mistakes
-import predictions
-import pretrained
-import sampling
-import transforms
-from command_line import with_underscores
-from distributed import Ranks
-from feeding import Feeder
-from predictions import Predictions
-from pretrained import Pretrained
-from slots import Batch
+from resnet50.config.command_line import Parser, print_error
+from resnet50.data import class_names, crops, transforms
+from resnet50.data.batch import Batch
+from resnet50.data.loader import Loader, choose_num_workers
+from resnet50.data.splits import Split, open_pictures, open_split
+from resnet50.inference import mistakes, predictions, pretrained
+from resnet50.inference.predictions import Predictions
+from resnet50.inference.pretrained import Pretrained
+from resnet50.system import processes
+from resnet50.training import distributed, engine
+from resnet50.training.device import choose_precision
+from resnet50.training.distributed import Ranks
+from resnet50.training.plan import eval_keys
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line; what is not given comes from the checkpoint."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("evaluate.py", __doc__)
     add = parser.add_argument
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--data_dir", type=Path, help="folder with SPLIT.pack or SPLIT/CLASS/*")
@@ -64,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--split", default="val", help="folder of data_dir to evaluate [val]")
     add("--raw", action="store_true", help="the trained weights, not their average (EMA)")
     add("--flip", action="store_true", help="also averaged over the mirror image: flip_top1, _top5")
-    add("--image_size", type=int, metavar="N", help="side of the centre crop, px [as trained; 224]")
+    add("--image_size", type=int, metavar="N", help="side of the center crop, px [as trained; 224]")
     add("--resize_size", type=int, metavar="N", help="shorter side before it, px [as trained; 256]")
     add("--batch_size", type=int, metavar="N", help="images a batch [as trained; 64]")
     add(
@@ -109,47 +102,51 @@ def check_outputs(args: argparse.Namespace) -> None:
         args.report.mkdir(parents=True, exist_ok=True)
 
 
-def open_images(args: argparse.Namespace, loaded: Pretrained) -> data.Split:
+def open_images(args: argparse.Namespace, loaded: Pretrained) -> Split:
     """The images of --images, or the split of --data_dir, whose classes must be the model's."""
     if args.images:
-        return data.open_pictures(args.images)
-    split = data.open_split(args.data_dir, args.split)
+        return open_pictures(args.images)
+    split = open_split(args.data_dir, args.split)
     loaded.check_classes(split.classes, split.root)
     return split
 
 
-def write_files(
-    args: argparse.Namespace,
-    split: data.Split,
-    loaded: Pretrained,
-    predicted: Predictions,
-    crop_size: int,
-    resize_size: int,
-) -> None:
-    """What --report, --csv and --submission ask for."""
+class Views:
+    """The pictures of a split as the model sees them, for what is written beside the figures."""
 
-    def seen(index: int) -> np.ndarray:
-        try:
-            picture = Image.fromarray(split.open(index).pixels())
-            return transforms.eval_crop(picture, resize_size, crop_size)
-        except Exception:  # it was named above, and was black for the model too
-            return np.zeros((crop_size, crop_size, 3), dtype=np.uint8)
+    def __init__(self, split: Split, crop_size: int, resize_size: int) -> None:
+        self.split, self.crop_size, self.resize_size = split, crop_size, resize_size
 
-    def size_of(index: int) -> tuple[int, int]:
+    def crop(self, index: int) -> np.ndarray:
+        """uint8 (S, S, 3)."""
         try:
-            return split.open(index).size
+            picture = Image.fromarray(self.split.open(index).pixels())
+            return transforms.eval_crop(picture, self.resize_size, self.crop_size)
+        except Exception:  # it is among the bad ones, and was black for the model too
+            return np.zeros((self.crop_size, self.crop_size, 3), dtype=np.uint8)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height in pixels."""
+        try:
+            return self.split.open(index).size
         except Exception:  # likewise; a box it must have
             return 1, 1
 
-    names = [split.name(index) for index in range(len(split))]
-    classes = pretrained.readable(split.classes) if split.classes else loaded.classes
+
+def write_files(
+    args: argparse.Namespace, views: Views, loaded: Pretrained, predicted: Predictions
+) -> None:
+    """What --report, --csv and --submission ask for."""
+    split, numbers = views.split, range(len(views.split))
+    names = [split.name(index) for index in numbers]
+    classes = class_names.readable(split.classes) if split.classes else loaded.classes
     if args.csv:
         predictions.write_csv(args.csv, names, classes, predicted)
     if args.submission:
-        sizes = [size_of(index) for index in range(len(split))]
-        predictions.write_submission(args.submission, names, sizes, loaded.class_ids, predicted)
+        pixels = [views.size(index) for index in numbers]
+        predictions.write_submission(args.submission, names, pixels, loaded.class_ids, predicted)
     if args.report:
-        written = mistakes.write_report(args.report, classes, split.labels, *predicted, seen)
+        written = mistakes.write_report(args.report, classes, split.labels, *predicted, views.crop)
         print("wrote", *written, file=sys.stderr)
 
 
@@ -162,41 +159,37 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
     split = open_images(args, loaded)
     crop_size, resize_size, batch_size = sizes(args, loaded)
     on_gpu = ranks.device.type == "cuda"
-    num_workers = feeding.choose_num_workers(args.num_workers, ranks.local_world_size, on_gpu)
-    keys = sampling.eval_keys(len(split), batch_size, crop_size, ranks.rank, ranks.world_size)
-    rounds = -(-len(split) // (batch_size * ranks.world_size))
-    images = data.EvalImages(split, resize_size)
-    feeder = Feeder([images], batch_size, crop_size, num_workers, ranks.device)
-    first_batches = feeder.batches(0, keys)
+    num_workers = choose_num_workers(args.num_workers, ranks.local_world_size, on_gpu)
+    keys = eval_keys(len(split), batch_size, crop_size, ranks.rank, ranks.world_size)
+    images = crops.EvalImages(split, resize_size)
+    loader = Loader([images], batch_size, crop_size, num_workers, ranks.device)
+    first_batches = loader.batches(0, keys)
 
     distributed.connect(ranks)
     model = loaded.model.to(ranks.device)
-    amp = args.amp or loaded.settings.get("amp", "fp32")
-    precision = engine.choose_precision(amp, ranks.device)
+    precision = choose_precision(args.amp or loaded.settings.get("amp", "fp32"), ranks.device)
     bad_images: set[str] = set()
-    found = predictions.Collector(len(split), model.fc.out_features, keys, ranks.device)
+    collector = predictions.Collector(len(split), model.fc.out_features, keys, ranks.device)
 
-    def note_bad_images(batch: Batch | None) -> bool:
-        bad_images.update(batch.bad_images if batch else ())
-        return False
+    def predict(batch: Batch) -> Tensor:
+        bad_images.update(batch.bad_images)
+        logits = engine.predict(model, batch, precision)
+        collector.note(logits)
+        return logits
 
-    def means(batches: Iterator[Batch], **more: object) -> dict[str, float]:
-        batches = chain(batches, [None] * (rounds - len(keys)))
-        return engine.means(
-            engine.evaluate(model, batches, len(split), precision, ranks, note_bad_images, **more)
-        )
-
-    result = means(first_batches, note_logits=found.note)
+    result = engine.means(engine.evaluate(predict, first_batches, len(split), ranks))
     if args.flip:
-        flipped = means(feeder.batches(0, keys), with_flip=True)
+        predict_flipped = partial(engine.predict, model, precision=precision, with_flip=True)
+        sums = engine.evaluate(predict_flipped, loader.batches(0, keys), len(split), ranks)
+        flipped = engine.means(sums)
         result |= {"flip_top1": flipped["top1"], "flip_top5": flipped["top5"]}
     bad_images = distributed.gather_names(bad_images, ranks)
     for name in sorted(bad_images) if ranks.is_main else ():
         print(f"warning: cannot be decoded, counted as black: {name}", file=sys.stderr)
-    predicted = found.gathered(ranks)
+    predicted = collector.gathered(ranks)
     distributed.disconnect()
     if ranks.is_main:
-        write_files(args, split, loaded, predicted, crop_size, resize_size)
+        write_files(args, Views(split, crop_size, resize_size), loaded, predicted)
     return {
         **(result if args.data_dir else {}),
         "num_images": len(split),
@@ -211,9 +204,9 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate and print a JSON object; 0, or 2 for what the user must change."""
-    args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    args = build_parser().parse_args(argv)
     if distributed.launched_by_torchrun():
-        interruption.die_with_launcher()
+        processes.die_with_launcher()
     ranks = Ranks()
     try:
         ranks = distributed.read_ranks()
@@ -222,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.json.write_text(json.dumps(result, indent=2) + "\n")
     except (ValueError, OSError) as error:
         if ranks.is_main:
-            print(f"evaluate.py: error: {error}", file=sys.stderr)
+            print_error("evaluate.py", error)
         return 2
     if ranks.is_main:
         print(json.dumps(result, indent=2))

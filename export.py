@@ -32,30 +32,23 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-import data
-import export_check
-import export_formats
-import hub
-import pretrained
-import pruning
-from command_line import with_underscores
-from export_check import Variant
-from export_formats import FILES, INT8, ONNX, SAFETENSORS, TENSORRT
 from model import architecture_of
-from pretrained import Pretrained
+from resnet50.config.command_line import Parser, print_error
+from resnet50.data import splits
+from resnet50.export import comparison, hub, pruning
+from resnet50.export import formats as export_formats
+from resnet50.export.comparison import Variant
+from resnet50.export.formats import FILES, INT8, ONNX, SAFETENSORS, TENSORRT
+from resnet50.inference import pretrained
+from resnet50.inference.pretrained import Pretrained
+from resnet50.records import checkpoint
 
 PRUNED = "pruned.pt"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="export.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("export.py", __doc__)
     add = parser.add_argument
     add(
         "--weights",
@@ -169,12 +162,12 @@ def write_all(
             export_formats.write_safetensors(loaded, path)
             predictors[name] = export_formats.eager_predictor(pretrained.load(str(path)).model)
         elif name == TENSORRT:
-            largest = max(args.batch_size, *export_check.NOISE_BATCHES)
+            largest = max(args.batch_size, *comparison.NOISE_BATCHES)
             export_formats.write_tensorrt(onnx, path, loaded.image_size, largest)
             predictors[name] = export_formats.tensorrt_predictor(path)
         else:
             if name == INT8:
-                pictures = export_check.calibration_images(
+                pictures = comparison.calibration_images(
                     loaded, args.data_dir, args.split, args.num_calibration
                 )
                 export_formats.write_int8(onnx, path, pictures)
@@ -230,7 +223,7 @@ def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
     formats = chosen_formats(args)
     check_out(args.out, formats)
     hub.check(args.hub, formats, args.private, args.dry_run)
-    split = data.open_split(args.data_dir, args.split) if args.data_dir else None
+    split = splits.open_split(args.data_dir, args.split) if args.data_dir else None
     loaded = pretrained.load(args.weights, args.raw)
     if split is not None:
         loaded.check_classes(split.classes, split.root)
@@ -240,7 +233,7 @@ def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
             other = pretrained.load(args.compare, args.raw)
         except ValueError as error:  # it names the option that others load models with
             raise ValueError(str(error).replace("--weights", "--compare", 1)) from error
-        export_check.check_comparable(loaded, other)
+        comparison.check_comparable(loaded, other)
     print(f"{loaded.name}: {named(loaded.kind)}, {loaded.model.fc.out_features} classes")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
@@ -249,19 +242,19 @@ def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
         variants = write_all(args, loaded, formats, Path(folder))
         if other is not None:
             predict = export_formats.eager_predictor(other.model)
-            variants.append(export_check.compared(other, predict))
-        export_check.compare_on_noise(variants, loaded.image_size)
+            variants.append(comparison.compared(other, predict))
+        comparison.compare_on_noise(variants, loaded.image_size)
         num_images = 0
         if split is not None:
-            indices = export_check.spread(split, args.num_images)
-            pictures = export_check.batches(
-                split, indices, loaded, args.batch_size, export_check.warn_bad
+            indices = comparison.spread(split, args.num_images)
+            pictures = comparison.batches(
+                split, indices, loaded, args.batch_size, comparison.warn_bad
             )
-            num_images = export_check.compare_on_pictures(variants, pictures)
-        if problems := export_check.problems(variants, args.min_agreement):
+            num_images = comparison.compare_on_pictures(variants, pictures)
+        if problems := comparison.problems(variants, args.min_agreement):
             raise ValueError(f"{'; '.join(problems)}. Nothing was written to {args.out}")
-        export_check.measure(variants, loaded.image_size, args.batch_size, args.num_rounds)
-        rows = [export_check.row_of(variant, variants[0]) for variant in variants]
+        comparison.measure(variants, loaded.image_size, args.batch_size, args.num_rounds)
+        rows = [comparison.row_of(variant, variants[0]) for variant in variants]
         publish(Path(folder), args.out, formats)
     return loaded, {
         "models": rows,
@@ -275,7 +268,7 @@ def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export and print the table; 0, or 2 for what the user must change."""
-    args = build_parser().parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    args = build_parser().parse_args(argv)
     try:
         if args.prune is not None:
             check_arguments(args)
@@ -284,14 +277,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         loaded, result = export(args)
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"\n{export_check.as_table(result['models'])}\n\n{result['conditions']}")
+        print(f"\n{comparison.as_table(result['models'])}\n\n{result['conditions']}")
         print(f"{named(result['kind'])} written to {args.out}")
         if args.hub:
             places = [args.weights, args.out, args.data_dir]
             hub.publish(args.hub, loaded, result, places, args.private, args.dry_run)
     except (ValueError, OSError) as error:
-        print(f"export.py: error: {error}", file=sys.stderr)
-        return 2
+        return print_error("export.py", error)
     return 0
 
 

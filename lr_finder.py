@@ -19,35 +19,31 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-import assembly
-import batch_fit
-import command_line
-import data
-import distributed
-import interruption
-import lr_curve
-import range_test
-import run_folder
-import trainer
-from config import TrainConfig
-from distributed import Ranks
-from interruption import Interrupted, Interruption
-from range_test import Range
-from recipes import RECIPES
-from settings import AUTO
+from resnet50.config import train_flags
+from resnet50.config.command_line import Parser, print_error
+from resnet50.config.fields import AUTO
+from resnet50.config.recipes import RECIPES
+from resnet50.config.train_config import TrainConfig
+from resnet50.data.splits import open_dataset
+from resnet50.records import run_folder, status
+from resnet50.run import start
+from resnet50.run.resolve import resolve, with_data
+from resnet50.system import processes
+from resnet50.system.interruption import Interrupted, Interruption
+from resnet50.training import batch_fit, build, distributed, lr_curve, range_test
+from resnet50.training.distributed import Ranks
+from resnet50.training.range_test import Range
 
 OUT = run_folder.RUNS / "lr_finder"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line: the range, and train.py's settings."""
-    parser = argparse.ArgumentParser(
-        prog="lr_finder.py",
+    parser = Parser(
+        "lr_finder.py",
+        __doc__,
         usage="lr_finder.py [--data_dir DIR] [--start_lr X] [--end_lr X] [--num_iter N] [--out DIR]"
         " [--FLAG VALUE ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
@@ -56,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_iter", type=int, metavar="N", help=f"steps between them [{Range.num_iter}]")
     add("--out", type=Path, default=OUT, metavar="DIR", help=f"folder for the results [{OUT}]")
     add("--json", type=Path, default=None, metavar="FILE", help="file for the last line, too")
-    command_line.add_settings(parser, {name: r.summary for name, r in RECIPES.items()})
+    train_flags.add_settings(parser, {name: r.summary for name, r in RECIPES.items()})
     return parser
 
 
@@ -77,18 +73,16 @@ def find(
     if "run_dir" in given:
         raise ValueError("--run_dir is train.py's: lr_finder.py touches no run, give --out")
     # The rate is what is looked for, and the range test sets it by itself.
-    request = command_line.Request({**given, "max_lr": AUTO}, fresh=True)
-    cfg = assembly.with_data(assembly.resolve(request, ranks.world_size))
-    say = assembly.say_on(ranks)
-    train_set, val_set = data.open_dataset(Path(cfg.data_dir))
-    cfg = batch_fit.settle(cfg, ranks, stop, say)
-    plan = trainer.make_plan(cfg, train_set, ranks)
-    weights = assembly.initial_weights(cfg)
-    parts = trainer.set_up(cfg, ranks, train_set, val_set, plan, iter(()), weights)
+    request = train_flags.Request({**given, "max_lr": AUTO}, fresh=True)
+    cfg = with_data(resolve(request, ranks.world_size))
+    say = start.printer(ranks)
+    splits = open_dataset(Path(cfg.data_dir))
+    cfg = batch_fit.fit_batch_size(cfg, ranks, stop, say)
+    parts = build.set_up(cfg, ranks, splits, weights=start.initial_weights(cfg))
     say(
-        f"{cfg.data_dir}: {len(train_set)} training images, {len(train_set.classes)} classes; "
-        f"{plan.describe_batch()}\n{ranks.device.type}, {parts.precision.name}, {rates.num_iter} "
-        f"steps from {rates.start_lr:g} to {rates.end_lr:g}"
+        f"{cfg.data_dir}: {len(splits.train)} training images, {len(splits.train.classes)} "
+        f"classes; {parts.plan.describe_batch()}\n{ranks.device.type}, {parts.precision.name}, "
+        f"{rates.num_iter} steps from {rates.start_lr:g} to {rates.end_lr:g}"
     )
     found = range_test.find_max_lr(parts, rates, args.out, stop, say)
     distributed.disconnect()
@@ -108,10 +102,9 @@ def report(found: lr_curve.Suggestions, args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line, be a rank, and on the first one report."""
-    words = command_line.with_underscores(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(words)
+    args = build_parser().parse_args(argv)
     if distributed.launched_by_torchrun():
-        interruption.die_with_launcher()
+        processes.die_with_launcher()
     stop, ranks = Interruption(), Ranks()
     try:
         ranks = distributed.read_ranks()
@@ -124,10 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted:
         if ranks.is_main:
             print("lr_finder.py: interrupted", file=sys.stderr)
-        return run_folder.EXIT_CODES[run_folder.INTERRUPTED]
+        return status.EXIT_CODES[status.INTERRUPTED]
     except (ValueError, OSError) as error:
         if ranks.is_main:
-            print(f"lr_finder.py: error: {error}", file=sys.stderr)
+            print_error("lr_finder.py", error)
         return 2
     return 0
 

@@ -148,9 +148,9 @@ class ResNet(nn.Module):
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(in_channels, num_classes)
-        self._initialise(zero_init_gamma)
+        self._initialize(zero_init_gamma)
 
-    def _initialise(self, zero_init_gamma: bool) -> None:
+    def _initialize(self, zero_init_gamma: bool) -> None:
         """Convolutions He-normal by fan-out, batch norms 1 and 0, the rest torch's default."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -5,7 +5,7 @@
     python prepare_data.py FOLDER_WITH_THE_IMAGENET_TARS --out /mnt/imagenet/imagenet
     python prepare_data.py --verify /mnt/imagenet/imagenet
 
-SOURCE is a folder or an archive; what it holds is recognised: ImageNet's two original tars, which
+SOURCE is a folder or an archive; what it holds is recognized: ImageNet's two original tars, which
 are read in place, nothing is unpacked to disk; Kaggle's competition download; Tiny-ImageNet;
 Imagenette; train/CLASS/* and val/CLASS/*; CLASS/* without splits, such as mini-ImageNet; train.csv
 and val.csv of `path,label`. Training images are stored so that a crop can be cut out of the
@@ -25,32 +25,25 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-import archives
-import fashion_mnist
-import known_archives
-import layouts
-import pack_report
-import packing
-from command_line import with_underscores
 from dataset_paths import DATASETS
-from interruption import Interruption
-from layouts import Source
-from locking import FolderLock
-from pack_report import SPLITS
-from packed_images import ORIGINAL, SUFFIX, TILES, DamagedPackError, PackedImages
-from packing import Encoding
-
-INTERRUPTED = 75  # exit code of what can be gone on with, as train.py's
+from resnet50.config.command_line import Parser, print_error
+from resnet50.data.pack import ORIGINAL, SUFFIX, TILES, DamagedPackError, PackedImages
+from resnet50.packing import archives, downloads, encode, fashion_mnist, sources
+from resnet50.packing import report as pack_report
+from resnet50.packing.encode import Encoding, SplitJob
+from resnet50.packing.report import SPLITS
+from resnet50.packing.sources import Source
+from resnet50.records import status
+from resnet50.system.interruption import Interruption
+from resnet50.system.locking import FolderLock
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="prepare_data.py",
+    parser = Parser(
+        "prepare_data.py",
+        __doc__,
         usage="prepare_data.py SOURCE --out DIR [options] | --verify DIR",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     names = ", ".join(DATASETS)
@@ -76,10 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Settle defaults; ends the program with exit code 2 on a mistake."""
+    """Fill in defaults; ends the program with exit code 2 on a mistake."""
     if (args.verify is None) == (args.source is None):
         parser.error("give a SOURCE to pack, or --verify DIR")
-    args.num_workers = packing.num_cores() if args.num_workers is None else args.num_workers
+    args.num_workers = encode.num_cores() if args.num_workers is None else args.num_workers
     if not 1 <= args.num_workers <= 512:
         parser.error(f"--num_workers {args.num_workers}: must be from 1 to 512")
     if args.long_side is None:
@@ -121,18 +114,18 @@ def open_source(args: argparse.Namespace, work_dir: Path) -> tuple[Source, Calla
         return fashion_mnist.source(args.source_dir), fashion_mnist.read
     path = Path(args.source)
     if args.source in DATASETS and not path.exists():
-        path = known_archives.find(args.source, args.download, work_dir, args.search)
+        path = downloads.find(args.source, args.download, work_dir, args.search)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder, nor one of {', '.join(DATASETS)}")
     if not args.skip_md5:
-        known_archives.check_md5(path, work_dir)
+        downloads.check_md5(path, work_dir)
     print(f"listing {path}", file=sys.stderr)
-    return layouts.recognise(path, work_dir, args.val_pct), archives.read
+    return sources.recognize(path, work_dir, args.val_pct), archives.read
 
 
-def check_room(source: Source, read: Callable, ways: dict[str, Encoding], out: Path) -> None:
+def check_room(jobs: Sequence[SplitJob], out: Path) -> None:
     """Raise ValueError if the disk has no room for what is still to be written."""
-    needed = sum(packing.foretell_bytes(source.splits[s], read, ways[s]) for s in SPLITS)
+    needed = sum(encode.estimate_bytes(job) for job in jobs)
     there = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     free = shutil.disk_usage(out).free
     if needed - there > free:
@@ -161,20 +154,24 @@ def pack(args: argparse.Namespace) -> int:
     ways = encodings(args)
     try:
         source, read = open_source(args, work_dir)
-        check_room(source, read, ways, out)
+        jobs = [
+            SplitJob(split, source.splits[split], source.classes, read, ways[split])
+            for split in SPLITS
+        ]
+        check_room(jobs, out)
     except ValueError:
         remove_if_empty(work_dir)
         raise
     stop = Interruption()  # from here on a signal waits until what is done is on the disk
     report = {"request": request, "layout": source.layout, "classes": len(source.classes)}
-    for split in SPLITS:
-        report[split] = pack_one(source, read, split, ways[split], out, args.num_workers, stop)
+    for job in jobs:
+        report[job.split] = pack_one(job, out, args.num_workers, stop)
     if args.write_annotations:
-        layouts.write_annotations(source, out)
+        sources.write_annotations(source, out)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     lock.release()
     shutil.rmtree(work_dir)
-    pack_report.tell(report, out, source)
+    pack_report.print_report(report, out, source)
     return 0
 
 
@@ -227,19 +224,17 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-def pack_one(
-    source: Source, read: Callable, split: str, way: Encoding, out: Path, num_workers: int,
-    stop: Interruption,
-) -> dict[str, object]:  # fmt: skip
+def pack_one(job: SplitJob, out: Path, num_workers: int, stop: Interruption) -> dict[str, object]:
     """Pack one split, unless an earlier start has; what the report says of it."""
-    pictures, path = source.splits[split], out / f"{split}{SUFFIX}"
-    told = out / ".work" / f"{split}.json"
-    if path.exists() and told.exists():
-        result = json.loads(told.read_text())
-        if result["way"] == way.settings():
+    path, result_path = out / f"{job.split}{SUFFIX}", out / ".work" / f"{job.split}.json"
+    if path.exists() and result_path.exists():
+        result = json.loads(result_path.read_text())
+        if result["way"] == job.encoding.settings():
             return result
     start, done_before = time.monotonic(), []
-    with tqdm(total=len(pictures), desc=split, unit="img", disable=None, leave=False) as bar:
+    with tqdm(
+        total=len(job.pictures), desc=job.split, unit="img", disable=None, leave=False
+    ) as bar:
 
         def progress(num_done: int) -> None:
             """Move the bar; end here if a signal came."""
@@ -247,31 +242,29 @@ def pack_one(
                 done_before.append(num_done)
                 bar.initial = bar.n = num_done
                 if num_done:
-                    print(f"{split}: going on at image {num_done:,}", file=sys.stderr)
+                    print(f"{job.split}: going on at image {num_done:,}", file=sys.stderr)
             bar.update(num_done - bar.n)
             if stop.requested:
                 raise KeyboardInterrupt
 
-        notes = packing.pack_split(
-            split, pictures, source.classes, read, way, path, num_workers, progress
-        )
+        notes = encode.pack_split(job, path, num_workers, progress)
     seconds = time.monotonic() - start
     result = {
         "images": len(PackedImages(path)),
         "bytes": path.stat().st_size,
         "seconds": round(seconds, 1),
-        "images_per_s": round((len(pictures) - done_before[0]) / max(seconds, 1e-3), 1),
-        "way": way.settings(),
+        "images_per_s": round((len(job.pictures) - done_before[0]) / max(seconds, 1e-3), 1),
+        "way": job.encoding.settings(),
         "notes": [note._asdict() for note in notes],
     }
-    told.write_text(json.dumps(result))
+    result_path.write_text(json.dumps(result))
     return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare or verify; 0 if all is well, 2 if something must be changed, 75 if interrupted."""
     parser = build_parser()
-    args = parser.parse_args(with_underscores(sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(argv)
     check(parser, args)
     for signum in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the former
         signal.signal(signum, signal.default_int_handler)
@@ -279,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return pack_report.verify(args.verify, args.num_workers) if args.verify else pack(args)
     except KeyboardInterrupt:
         print("prepare_data.py: interrupted; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+        return status.EXIT_CODES[status.INTERRUPTED]
     except BrokenProcessPool:
         message = "a process was killed, perhaps for memory: take fewer --num_workers"
     except OSError as error:
@@ -288,8 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"{option}: {error.strerror}{where}; the same command goes on once that is mended"
     except ValueError as error:
         message = str(error)
-    print(f"prepare_data.py: error: {message}", file=sys.stderr)
-    return 2
+    return print_error("prepare_data.py", message)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ demo() {
 }
 
 tests() {
-    local shell_scripts=(setup_and_train.sh setup_steps.sh .ci/run launch/slurm.sbatch)
+    local shell_scripts=(setup_and_train.sh host/setup_steps.sh .ci/run launch/slurm.sbatch)
     say "1/3 environment"
     build_environment requirements-dev.txt
     say "2/3 lint"
@@ -131,8 +131,8 @@ check_choice() {
     [[ " $* " == *" $value "* ]] || die "$option $value: one of $*"
 }
 
-# What --dataset and the places of things come to.
-settle() {
+# What --dataset and the other options come to.
+resolve_options() {
     local name newest
     [[ -z $dataset || " $DATASETS " == *" $dataset "* ]] || die "--dataset $dataset: one of $DATASETS"
     if [[ -n $until_volume ]]; then only=host,volume; fi
@@ -236,30 +236,41 @@ parse() {
 }
 
 main() {
-    local mode="" max_steps="" dataset="" mount=/mnt/imagenet volume="" data_dir="" repo=""
-    local only=${STEPS// /,} until_volume="" run_dir="" cache="" way="" then="" on_local_changes="" dry_run=no may_install=no log=/dev/null
-    local venv=${VENV:-.venv} cwd=$PWD state runs packed data source step here train words=("$@") train_words=()
-    local root=() recipe=() cpu=() price=() dry=() volume_flags=() repo_flags=() service_flags=()
+    # The command line, and what it asks for; empty unless given.
+    local words=("$@") cwd=$PWD
+    local mode="" dry_run=no only=${STEPS// /,} until_volume=""
+    local dataset="" data_dir="" run_dir="" max_steps="" train_words=()
+    local mount=/mnt/imagenet volume="" cache=""
+    local repo="" on_local_changes=""
+    local way="" then=""
+    # Flags that are handed on, each with its value, to train.py and to the host's commands.
+    local recipe=() price=() cpu=() dry=()
+    local volume_flags=() repo_flags=() service_flags=()
+    # What resolve_options makes of them: the data's name and folders, the runs', the command.
+    local source packed data
+    local state runs train
+    # How the steps do their work.
+    local here venv=${VENV:-.venv} root=() may_install=no log=/dev/null step
     parse "$@"
     here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
     if [[ $(id -u) == 0 && -n ${SUDO_USER:-} && $SUDO_USER != root ]]; then
         die "run this as $SUDO_USER, without sudo: it calls sudo where it needs root"
     fi
-    [[ -f $here/setup_steps.sh ]] || alone "$@"
+    [[ -f $here/host/setup_steps.sh ]] || alone "$@"
     cd "$here"
-    # shellcheck source=setup_steps.sh
-    source setup_steps.sh
+    # shellcheck source=host/setup_steps.sh
+    source host/setup_steps.sh
     case $mode in
         __demo) demo ;;
         __test) tests ;;
         "")
-            settle
+            resolve_options
             setup
             ;;
         *)
-            settle
+            resolve_options
             if [[ -e $log ]] && ! flock --nonblock "$log" true; then say "a setup is at work: $log"; fi
-            exec python3 -B service.py "${mode#__}" --run_dir "$run_dir"
+            exec python3 -B -m host.service "${mode#__}" --run_dir "$run_dir"
             ;;
     esac
 }

@@ -4,126 +4,158 @@
     python train.py --data_dir DIR --run_dir runs/NAME --recipe onecycle50
     torchrun --standalone --nproc_per_node=2 train.py --data_dir DIR --run_dir runs/NAME
 
-`python train.py` starts torchrun on all GPUs and restarts it after a crash (supervisor.py); every
-rank then runs `train` below. The same command, after whatever interruption, resumes. SIGTERM and
-Ctrl-C save first; SIGUSR1 saves and goes on. Exit codes: 0 done, 1 crashed, 2 change something,
+`python train.py` starts torchrun on all GPUs and restarts it after a crash (run/supervisor.py);
+every rank then runs `train` below. The same command, after whatever interruption, resumes. SIGTERM
+and Ctrl-C save first; SIGUSR1 saves and goes on. Exit codes: 0 done, 1 crashed, 2 change something,
 3 diverged, 75 interrupted and resumable.
 """
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from functools import partial
+from itertools import islice
 
 import torch
 
-import command_line
-import distributed
-import engine
-import launch
-import run_folder
-import sampling
-import trainer
-from assembly import Run
-from command_line import with_underscores
-from recipes import RECIPES
-from slots import Batch
+from resnet50.config import train_flags
+from resnet50.config.command_line import with_underscores
+from resnet50.config.recipes import RECIPES
+from resnet50.data.batch import Batch
+from resnet50.records import status
+from resnet50.run import resolve, resume, start
+from resnet50.run.rank import run_rank
+from resnet50.run.start import Ended, Run
+from resnet50.run.supervisor import supervise
+from resnet50.training import build, distributed, engine
+from resnet50.training.plan import eval_keys
 
 RETRY_SAVE_S = 60.0  # after a checkpoint that could not be written: a disk is cleared by hand
 
 
-@dataclass
-class Orders:
-    """What all ranks agreed on between two steps."""
+@dataclass(frozen=True)
+class Requests:
+    """What any rank asked for between two steps; once exchanged, the same on all of them."""
 
-    stop: bool
+    stop: bool  # a signal, or a spot notice
     save: bool
-    out_of_time: bool
+    out_of_time: bool  # --max_minutes are over
 
 
 def train(run: Run) -> str:
-    """The loop: agree, finish an epoch, save, take a step. Returns the state the run ended in."""
-    cfg, plan, state, log = run.cfg, run.plan, run.state, run.log
-    while True:
-        orders = agree(run)
-        ends = state.step >= plan.stop_step or orders.out_of_time or log.has_top1(cfg.target_top1)
-        if (ends or plan.ends_epoch(state.step)) and not log.has_row(state.step):
-            orders.save = True
-            orders.stop = not finish_epoch(run, ends) or orders.stop
-            ends = ends or log.has_top1(cfg.target_top1)
-        if orders.save or orders.stop:
-            run.log_requests()
-            save(run)
-        if ends and log.has_row(state.step):
-            return run_folder.DONE if is_saved(run) else run_folder.INTERRUPTED
-        if orders.stop:
-            is_saved(run)
-            return run_folder.INTERRUPTED
+    """The loop: exchange requests, finish an epoch, save, end, or take a step.
 
-        start = time.monotonic()
-        micro_batches = list(islice(run.batches, plan.micro_batches_per_rank))
-        data_wait_s = time.monotonic() - start
+    Returns the state that the run ended in (records/status.py).
+    """
+    parts, results, log = run.parts, run.results, run.log
+    cfg, plan, state = parts.cfg, parts.plan, parts.state
+    while True:
+        requests = exchange_requests(run)
+        stop, save_now = requests.stop, requests.save
+        is_end = ends_here(run, requests)
+
+        # The end of an epoch, or of the run: evaluate and add a row to the results. A run that was
+        # saved and resumed at this very step has its row already.
+        if (is_end or plan.ends_epoch(state.step)) and not results.has_row(state.step):
+            was_interrupted = not finish_epoch(run, is_end)
+            stop, save_now = stop or was_interrupted, True
+        if stop or save_now:
+            save(run)
+
+        # Asked again: the evaluation may just have reached --target_top1. Without a row it was
+        # interrupted, and then this is no end: the resume has to repeat it.
+        if ends_here(run, requests) and results.has_row(state.step):
+            return status.DONE if wait_for_save(run) else status.INTERRUPTED
+        if stop:
+            wait_for_save(run)
+            return status.INTERRUPTED
+
+        start_s = time.monotonic()
+        micro_batches = list(islice(parts.batches, plan.micro_batches_per_rank))
+        data_wait_s = time.monotonic() - start_s
         lr = state.lr
-        sums = engine.train_step(state, run.network, micro_batches, cfg, run.precision, run.ranks)
+        sums = engine.train_step(state, micro_batches, parts.context)
         engine.advance(state, sums)
         run.note_bad_images(micro_batches)
-        log.step_done(state.step, time.monotonic() - start, data_wait_s)
+        log.step_done(state.step, time.monotonic() - start_s, data_wait_s)
         if state.step % cfg.log_every_steps == 0:
-            log.train_record(
-                state.step, lr, engine.means(distributed.sum_over_ranks(sums, run.ranks))
-            )
+            means = engine.means(distributed.sum_over_ranks(sums, parts.ranks))
+            log.train_record(state.step, lr, means)
 
 
-def agree(run: Run) -> Orders:
-    """Give every rank the same orders; one exchange of five host numbers a step.
+def exchange_requests(run: Run) -> Requests:
+    """What all ranks ask for, in one exchange of five host numbers a step.
 
     Raises Ended when the loss is no longer finite or too many images cannot be decoded.
     """
-    cfg, step = run.cfg, run.state.step
-    run.heartbeat.beat(step)
+    state, ranks = run.parts.state, run.parts.ranks
+    run.heartbeat.beat(state.step)
     report_failed_save(run)
-    by_steps = cfg.save_every_steps and step % cfg.save_every_steps == 0 and step != run.saved_step
-    by_time = time.monotonic() >= run.save_due_s and not run.writer.is_busy
-    save_due = run.ranks.is_main and (by_steps or by_time)
-    save_due = save_due or run.interruption.save_requested  # on whichever rank
-    over = cfg.max_minutes and run.log.paid_s >= 60 * cfg.max_minutes
     stop, save_now, out_of_time, non_finite, num_new_bad = distributed.agree(
         [
             int(run.interruption.requested),
-            int(save_due),
-            int(run.ranks.is_main and bool(over)),
-            run.non_finite.read(run.state.epoch_sums[engine.NON_FINITE]),
+            int(save_is_due(run) or run.interruption.save_requested),
+            int(ranks.is_main and time_is_over(run)),
+            # Of a step or two ago: to wait for this one's loss would hold up the GPU.
+            run.non_finite.read(state.epoch_sums[engine.NON_FINITE]),
             len(run.new_bad_images),
         ],
-        run.ranks,
+        ranks,
     )
     if non_finite:
         raise_diverged(run)
     if num_new_bad:
         report_bad_images(run)
-    if out_of_time and step < run.plan.stop_step and not run.log.has_row(step):
-        run.log.event(
-            step, f"--max_minutes {cfg.max_minutes:g} are over: ending early, at step {step}"
-        )
-    return Orders(stop > 0, save_now > 0, out_of_time > 0)
+    return Requests(stop > 0, save_now > 0, out_of_time > 0)
 
 
-def finish_epoch(run: Run, ends: bool) -> bool:
-    """Evaluate if this is a time to, and add the epoch's row; False if interrupted before that."""
-    cfg, plan, state = run.cfg, run.plan, run.state
-    train_sums = distributed.sum_over_ranks(state.epoch_sums, run.ranks)
+def save_is_due(run: Run) -> bool:
+    """Whether a checkpoint is due by steps or by time, which rank 0 decides."""
+    cfg, step = run.parts.cfg, run.parts.state.step
+    if not run.parts.ranks.is_main:
+        return False
+    if cfg.save_every_steps and step % cfg.save_every_steps == 0 and step != run.saved_step:
+        return True
+    return time.monotonic() >= run.save_due_s and not run.writer.is_busy
+
+
+def time_is_over(run: Run) -> bool:
+    max_minutes = run.parts.cfg.max_minutes
+    return max_minutes > 0 and run.log.paid_s >= 60 * max_minutes
+
+
+def ends_here(run: Run, requests: Requests) -> bool:
+    """Whether no step follows: all are done, the time is over, or --target_top1 is reached."""
+    is_last_step = run.parts.state.step >= run.parts.plan.stop_step
+    has_target = run.results.has_top1(run.parts.cfg.target_top1)
+    return is_last_step or requests.out_of_time or has_target
+
+
+def finish_epoch(run: Run, is_end: bool) -> bool:
+    """Evaluate if this is a time to, and add the epoch's row; False if interrupted before that.
+
+    is_end: of the run, at which it is always evaluated.
+    """
+    parts, log = run.parts, run.log
+    cfg, plan, state = parts.cfg, parts.plan, parts.state
+    if is_end and state.step < plan.stop_step and time_is_over(run):
+        text = f"--max_minutes {cfg.max_minutes:g} are over: ending early, at step {state.step}"
+        log.event(state.step, text)
+    train_sums = distributed.sum_over_ranks(state.epoch_sums, parts.ranks)
     if train_sums[engine.NON_FINITE]:
         raise_diverged(run)
-    val_sums = None
-    if ends or plan.evaluates_at(state.step, cfg.eval_every_epochs):
+    val_means = None
+    if is_end or plan.evaluates_at(state.step, cfg.eval_every_epochs):
         val_sums = evaluate(run)
         if val_sums is None:
             return False
         if val_sums[engine.NON_FINITE]:
             raise_diverged(run)
-    val_means = None if val_sums is None else engine.means(val_sums)
-    run.log.epoch_row(state.step, state.lr, engine.means(train_sums), val_means)
+        val_means = engine.means(val_sums)
+    row = log.row_of_epoch(state.step, state.lr, engine.means(train_sums), val_means)
+    run.results.rows.append(row)
+    log.epoch_done()
     if plan.ends_epoch(state.step):
         state.epoch_sums.zero_()
         # Only what an uninterrupted run evaluates too may count on a plateau.
@@ -133,58 +165,59 @@ def finish_epoch(run: Run, ends: bool) -> bool:
 
 
 def lower_on_plateau(run: Run, val_loss: float) -> None:
-    state = run.state
-    if state.learning_rate.evaluated(state.step, val_loss) and state.step < run.plan.total_steps:
+    state, plan = run.parts.state, run.parts.plan
+    if state.learning_rate.evaluated(state.step, val_loss) and state.step < plan.total_steps:
         run.log.event(state.step, f"on a plateau: learning rate {state.lr:.4g} from here on")
 
 
 def evaluate(run: Run) -> torch.Tensor | None:
     """Summed results of the validation split, on all ranks; None if interrupted."""
-    cfg, ranks = run.cfg, run.ranks
-    num_images = len(run.val_set)
-    keys = sampling.eval_keys(
-        num_images, cfg.device_batch_size, cfg.eval_crop, ranks.rank, ranks.world_size
-    )
-    rounds = -(-num_images // (cfg.device_batch_size * ranks.world_size))
-    batches = chain(run.feeder.batches(trainer.EVAL, keys), [None] * (rounds - len(keys)))
+    parts, cfg, ranks = run.parts, run.parts.cfg, run.parts.ranks
+    num_images = len(parts.splits.val)
+    keys = eval_keys(num_images, cfg.device_batch_size, cfg.eval_crop, ranks.rank, ranks.world_size)
 
-    def should_stop(batch: Batch | None) -> bool:
-        run.heartbeat.beat(run.state.step)
-        run.note_bad_images([batch] if batch else [])
+    def watched(batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            run.heartbeat.beat(parts.state.step)
+            run.note_bad_images([batch])
+            yield batch
+
+    def should_stop() -> bool:
         return distributed.agree([int(run.interruption.requested)], ranks)[0] > 0
 
-    distributed.broadcast_buffers([run.state.model, run.state.eval_model], ranks)
-    return engine.evaluate(
-        run.state.eval_model, batches, num_images, run.precision, ranks, should_stop
-    )
+    distributed.broadcast_buffers([parts.state.model, parts.state.eval_model], ranks)
+    predict = partial(engine.predict, parts.state.eval_model.eval(), precision=parts.precision)
+    batches = watched(parts.loader.batches(build.EVAL, keys))
+    return engine.evaluate(predict, batches, num_images, ranks, should_stop)
 
 
 def save(run: Run) -> None:
     """Begin to write a checkpoint, and best.pt if this step is the best one; every rank must call
     it. Raises Ended rather than save a model that is no longer finite.
     """
-    state, ranks, log = run.state, run.ranks, run.log
+    state, ranks, log = run.parts.state, run.parts.ranks, run.log
+    start.log_reasons(run.interruption, log, ranks, state.step)
     if run.saved_step == state.step:
         return
     epoch_sums = distributed.sum_over_ranks(state.epoch_sums, ranks)
     distributed.broadcast_buffers([state.model, state.eval_model], ranks)
     if epoch_sums[engine.NON_FINITE] or not engine.all_finite(state.model):
         raise_diverged(run)
-    run.save_due_s = time.monotonic() + 60 * run.cfg.save_every_minutes
+    run.schedule_save(in_s=60 * run.parts.cfg.save_every_minutes)
     run.saved_step = state.step
     if ranks.is_main:
-        contents = run.origin | state.state_dict()
-        contents |= {"epoch_sums": epoch_sums, "rows": log.rows, "best": log.best}
-        is_best = log.best is not None and log.best["step"] == state.step
+        best = run.results.best
+        is_best = best is not None and best["step"] == state.step
+        contents = resume.checkpoint_contents(run, epoch_sums)
         run.writer.start(state.step, contents, is_best)
-        log.status(run_folder.RUNNING, state.step)
+        log.write_status(status.RUNNING, state.step)
 
 
-def is_saved(run: Run) -> bool:
-    """Wait until the checkpoint of this step is written, and tell whether it was."""
+def wait_for_save(run: Run) -> bool:
+    """Wait until the checkpoint of this step is written; returns whether it was."""
     run.writer.wait()
     report_failed_save(run)
-    return run.saved_step == run.state.step
+    return run.saved_step == run.parts.state.step
 
 
 def report_failed_save(run: Run) -> None:
@@ -197,9 +230,9 @@ def report_failed_save(run: Run) -> None:
         return
     if failure.step == run.saved_step:  # else a newer one has been begun, or written, since
         run.saved_step = -1
-        run.save_due_s = time.monotonic() + RETRY_SAVE_S
+        run.schedule_save(in_s=RETRY_SAVE_S)
     run.log.event(
-        run.state.step,
+        run.parts.state.step,
         f"warning: no checkpoint of step {failure.step}: {run.writer.folder}: "
         f"{failure.error.strerror}; older ones stand, training goes on and tries again",
     )
@@ -207,45 +240,47 @@ def report_failed_save(run: Run) -> None:
 
 def raise_diverged(run: Run) -> None:
     """End the run on all ranks; checkpoints from before stand."""
+    step = run.parts.state.step
     run.log.event(
-        run.state.step,
-        f"error: the loss is not finite at or before step {run.state.step}. The checkpoints are "
-        "from before. Try a new run with a lower --max_lr, or --clip_grad_norm 1",
+        step,
+        f"error: the loss is not finite at or before step {step}. The checkpoints are from "
+        "before. Try a new run with a lower --max_lr, or --clip_grad_norm 1",
     )
-    raise launch.Ended(run_folder.DIVERGED)
+    raise Ended(status.DIVERGED)
 
 
 def report_bad_images(run: Run) -> None:
     """Name new undecodable files once; raises Ended if there are now too many."""
-    new = distributed.gather_names(run.new_bad_images, run.ranks) - run.bad_images
+    step, most = run.parts.state.step, run.parts.cfg.max_bad_images
+    new = distributed.gather_names(run.new_bad_images, run.parts.ranks) - run.bad_images
     run.bad_images |= new
     run.new_bad_images = set()
     for name in sorted(new):
-        run.log.event(run.state.step, f"warning: cannot be decoded, replaced: {name}")
-    if len(run.bad_images) > run.cfg.max_bad_images:
+        run.log.event(step, f"warning: cannot be decoded, replaced: {name}")
+    if len(run.bad_images) > most:
         run.log.event(
-            run.state.step,
+            step,
             f"error: {len(run.bad_images)} images cannot be decoded, more than --max_bad_images "
-            f"{run.cfg.max_bad_images}: repair or remove them (log.jsonl names them), or raise it",
+            f"{most}: repair or remove them (log.jsonl names them), or raise it",
         )
-        raise launch.Ended(run_folder.CONFIG_ERROR)
+        raise Ended(status.CONFIG_ERROR)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the command line; then be a rank, or the supervisor of all ranks."""
     argv = with_underscores(sys.argv[1:] if argv is None else argv)
     presets = {name: recipe.summary for name, recipe in RECIPES.items()}
-    parser = command_line.build_parser(presets, epilog=__doc__.split("\n", 2)[2])
-    request = command_line.parse(parser, argv)
+    parser = train_flags.build_parser(presets, epilog=__doc__.split("\n", 2)[2])
+    request = train_flags.parse(parser, argv)
     if request.list_recipes or request.print_config:
         try:
-            print(launch.answer(request), end="")
+            print(resolve.answer(request), end="")
         except ValueError as error:
             parser.error(str(error))
         return 0
     if distributed.launched_by_torchrun():
-        return launch.run_rank(request, train)
-    return launch.supervise(request, argv, __file__)
+        return run_rank(request, train)
+    return supervise(request, argv, __file__)
 
 
 if __name__ == "__main__":

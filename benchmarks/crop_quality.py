@@ -35,14 +35,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import data
-import packing
-import sampling
-import slots
-import transforms
-from layouts import Picture
-from packed_images import PackedImages
-from packing import Encoding
+from resnet50.data import batch, crops, sampling, splits, transforms
+from resnet50.data.pack import PackedImages
+from resnet50.packing import encode
+from resnet50.packing.encode import Encoding, SplitJob
+from resnet50.packing.sources import Picture
 
 ORIGINAL, LONG_500, LONG_400 = "original", "long side 500 q90", "long side 400 q90"
 SHORT_256, FULL_95 = "short side 256 q90", "full size q95"
@@ -60,7 +57,7 @@ BICUBIC, FFCV = "Pillow, bicubic", "FFCV's way"
 class Corpus:
     """A folder of pictures, and where their other forms are kept."""
 
-    folder: data.ImageFolder
+    folder: splits.ImageFolder
     cache: Path
 
     @property
@@ -79,10 +76,8 @@ class Corpus:
                 Picture(os.fsdecode(name), label, file)
                 for name, label, file in zip(folder.paths, self.labels, self.files, strict=True)
             ]
-            encoding, num_cores = STORES[store], packing.num_cores()
-            notes = packing.pack_split(
-                "train", pictures, folder.classes, read_file, encoding, path, num_cores
-            )
+            job = SplitJob("train", pictures, folder.classes, read_file, STORES[store])
+            notes = encode.pack_split(job, path, encode.num_cores())
             if bad := [note for note in notes if note.kind == "bad"]:
                 path.unlink()
                 raise ValueError(f"--data_dir: {bad[0].name}: {bad[0].text}: remove that file")
@@ -110,8 +105,8 @@ def open_corpus(args: argparse.Namespace) -> Corpus:
         command = [sys.executable, script, "--out", data_dir, "--cache", debs]
         if subprocess.run(command).returncode != 0:
             raise ValueError("photo_corpus.py made no pictures: name a folder with --data_dir")
-    folder = data.open_split(data_dir, "train")
-    if not isinstance(folder, data.ImageFolder):
+    folder = splits.open_split(data_dir, "train")
+    if not isinstance(folder, splits.ImageFolder):
         raise ValueError(f"--data_dir {data_dir}: holds a pack; name a folder of original files")
     num_images = min(len(folder), args.num_images)
     chosen = np.linspace(0, len(folder), num_images, endpoint=False).astype(np.int64)
@@ -130,19 +125,19 @@ class Crop(NamedTuple):
     size: Sequence[int]
 
 
-def our_crops(split: data.Split, indices: np.ndarray, side: int, scale: float) -> list[Crop]:
+def our_crops(split: splits.Split, indices: np.ndarray, side: int, scale: float) -> list[Crop]:
     """What train.py sees of some images."""
-    slot = slots.Slot(0, np.zeros(1, slots.slot_dtype(len(indices), side))[0])
+    slot = batch.Slot(0, np.zeros(1, batch.slot_dtype(len(indices), side))[0])
     slot.set_key(sampling.BatchKey(0, indices, side))
-    data.TrainImages(split, 0, data.Augmentation(scale, flip=False))(slot)
+    crops.TrainImages(split, 0, crops.Augmentation(scale, flip=False))(slot)
     sizes = [split.open(index).size for index in indices.tolist()]
-    boxes, _ = data.reduce_boxes(draw_boxes(indices, sizes, scale), side)
+    boxes, _ = crops.reduce_boxes(draw_boxes(indices, sizes, scale), side)
     return [Crop(*crop) for crop in zip(slot.images, boxes.tolist(), sizes, strict=True)]
 
 
 def draw_boxes(indices: np.ndarray, sizes: Sequence, scale: float) -> np.ndarray:
-    """The rectangles that data.TrainImages draws, (N, 4)."""
-    draws = sampling.uniforms(0, 0, indices, data.FLIP)
+    """The rectangles that crops.TrainImages draws, (N, 4)."""
+    draws = sampling.uniforms(0, 0, indices, crops.FLIP)
     return transforms.crop_boxes(draws, np.array(sizes), scale)
 
 
@@ -152,14 +147,14 @@ def ffcv_crops(
     """What FFCV 1.0.2 would make of some images: its writer's and its decoder's steps."""
     pictures = [ffcv_stored(np.asarray(original), long_side) for original in originals]
     sizes = [(picture.shape[1], picture.shape[0]) for picture in pictures]
-    crops = []
+    found = []
     for picture, box, size in zip(pictures, draw_boxes(indices, sizes, scale), sizes, strict=True):
         left, top, right, bottom = box
         pixels = cv2.resize(
             picture[top:bottom, left:right], (side, side), interpolation=cv2.INTER_AREA
         )
-        crops.append(Crop(pixels, box, size))
-    return crops
+        found.append(Crop(pixels, box, size))
+    return found
 
 
 def ffcv_stored(pixels: np.ndarray, long_side: int) -> np.ndarray:

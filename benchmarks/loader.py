@@ -7,10 +7,10 @@
 Without --data_dir it makes the photo corpus (photo_corpus.py, 170 MB to download). It stores the
 pictures in the ways compared, once, in --work_dir (1 GB), and measures from there: one process at a
 time, one core, one thread, everything in the page cache, batches of 50. Seconds are of processor
-time, all threads of a process together, which neighbours on the machine cannot take away.
+time, all threads of a process together, which neighbors on the machine cannot take away.
 * base: ImageFolder, Pillow, RandomResizedCrop, flip, ToTensor, Normalize and torch.stack.
 * ours: what a worker of train.py does for a batch, uint8 in its place in shared memory. Whether to
-  flip is drawn; the flip itself and the normalisation are the device's.
+  flip is drawn; the flip itself and the normalization are the device's.
 * FFCV 1.0.2 on files of JPEGs that its own writer made of the same pictures, and DALI on the CPU on
   plain JPEG files; uint8, flipped. webdataset on one .tar of the originals, then as base.
   Each runs in its own Python, since hardly one holds everything, and is skipped where missing:
@@ -49,13 +49,12 @@ import loader_rivals
 from crop_quality import LONG_400, LONG_500, ORIGINAL, SHORT_256, Corpus
 from loader_rivals import LONG_SIDES, TITLES, Rival, RivalError, start_rivals
 
-import data
-import feeding
-import host_speed
-import packing
-import transforms
-from sampling import BatchKey, epoch_order
-from slots import Slot, slot_dtype
+from resnet50.data import crops, splits, transforms
+from resnet50.data.batch import Slot, slot_dtype
+from resnet50.data.loader import SPARE_SLOTS, Loader
+from resnet50.data.sampling import BatchKey, epoch_order
+from resnet50.packing import encode
+from resnet50.training import throughput
 
 BATCH = 50  # images
 STORES = (ORIGINAL, LONG_500, LONG_400, SHORT_256)
@@ -107,9 +106,9 @@ def base_candidate(work: Work) -> Candidate:
     return Candidate("ImageFolder, Pillow, float", "base", ORIGINAL, corpus.files, run)
 
 
-def our_candidate(work: Work, store: str, split: data.Split) -> Candidate:
+def our_candidate(work: Work, store: str, split: splits.Split) -> Candidate:
     """What a worker process does, done in this one."""
-    fill = data.TrainImages(split, 0, data.Augmentation(work.scale))
+    fill = crops.TrainImages(split, 0, crops.Augmentation(work.scale))
     slot = Slot(0, np.zeros(1, slot_dtype(BATCH, work.size))[0])
 
     def run(number: int) -> float:
@@ -215,16 +214,16 @@ def measure_one_core(args: argparse.Namespace, corpus: Corpus, rounds: np.ndarra
 def measure_workers(args: argparse.Namespace, corpus: Corpus, rounds: np.ndarray) -> list[dict]:
     """What two workers deliver over one, at the first image size and crop scale."""
     size, scale = args.image_sizes[0], args.min_crop_scales[0]
-    fill = data.TrainImages(corpus.pack(LONG_500), 0, data.Augmentation(scale))
-    feeders = [feeding.Feeder([fill], BATCH, size, count, torch.device("cpu")) for count in (1, 2)]
+    fill = crops.TrainImages(corpus.pack(LONG_500), 0, crops.Augmentation(scale))
+    loaders = [Loader([fill], BATCH, size, count, torch.device("cpu")) for count in (1, 2)]
     keys = [BatchKey(0, indices, size) for indices in rounds.reshape(-1, BATCH)]
-    streams = [feeder.batches(0, itertools.cycle(keys)) for feeder in feeders]
+    streams = [loader.batches(0, itertools.cycle(keys)) for loader in loaders]
     num_batches = 4 * rounds.shape[1]
     seconds = np.zeros((args.rounds, 2))
     for number, (place, stream) in itertools.product(range(args.rounds), enumerate(streams)):
         time.sleep(IDLE_S)
         # What lies ready is not counted, nor the first batches, which all come at once.
-        for _ in range(place + 1 + feeding.SPARE_SLOTS + LEAD_IN):
+        for _ in range(place + 1 + SPARE_SLOTS + LEAD_IN):
             next(stream)
         start = time.perf_counter()
         for _ in range(num_batches):
@@ -241,8 +240,8 @@ def machine() -> str:
     """Processor, how busy it is, versions."""
     modules = torch, torchvision, PIL, simplejpeg, cv2
     versions = [f"{module.__name__} {module.__version__}" for module in modules]
-    state = f"{packing.num_cores()} cores, load {os.getloadavg()[0]:.1f}"
-    return ", ".join([host_speed.cpu_name(), state, f"Python {sys.version.split()[0]}", *versions])
+    state = f"{encode.num_cores()} cores, load {os.getloadavg()[0]:.1f}"
+    return ", ".join([throughput.cpu_name(), state, f"Python {sys.version.split()[0]}", *versions])
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -267,7 +266,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--images_per_round {args.images_per_round}: must be a multiple of {BATCH}")
     if not all(0 < scale <= 1 for scale in args.min_crop_scales):
         parser.error("--min_crop_scales: must lie between 0 and 1")
-    if args.num_workers > packing.num_cores():
+    if args.num_workers > encode.num_cores():
         parser.error("--num_workers 2: needs two cores, here is one; take --num_workers 1")
     return args
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,19 +29,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import contextlib
 import itertools
 
-import assembly
-import distributed
-import engine
-import interruption
-import schedule
 import train
-import trainer
-import transforms
-from checkpoint_writer import CheckpointWriter
-from config import TrainConfig
-from heartbeat import Heartbeat
-from run_log import RunLog
-from slots import Batch
+from resnet50.config.train_config import TrainConfig
+from resnet50.data.batch import Batch, normalize
+from resnet50.records.checkpoint_writer import CheckpointWriter
+from resnet50.records.log import RunLog
+from resnet50.records.results import Results
+from resnet50.run import start
+from resnet50.run.heartbeat import Heartbeat
+from resnet50.system import interruption
+from resnet50.training import build, distributed
+from resnet50.training.device import LateCounter, choose_precision
+from resnet50.training.plan import make_plan
 
 
 class FinishedError(Exception):
@@ -55,53 +55,55 @@ def timed(batch: Batch, steps: int, times: list[float]) -> Iterator[Batch]:
     raise FinishedError
 
 
-def make_run(cfg: TrainConfig, folder: Path) -> assembly.Run:
+def make_run(cfg: TrainConfig, folder: Path) -> start.Run:
     """A run of train.py without data on disk."""
-    ranks = distributed.read_ranks()
-    plan = schedule.make_plan(10**6, 1, cfg.total_batch_size, cfg.device_batch_size, 1)
-    log = RunLog(
-        folder, plan, is_main=True, attempt="", title="", price_per_hour=0.0, log_every_s=1e9
-    )
-    state = trainer.build_state(cfg, ranks, 1000, plan)
-    return assembly.Run(
+    ranks, results = distributed.read_ranks(), Results()
+    cfg = replace(cfg, run_dir=str(folder))
+    plan = make_plan(cfg, 10**6)
+    state = build.build_state(cfg, ranks, 1000, plan)
+    parts = build.Parts(
         cfg=cfg,
         ranks=ranks,
         plan=plan,
-        precision=engine.choose_precision(cfg.amp, ranks.device),
+        precision=choose_precision(cfg.amp, ranks.device),
+        splits=None,
+        loader=None,
+        batches=iter(()),
         state=state,
         network=state.model,
-        batches=iter(()),
-        feeder=None,
-        train_set=None,
-        val_set=None,
-        origin={},
-        log=log,
+    )
+    return start.Run(
+        parts=parts,
+        provenance={},
+        results=results,
+        log=RunLog(cfg, plan, results, is_main=True, attempt=""),
         interruption=interruption.Interruption(),
-        non_finite=engine.LateCounter(ranks.device),
         writer=CheckpointWriter(folder, 2),
         heartbeat=Heartbeat(folder, is_main=True),
+        non_finite=LateCounter(ranks.device),
+        saved_step=-1,
         save_due_s=float("inf"),
     )
 
 
-def time_ours(run: assembly.Run, batch: Batch, steps: int) -> float:
+def time_ours(run: start.Run, batch: Batch, steps: int) -> float:
     """Median seconds from one batch to the next in train.py's loop."""
     times: list[float] = []
-    run.batches = timed(batch, steps, times)
+    run.parts.batches = timed(batch, steps, times)
     with contextlib.suppress(FinishedError):
         train.train(run)
     return statistics.median(b - a for a, b in itertools.pairwise(times))
 
 
-def time_bare(run: assembly.Run, batch: Batch, steps: int) -> float:
+def time_bare(run: start.Run, batch: Batch, steps: int) -> float:
     """Median seconds of the step that a tutorial would write."""
-    state, times = run.state, []
-    scheduler = OneCycleLR(state.optimizer, run.cfg.max_lr, total_steps=10**6)
+    state, times = run.parts.state, []
+    scheduler = OneCycleLR(state.optimizer, run.parts.cfg.max_lr, total_steps=10**6)
     state.model.train()
     for _ in range(steps + 1):
         times.append(time.perf_counter())
-        inputs = transforms.normalize(batch.images, batch.flips)
-        with run.precision.autocast():
+        inputs = normalize(batch.images, batch.flips)
+        with run.parts.precision.autocast():
             logits = state.model(inputs)
         loss = functional.cross_entropy(logits.float(), batch.labels)
         loss.backward()
@@ -149,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"bare loop {1000 * statistics.median(b for _, b in pairs):.2f} ms a step, "
         f"difference {difference_ms:.2f} ms, ratio {ratio:.4f} (from "
         f"{min(o / b for o, b in pairs):.4f} to {max(o / b for o, b in pairs):.4f} in "
-        f"{args.rounds} rounds); {run.precision.name}, {torch.get_num_threads()} threads, "
+        f"{args.rounds} rounds); {run.parts.precision.name}, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}"
     )
     return 0

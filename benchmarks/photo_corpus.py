@@ -66,7 +66,7 @@ PHOTOS = {
         "ColorfulCups/contents/images/2560x1600.jpg",
         "EveningGlow/contents/images/2560x1600.jpg",
         "FallenLeaf/contents/images/2560x1600.jpg",
-        "Grey/contents/images/2560x1600.jpg",
+        "Gray/contents/images/2560x1600.jpg",
         "Kite/contents/images/2560x1600.jpg",
         "OneStandsOut/contents/images/2560x1600.jpg",
         "Path/contents/images/2560x1600.jpg",

@@ -22,9 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import schedule
-from config import TrainConfig
-from recipes import RECIPES, Recipe
+from resnet50.config.recipes import RECIPES, Recipe
+from resnet50.config.train_config import TrainConfig
+from resnet50.training.plan import epoch_sizes
 
 TRAIN_IMAGES, EVAL_IMAGES = 1_281_167, 50_000
 EVAL_SPEED = 3  # times the training rate at the same size; an assumption
@@ -91,17 +91,6 @@ def imagenet_recipes() -> dict[str, Recipe]:
 def rate_at(size: int, rate: float) -> float:
     """Images/s at a size in pixels, from those at 224 px."""
     return rate * (REFERENCE_SIZE / size) ** 2
-
-
-def epoch_sizes(cfg: TrainConfig) -> list[int]:
-    """Side of the training crops in every epoch, in pixels."""
-    return [
-        schedule.image_size_at(
-            epoch, cfg.start_image_size, cfg.image_size, cfg.grow_start_epoch, cfg.grow_end_epoch,
-            cfg.image_size_multiple,
-        )
-        for epoch in range(cfg.epochs)
-    ]  # fmt: skip
 
 
 def project(name: str, host: Host) -> Cost:

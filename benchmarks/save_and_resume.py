@@ -28,16 +28,13 @@ import torch._dynamo  # two seconds, which the first optimizer would take: an im
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import assembly
-import checkpoint
-import distributed
-import engine
-import interruption
-import packed_images
-import run_folder
 import train
-import trainer
-from config import TrainConfig
+from resnet50.config.train_config import TrainConfig
+from resnet50.data import pack
+from resnet50.records import checkpoint, run_folder
+from resnet50.run import start as run_start
+from resnet50.system import interruption
+from resnet50.training import build, distributed, engine
 
 NUM_IMAGES, RESUME_AT = 1_281_167, 4000
 SAVE_EVERY_S = 300.0  # --save_every_minutes is 5 unless told
@@ -49,14 +46,14 @@ def make_data(source: Path, folder: Path) -> None:
     shutil.copy(source / "val.pack", folder)
     data = (source / "train.pack").read_bytes()
     about = json.loads(data[64 : 64 + int.from_bytes(data[12:16], "little")])
-    small = packed_images.PackedImages(source / "train.pack")
+    small = pack.PackedImages(source / "train.pack")
     table, payload, size = small._read(0)
-    record = packed_images.Record(0, *size, bytes(table), bytes(payload))
+    record = pack.Record(0, *size, bytes(table), bytes(payload))
     with open(folder / "train.pack", "w+b") as file:
-        start = packed_images.records_offset(about)
+        start = pack.records_offset(about)
         file.seek(start)
         file.write(record.table + record.payload)
-        packed_images.seal(file, about, np.repeat(record.index_entry(start)[None], NUM_IMAGES))
+        pack.seal(file, about, np.repeat(record.index_entry(start)[None], NUM_IMAGES))
 
 
 def settings(data_dir: Path, run_dir: Path, args: argparse.Namespace) -> TrainConfig:
@@ -68,17 +65,17 @@ def settings(data_dir: Path, run_dir: Path, args: argparse.Namespace) -> TrainCo
     )  # fmt: skip
 
 
-def take_steps(run: assembly.Run, count: int) -> float:
+def take_steps(run: run_start.Run, count: int) -> float:
     """Train; returns the seconds."""
     start = time.perf_counter()
     for _ in range(count):
-        batches = list(islice(run.batches, run.plan.micro_batches_per_rank))
-        sums = engine.train_step(run.state, run.network, batches, run.cfg, run.precision, run.ranks)
-        engine.advance(run.state, sums)
+        batches = list(islice(run.parts.batches, run.parts.plan.micro_batches_per_rank))
+        sums = engine.train_step(run.parts.state, batches, run.parts.context)
+        engine.advance(run.parts.state, sums)
     return time.perf_counter() - start
 
 
-def measure_saves(run: assembly.Run, steps: int, rounds: int) -> list[tuple[float, float, float]]:
+def measure_saves(run: run_start.Run, steps: int, rounds: int) -> list[tuple[float, float, float]]:
     """Seconds of a save's stall, of the writing, and that save and steps took longer, a round."""
     take_steps(run, 2)
     found = []
@@ -99,11 +96,12 @@ def measure_resume(cfg: TrainConfig) -> dict[str, float]:
     """Seconds up to the end of the first step, and those of the model in them."""
     ranks = distributed.read_ranks()
     start = time.perf_counter()
-    run = assembly.start(cfg, ranks, "", interruption.Interruption())
+    run = run_start.start(cfg, ranks, "", interruption.Interruption())
     started = time.perf_counter()
     take_steps(run, 1)
     done = time.perf_counter()
-    trainer.build_state(cfg, ranks, len(run.train_set.classes), run.plan)
+    num_classes = len(run.parts.splits.train.classes)
+    build.build_state(cfg, ranks, num_classes, run.parts.plan)
     built = time.perf_counter()
     take_steps(run, 1)
     return {
@@ -114,9 +112,9 @@ def measure_resume(cfg: TrainConfig) -> dict[str, float]:
     }
 
 
-def make_resumable(run: assembly.Run) -> None:
+def make_resumable(run: run_start.Run) -> None:
     """Turn the newest checkpoint into one of step 4,000."""
-    folder = run_folder.checkpoints_dir(Path(run.cfg.run_dir))
+    folder = run_folder.checkpoints_dir(run.log.run_dir)
     contents = checkpoint.load(checkpoint.step_path(folder, checkpoint.newest_step(folder)))
     contents["step"] = contents["scheduler"]["curve"]["last_epoch"] = RESUME_AT
     checkpoint.save(folder, RESUME_AT, contents)
@@ -142,12 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         (folder / "run").mkdir()
         cfg = settings(folder / "data", folder / "run", args)
         ranks = distributed.read_ranks()
-        run = assembly.start(cfg, ranks, "", interruption.Interruption())
+        run = run_start.start(cfg, ranks, "", interruption.Interruption())
         saves = measure_saves(run, args.steps, args.rounds)
         stall, wrote, longer = (statistics.median(column) for column in zip(*saves, strict=True))
         size = checkpoint.step_path(run.writer.folder, run.saved_step).stat().st_size
         make_resumable(run)
-        run.feeder.close()
+        run.parts.loader.close()
         words = [sys.executable, __file__, f"--data_dir={cfg.data_dir}", f"--resume={cfg.run_dir}"]
         words.append(f"--image_size={args.image_size}")
         told = subprocess.run(words, check=True, capture_output=True, text=True).stdout

@@ -28,15 +28,15 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import data
-import host_speed
-from config import TrainConfig
-from recipes import RECIPES
+from resnet50.config.recipes import RECIPES
+from resnet50.config.train_config import TrainConfig
+from resnet50.data import splits
+from resnet50.training import throughput
 
 REPOSITORY = Path(__file__).parent.parent
 EPOCH = re.compile(r"^epoch \d+/\d+: .*validation top-1 ([\d.]+)%")
 OURS, FP32, BF16 = "train.py", "plain loop, fp32", "plain loop, bf16, channels_last"
-COLORS = {OURS: "#0072B2", FP32: "#D55E00", BF16: "#009E73"}  # Okabe and Ito, colour-blind safe
+COLORS = {OURS: "#0072B2", FP32: "#D55E00", BF16: "#009E73"}  # Okabe and Ito, color-blind safe
 
 
 class Point(NamedTuple):
@@ -92,7 +92,7 @@ def as_folder(data_dir: Path, work: Path) -> Path:
     """The images as a folder with a folder per class, unpacked if they are packed."""
     if not (data_dir / "train.pack").exists():
         return data_dir
-    for split in (data.open_split(data_dir, name) for name in ("train", "val")):
+    for split in (splits.open_split(data_dir, name) for name in ("train", "val")):
         for index in range(len(split)):
             folder = work / split.root.stem / split.classes[split.labels[index]]
             folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"seed {seed}: {name}", flush=True)
                 results[name][str(seed)] = run(seed)
                 (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    title = f"{args.data_dir.name}, tested at {args.image_size} px, {host_speed.cpu_name()}"
+    title = f"{args.data_dir.name}, tested at {args.image_size} px, {throughput.cpu_name()}"
     draw(args.out / "curves.png", results, title)
     print(table(results, args.minutes))
     return 0

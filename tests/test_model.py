@@ -174,7 +174,7 @@ def test_blurring_has_no_weights_and_draws_none():
 
 
 def test_a_shift_by_a_pixel_moves_blurred_logits_less():
-    """Relative to the logits' own spread, on fields of coarse noise, over four initialisations."""
+    """Relative to the logits' own spread, on fields of coarse noise, over four initializations."""
     moved = {False: 0.0, True: 0.0}
     for seed in range(4):
         noise = random_images(seed, 4, 3, 24, 24)

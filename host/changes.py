@@ -1,0 +1,55 @@
+"""What changes a host: commands and files of the system, printed before they are touched.
+
+Runs before there is an environment: standard library, Python 3.10.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+from resnet50.system import files
+
+
+class HostChanges:
+    """Carries out changes one by one; with dry_run only prints them."""
+
+    def __init__(self, dry_run: bool = False) -> None:
+        self.dry_run = dry_run
+
+    def run(self, *command: str, may_fail: bool = False) -> None:
+        """Run a command without input. Raises ValueError with what it said if it must not fail."""
+        print("+", shlex.join(command), flush=True)
+        if self.dry_run:
+            return
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise ValueError(f"{command[0]} is not installed: install it and come back") from error
+        if done.returncode and not may_fail:
+            said = (done.stderr or done.stdout).strip()
+            raise ValueError(f"{shlex.join(command)} failed ({done.returncode}): {said}")
+
+    def replace(self, path: Path, text: str) -> None:
+        """Give a file new content, whole at any time; its mode stays."""
+        print(f"+ write {path}", flush=True)
+        if self.dry_run:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode = path.stat().st_mode & 0o7777 if path.exists() else 0o644
+        with files.replaced(path, sync=True) as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+
+
+def can_sudo() -> bool:
+    """Whether this user becomes root without being asked for a password."""
+    if not shutil.which("sudo"):
+        return False
+    return subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0
+
+
+def as_root(*command: str) -> list[str]:
+    """The words of a command that root carries out."""
+    return [*([] if os.geteuid() == 0 else ["sudo", "-n"]), *command]

@@ -1,0 +1,247 @@
+"""The disks of a host: which of them is the data volume, and what lies on it. Reads, never writes.
+
+    disk = disks.choose(disks.read(), wanted="vol-0123456789abcdef0")
+    disks.contents(disk.path), disks.not_blank(disk.path)
+
+Runs before there is an environment: standard library, Python 3.10. NVMe names change between boots,
+so a volume is told by model and serial (docs.aws.amazon.com/ebs, "Map Amazon EBS volumes to NVMe
+device names"), and lsblk's FSTYPE, which udev caches, by blkid's own look at the device.
+"""
+
+import errno
+import json
+import os
+import re
+import struct
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+EBS = "Amazon Elastic Block Store"
+INSTANCE_STORE = "Amazon EC2 NVMe Instance Storage"
+# NAME is what makes lsblk list partitions within their disks.
+COLUMNS = "NAME,PATH,TYPE,SIZE,MODEL,SERIAL,MOUNTPOINTS"
+WHOLE = ("disk", "loop")  # what may be formatted; a loop device is an image file
+MIB = 1 << 20
+READ_WHOLE_BYTES = 8 << 30  # up to this size every byte is looked at
+NUM_SAMPLES, SAMPLE_BYTES = 8192, 4096
+BLKID_NOTHING = 2  # exit code of `blkid -p`: no signature that it knows
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A block device as lsblk lists it; `parts` are partitions and what is built on it."""
+
+    path: str
+    kind: str
+    size_bytes: int
+    model: str
+    serial: str
+    mounts: tuple[str, ...]
+    parts: tuple["Disk", ...]
+
+    def tree(self) -> Iterator["Disk"]:
+        """This disk and all that is on it."""
+        yield self
+        for part in self.parts:
+            yield from part.tree()
+
+    @property
+    def volume_id(self) -> str:
+        """vol-0123..., the way the EC2 console spells the serial number; empty without one."""
+        is_id = self.serial.startswith("vol")
+        return f"vol-{self.serial[3:].removeprefix('-')}" if is_id else ""
+
+    def __str__(self) -> str:
+        name = f"{self.path} ({self.volume_id})" if self.volume_id else self.path
+        return f"{name}, {self.size_bytes / 1e9:.0f} GB"
+
+
+def run(command: Sequence[str]) -> subprocess.CompletedProcess:
+    """A command that reads; its output as text. Raises ValueError if there is no such program."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{command[0]} is not installed, and is needed to look at disks"
+        ) from error
+
+
+def read() -> list[Disk]:
+    """All disks of this host. Raises ValueError if lsblk fails."""
+    listed = run(["lsblk", "--json", "--tree", "--bytes", "--output", COLUMNS])
+    if listed.returncode:
+        raise ValueError(f"lsblk failed: {listed.stderr.strip()}")
+    return parse(json.loads(listed.stdout))
+
+
+def parse(listed: Mapping) -> list[Disk]:
+    """Disks out of lsblk's JSON."""
+    return [_disk(entry) for entry in listed["blockdevices"]]
+
+
+def _disk(entry: Mapping) -> Disk:
+    """One entry of lsblk's JSON, with what is within it."""
+    return Disk(
+        path=entry["path"],
+        kind=entry["type"],
+        size_bytes=int(entry["size"]),
+        model=(entry.get("model") or "").strip(),
+        serial=(entry.get("serial") or "").strip(),
+        mounts=tuple(mount for mount in entry.get("mountpoints") or () if mount),
+        parts=tuple(_disk(child) for child in entry.get("children", ())),
+    )
+
+
+def why_not(disk: Disk) -> str:
+    """Why a disk cannot be the data volume; empty if nothing speaks against it."""
+    mounts = [mount for part in disk.tree() for mount in part.mounts]
+    if "/" in mounts:
+        return "holds the root file system"
+    if "[SWAP]" in mounts:
+        return "is swap space"
+    if mounts:
+        return f"is mounted at {', '.join(mounts)}"
+    if built := sorted({part.kind for part in disk.tree()} - {"disk", "loop", "part"}):
+        return f"is part of {', '.join(built)}"
+    if disk.model == INSTANCE_STORE:
+        return "is instance store, which every stop of the host empties; it is for --cache"
+    return ""
+
+
+def choose(disks: Sequence[Disk], wanted: str) -> Disk:
+    """The data volume: the wanted one, or the only EBS volume that nothing uses.
+
+    wanted: vol-..., a device or a link to one, or "". Raises ValueError naming the candidates.
+    """
+    if wanted:
+        disk, whole = _named(disks, wanted)
+        if reason := why_not(whole):
+            raise ValueError(f"--volume {wanted}: {whole} {reason}")
+        return disk
+    real = [disk for disk in disks if disk.kind == "disk"]
+    reasons = {disk: why_not(disk) or _not_ebs(disk) for disk in real}
+    candidates = [disk for disk, reason in reasons.items() if not reason]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        names = "; ".join(str(disk) for disk in candidates)
+        raise ValueError(f"{len(candidates)} volumes could be it: {names}. Say which: --volume ID")
+    seen = "; ".join(f"{disk} {reason}" for disk, reason in reasons.items()) or "no disk at all"
+    raise ValueError(
+        f"no data volume is attached ({seen}). Attach an EBS volume in the EC2 console, or train "
+        "on a folder of this host with --data_dir DIR"
+    )
+
+
+def _not_ebs(disk: Disk) -> str:
+    """Why a disk is no EBS volume; empty if it is one."""
+    return "" if disk.model == EBS else f"is no EBS volume ({disk.model or 'unknown model'})"
+
+
+def _named(disks: Sequence[Disk], wanted: str) -> tuple[Disk, Disk]:
+    """The device that --volume names, and the whole disk that it is on."""
+    path = os.path.realpath(wanted) if wanted.startswith("/") else ""
+    for whole in disks:
+        for disk in whole.tree():
+            if disk.path == path or (disk.volume_id and disk.volume_id == wanted):
+                return disk, whole
+    names = "; ".join(str(disk) for disk in disks if disk.kind == "disk") or "none"
+    raise ValueError(
+        f"--volume {wanted}: no such volume is attached. There are: {names}. A volume that was "
+        "just attached takes some seconds: --wait_s 60"
+    )
+
+
+def contents(path: str) -> dict[str, str]:
+    """What blkid finds on the device itself: TYPE, UUID, PTTYPE and so on; empty for nothing.
+
+    Raises ValueError where it cannot tell, since what cannot be told must not be touched.
+    """
+    found = run(["blkid", "-p", "-o", "export", path])
+    if found.returncode == BLKID_NOTHING and not found.stderr.strip():
+        return {}
+    if found.returncode:
+        why = found.stderr.strip() or "several signatures"
+        raise ValueError(f"{path}: blkid cannot tell what is on it ({why}): it is left alone")
+    pairs = (line.partition("=") for line in found.stdout.splitlines())
+    return {name: value for name, _, value in pairs}
+
+
+def size_of(path: str) -> int:
+    """Bytes of a device."""
+    with open(path, "rb") as device:
+        return device.seek(0, os.SEEK_END)
+
+
+def in_use(path: str) -> bool:
+    """Whether the kernel has given the device to a mount, swap, LVM, RAID or another program."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_EXCL))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return True
+        raise
+    return False
+
+
+def not_blank(path: str) -> str:
+    """What is on a device that should be blank; empty if nothing was found.
+
+    No signature known to blkid or wipefs, and only zeros: everywhere up to 8 GiB; on more, where
+    file systems keep headers and copies of them, and at 8,192 places between. Raises ValueError.
+    """
+    if found := contents(path):
+        return found.get("TYPE") or f"a partition table ({found.get('PTTYPE', 'unknown')})"
+    wiped = run(["wipefs", "--no-act", path])
+    if wiped.returncode or wiped.stdout.strip():
+        return wiped.stdout.strip() or f"something that wipefs cannot read: {wiped.stderr.strip()}"
+    size = size_of(path)
+    with open(path, "rb", buffering=0) as device:
+        for offset, length in places(size):
+            device.seek(offset)
+            if device.read(length).strip(b"\0"):
+                return f"data of no known kind, at byte {offset:,}"
+    return ""
+
+
+def places(size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what `not_blank` reads of a device of so many bytes."""
+    if size <= READ_WHOLE_BYTES:
+        for offset in range(0, size, MIB):
+            yield offset, min(MIB, size - offset)
+        return
+    for start in (0, size - 16 * MIB):
+        for offset in range(start, start + 16 * MIB, MIB):
+            yield offset, MIB
+    yield from ((offset, SAMPLE_BYTES) for offset in ext4_copies(size))
+    for number in range(NUM_SAMPLES):
+        yield size * number // NUM_SAMPLES // SAMPLE_BYTES * SAMPLE_BYTES, SAMPLE_BYTES
+
+
+def ext4_copies(size: int) -> Iterator[int]:
+    """Where ext4 keeps copies of its superblock: groups 1 and powers of 3, 5, 7, by block size.
+
+    kernel.org/doc/html/latest/filesystems/ext4, "Block Groups", sparse_super.
+    """
+    groups = {1} | {base**power for base in (3, 5, 7) for power in range(1, 12)}
+    for block in (1024, 2048, 4096):
+        for group in sorted(groups):
+            offset = group * 8 * block * block + (block if block == 1024 else 0)
+            if offset + SAMPLE_BYTES <= size:
+                yield offset
+
+
+def file_system_bytes(path: str, mount: str, kind: str) -> int:
+    """Size that a mounted ext4 or xfs file system believes to have. Raises ValueError."""
+    if kind == "xfs":  # its superblock on the disk is old while it is mounted
+        info = run(["xfs_info", mount])
+        sizes = re.search(r"^data .*bsize=(\d+) +blocks=(\d+)", info.stdout, re.MULTILINE)
+        if sizes is None:
+            raise ValueError(f"xfs_info {mount} cannot tell its size: {info.stderr.strip()}")
+        return int(sizes[1]) * int(sizes[2])
+    with open(path, "rb") as device:
+        head = device.read(4096)
+    low, _, _, _, _, log_block = struct.unpack_from("<6I", head, 1024 + 4)
+    (high,) = struct.unpack_from("<I", head, 1024 + 0x150)
+    return (low + (high << 32)) << (10 + log_block)

@@ -1,0 +1,114 @@
+"""Read the packed data from instance store: a copy that may vanish at any stop of the host.
+
+    sudo python3 -m host.instance_store --source /mnt/imagenet/imagenet --link /mnt/imagenet/cached
+
+Instance store is the NVMe that some instances bring with them, faster than a volume and empty after
+every stop. A blank one gets a file system and the packs; --link then points to the copy, or to the
+source wherever there is no instance store, or too little of it. Checkpoints never go there. Run
+again, it copies only what has changed. Standard library, Python 3.10. Exit codes: 0 the link
+stands, 2 change something.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from host import disks
+from host.changes import HostChanges
+from resnet50.config.command_line import Parser, print_error
+
+MOUNT = Path("/mnt/instance_store")
+DLAMI_MOUNT = Path("/opt/dlami/nvme")  # where Deep Learning AMIs mount theirs at boot
+FREE_BYTES = 1 << 30  # to be left over
+
+
+def store_folder(host: HostChanges) -> Path | None:
+    """A folder on instance store; None where there is none to be used. May mount or format it."""
+    for mount in (MOUNT, DLAMI_MOUNT):
+        if os.path.ismount(mount):
+            return mount
+    stores = [disk for disk in disks.read() if disk.model == disks.INSTANCE_STORE]
+    unused = [disk for disk in stores if not any(part.mounts for part in disk.tree())]
+    if not unused:
+        print("no unused instance store here")
+        return None
+    disk = max(unused, key=lambda disk: disk.size_bytes)
+    if disk.parts or disks.in_use(disk.path):
+        print(f"{disk} is in use by something else: it is left alone")
+        return None
+    if disks.contents(disk.path).get("LABEL") != MOUNT.name:  # else ours, from before a reboot
+        if what := disks.not_blank(disk.path):
+            print(f"{disk} is not blank ({what}): it is left alone")
+            return None
+        host.run("mkfs.ext4", "-q", "-F", "-m", "0", "-L", MOUNT.name, disk.path)
+    host.run("mkdir", "-p", str(MOUNT))
+    host.run("mount", disk.path, str(MOUNT))
+    return MOUNT
+
+
+def copy(source: Path, target: Path, host: HostChanges) -> bool:
+    """Copy what has changed; False if there is no room for it."""
+    packs = [path for path in source.iterdir() if path.is_file()]
+    stale = [path for path in packs if not is_same(path, target / path.name)]
+    needed = sum(path.stat().st_size for path in stale)
+    if needed and shutil.disk_usage(target.parent).free < needed + FREE_BYTES:
+        print(f"instance store has no room for the {needed / 1e9:.1f} GB of {source}")
+        return False
+    host.run("mkdir", "-p", str(target))
+    for path in stale:
+        partial = target / f"{path.name}.partial"
+        host.run("cp", "--preserve=timestamps", str(path), str(partial))
+        host.run("mv", str(partial), str(target / path.name))
+    print(f"{target} holds {len(packs)} files of {source}, {len(stale)} of them copied now")
+    return True
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """By size and time of change, as rsync decides; a copy is renamed only when it is whole."""
+    if not other.is_file():
+        return False
+    first, second = one.stat(), other.stat()
+    return (first.st_size, first.st_mtime_ns) == (second.st_size, second.st_mtime_ns)
+
+
+def point(link: Path, target: Path, host: HostChanges) -> None:
+    """Have a symbolic link point there, without a moment in which it is missing."""
+    if link.is_symlink() and link.readlink() == target:
+        return
+    host.run("mkdir", "-p", str(link.parent))
+    host.run("ln", "-sfn", str(target), f"{link}.new")
+    host.run("mv", "-T", f"{link}.new", str(link))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fill the cache as far as it goes, and set the link."""
+    parser = Parser("host/instance_store.py", __doc__)
+    add = parser.add_argument
+    add("--source", type=Path, required=True, metavar="DIR", help="packed data on the volume")
+    add("--link", type=Path, required=True, metavar="PATH", help="what train.py gets as --data_dir")
+    add("--dry_run", action="store_true", help="print what would be changed, change nothing")
+    args = parser.parse_args(argv)
+    if not args.source.is_dir():
+        parser.error(f"--source {args.source}: no such folder")
+    if args.link.exists() and not args.link.is_symlink():
+        parser.error(f"--link {args.link}: is there already, and no link")
+    host, target = HostChanges(args.dry_run), args.source.absolute()
+    try:
+        folder = store_folder(host)
+        cached = folder and folder / target.name
+        if cached and (args.dry_run or copy(target, cached, host)):
+            target = cached
+    except (ValueError, OSError, subprocess.SubprocessError) as error:
+        print(f"warning: no copy on instance store ({error}): reading from the volume")
+    try:
+        point(args.link, target, host)
+    except (ValueError, OSError) as error:
+        return print_error("host/instance_store.py", f"--link {args.link}: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""Bring a clone up to date without losing a local change, and never under a run.
+
+    python3 -m host.repository --on_local_changes keep
+    python3 -m host.repository --on_local_changes reset --yes
+    python3 -m host.repository --on_local_changes merge --allow_code_change
+
+A clone without local changes is moved forward to its upstream. One with local changes:
+
+    fail     ends, naming them
+    keep     stays as it is; training takes what lies on the disk
+    backup   saves them all under refs/backup/, and moves forward beneath them if no file is in both
+    merge    saves them all, and merges them with upstream; after a conflict all is as before
+    reset    saves them all, and becomes upstream; wants --yes
+
+All means staged, unstaged, and untracked files, and commits that upstream has not. While a run has
+checkpoints the code stays what it is. Standard library, Python 3.10. Exit codes: 0 done, 2 change
+something.
+"""
+
+import argparse
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from resnet50.config.command_line import Parser, print_error
+from resnet50.records import status
+
+CLONE = Path(__file__).resolve().parents[1]
+WAYS = ("fail", "keep", "backup", "merge", "reset")
+ANSWER_S = 60.0
+FETCH_S = "60"  # below 1 kB/s for so long: no network
+IDENTITY = ("-c", "user.name=setup_and_train.sh", "-c", "user.email=setup_and_train@localhost")
+
+
+class Clone:
+    """A git work tree and what is changed in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def git(self, *words: str, **environment: str) -> str:
+        """What a git command prints. Raises ValueError with its message if it fails."""
+        command = ["git", "-C", str(self.folder), *IDENTITY, *words]
+        quiet = {
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
+            "GIT_MERGE_AUTOEDIT": "no",
+            "GIT_HTTP_LOW_SPEED_TIME": FETCH_S,
+            "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
+        }
+        done = subprocess.run(
+            command, env=os.environ | quiet | environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            said = (done.stderr or done.stdout).strip()
+            raise ValueError(f"git {' '.join(words)} failed: {said}")
+        return done.stdout.rstrip("\n")
+
+    def holds(self, *words: str) -> bool:
+        """Whether a git command that answers by its exit code says yes."""
+        command = ["git", "-C", str(self.folder), *words]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    def upstream(self) -> str:
+        """Commit of the branch that this one follows; empty if it follows none."""
+        if not self.holds("rev-parse", "--verify", "--quiet", "@{upstream}"):
+            return ""
+        return self.git("rev-parse", "@{upstream}")
+
+    def merging(self) -> Path:
+        """The note that a merge was begun: the backup, and the commit from before."""
+        return self.folder / self.git("rev-parse", "--git-path", "SETUP_MERGE")
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two commits have the same files and the same first parent."""
+        shown = [self.git("show", "--no-patch", "--format=%T %P", name) for name in (one, other)]
+        return shown[0].split()[:2] == shown[1].split()[:2]
+
+    def changes(self) -> list[str]:
+        """git status's lines for staged, unstaged and untracked files."""
+        return self.git("status", "--porcelain", "--untracked-files=all").splitlines()
+
+    def back_up(self) -> str:
+        """Commit everything to a ref of its own, touching neither index nor files; returns it.
+
+        A merge, as git stash makes it: its tree is the files as they lie there, its parents are
+        HEAD and a commit of what is staged.
+        """
+        head = self.git("rev-parse", "HEAD")
+        staged = self.git(
+            "commit-tree", self.git("write-tree"), "-p", head, "-m", "what was staged"
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
+            self.git("read-tree", "HEAD", **index)
+            self.git("add", "--all", **index)
+            tree = self.git("write-tree", **index)
+        saved = self.git("commit-tree", tree, "-p", head, "-p", staged, "-m", "all local changes")
+        for ref in self.git("for-each-ref", "--format=%(refname)", "refs/backup").splitlines():
+            if self.same(ref, saved) and self.same(f"{ref}^2", staged):
+                print(f"all local changes are saved already, as {ref}")
+                return ref
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        ref = f"refs/backup/{stamp}-{saved[:8]}"
+        self.git("update-ref", ref, saved)
+        print(f"all local changes are saved as {ref}; back to them: git checkout {ref}")
+        return ref
+
+
+def update(clone: Clone, args: argparse.Namespace) -> None:
+    """Move forward as far as --on_local_changes allows. Raises ValueError if it may not."""
+    if clone.merging().exists():
+        mend(clone)
+    changes = clone.changes()
+    try:
+        clone.git("fetch", "--quiet")
+    except ValueError as error:
+        print(f"warning: {error}; going on with the code that is here")
+    head, upstream = clone.git("rev-parse", "HEAD"), clone.upstream()
+    own_commits = bool(upstream) and not clone.holds("merge-base", "--is-ancestor", head, upstream)
+    behind = bool(upstream) and not clone.holds("merge-base", "--is-ancestor", upstream, head)
+    print(f"code: commit {head[:12]}" + (", upstream has newer" if behind else ""))
+    if not changes and not own_commits and not behind:
+        return
+    if not args.allow_code_change and (run := run_with_checkpoints(args.runs)):
+        print(f"{run} has checkpoints of this code, which stays: --allow_code_change to change it")
+        return
+    if not changes and not own_commits:
+        clone.git("merge", "--ff-only", "--quiet", upstream)
+        print(f"moved forward to {upstream[:12]}")
+        return
+    if not behind and args.on_local_changes not in ("fail", "reset"):
+        return
+    way = args.on_local_changes or ask(changes, own_commits)
+    if way == "fail":
+        raise ValueError(f"local changes: {listed(changes, own_commits)}; see --on_local_changes")
+    if way == "keep":
+        print(f"local changes stay and are trained with: {listed(changes, own_commits)}")
+    elif way == "reset" and not args.yes:
+        raise ValueError("--on_local_changes reset removes local changes: add --yes")
+    else:
+        {"backup": back_up, "merge": merge, "reset": reset}[way](clone, upstream, behind)
+
+
+def listed(changes: Sequence[str], own_commits: bool) -> str:
+    """The first eight names, for a message."""
+    names = [line[3:] for line in changes] + (["commits of your own"] if own_commits else [])
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def ask(changes: Sequence[str], own_commits: bool) -> str:
+    """The way that the user wants; keep where there is no terminal, or no answer in a minute."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return "keep"
+    print(f"local changes: {listed(changes, own_commits)}")
+    print(
+        f"what to do with them? {', '.join(WAYS)} [keep, in {ANSWER_S:.0f} s] ", end="", flush=True
+    )
+    ready, _, _ = select.select([sys.stdin], [], [], ANSWER_S)
+    answer = sys.stdin.readline().strip() if ready else ""
+    if answer and answer not in WAYS:
+        raise ValueError(f"{answer}: not one of {', '.join(WAYS)}")
+    return answer or "keep"
+
+
+def back_up(clone: Clone, upstream: str, behind: bool) -> None:
+    """Save; then forward, if git can do that without touching a changed file."""
+    clone.back_up()
+    if not behind:
+        return
+    try:
+        clone.git("merge", "--ff-only", "--quiet", upstream)
+        print(f"moved forward to {upstream[:12]}")
+    except ValueError as error:
+        print(f"the code stays where it was: {error}")
+
+
+def merge(clone: Clone, upstream: str, behind: bool) -> None:
+    """Save, and bring the changes onto upstream; a conflict leaves all as it was."""
+    ref, head = clone.back_up(), clone.git("rev-parse", "HEAD")
+    if not behind:
+        return
+    changed = bool(clone.changes())
+    clone.merging().write_text(f"{ref} {head}\n")  # whoever finds it goes back: see mend
+    if changed:
+        clone.git("stash", "push", "--include-untracked", "--quiet")
+    try:
+        clone.git("merge", "--quiet", upstream)
+        if changed:
+            clone.git("stash", "apply", "--index", "--quiet")
+    except ValueError as error:
+        mend(clone)
+        if changed:
+            clone.git("stash", "drop", "--quiet")
+        raise ValueError(
+            f"local changes cannot be merged with {upstream[:12]} ({error}): all is as before. "
+            "Merge by hand, or take another --on_local_changes"
+        ) from error
+    clone.merging().unlink()
+    if changed:
+        clone.git("stash", "drop", "--quiet")
+    print(f"local changes are merged with {upstream[:12]}")
+
+
+def mend(clone: Clone) -> None:
+    """Commit, files and index as they were before a merge that failed or was killed."""
+    ref, head = clone.merging().read_text().split()
+    clone.git("reset", "--hard", "--quiet", head)
+    clone.git("read-tree", "--reset", "-u", ref)
+    clone.git("read-tree", "--reset", f"{ref}^2")
+    clone.merging().unlink()
+    print(f"a merge that did not end is undone, back to {ref}")
+
+
+def reset(clone: Clone, upstream: str, behind: bool) -> None:
+    """Save, and become upstream; untracked files stay where upstream has none of that name."""
+    if not upstream:
+        raise ValueError("--on_local_changes reset: this branch follows no upstream branch")
+    clone.back_up()
+    clone.git("reset", "--hard", "--quiet", upstream)
+    print(f"the code is upstream's {upstream[:12]}")
+
+
+def run_with_checkpoints(runs: Path) -> Path | None:
+    """A run that can still go on, and so needs the code that began it."""
+    for path in sorted(runs.glob(f"*/{status.FILE}")):
+        run, state = path.parent, status.read_status(path.parent).get("state")
+        if state not in status.ENDED and any(run.glob("checkpoints/step_*.pt")):
+            return run
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Update; 0 if the code may be trained with, 2 if something must be changed."""
+    parser = Parser("host/repository.py", __doc__)
+    add = parser.add_argument
+    add("--folder", type=Path, default=CLONE, metavar="DIR", help="[this clone]")
+    add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="run folders [runs]")
+    add("--on_local_changes", choices=WAYS, help="[asks on a terminal, else keep]")
+    add("--yes", action="store_true", help="with reset: remove local changes from the files")
+    add("--allow_code_change", action="store_true", help="even under a run with checkpoints")
+    add("--dry_run", action="store_true", help="name the local changes, change nothing")
+    args = parser.parse_args(argv)
+    clone = Clone(args.folder)
+    if not (args.folder / ".git").exists():
+        print(f"{args.folder} is not a git clone: its code is taken as it is")
+        return 0
+    try:
+        if args.dry_run:
+            print(f"local changes: {listed(clone.changes(), False) or 'none'}")
+        else:
+            update(clone, args)
+    except FileNotFoundError:
+        return print_error("host/repository.py", "git is not installed: sudo apt install git")
+    except ValueError as error:
+        return print_error("host/repository.py", error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Settings that exclude or need each other. Each check raises ValueError naming both."""
+
+import math
+from typing import TYPE_CHECKING
+
+from resnet50.config.fields import AUTO
+
+if TYPE_CHECKING:
+    from resnet50.config.train_config import TrainConfig
+
+
+def check(cfg: "TrainConfig") -> None:
+    """Raise ValueError naming the options, their values and what to do."""
+    check_widths(cfg)
+    check_batch(cfg)
+    check_sizes(cfg)
+    check_optimizer(cfg)
+    check_schedule(cfg)
+    check_plateau(cfg)
+
+
+def check_widths(cfg: "TrainConfig") -> None:
+    """Every block has a whole number of channels inside."""
+    if cfg.width * cfg.base_width % 64:
+        raise ValueError(
+            f"--base_width {cfg.base_width} 64ths of --width {cfg.width} are no whole number of "
+            "channels: take a multiple of "
+            f"{64 // math.gcd(64, cfg.width)}"
+        )
+
+
+def check_batch(cfg: "TrainConfig") -> None:
+    """Micro-batches make up the batch, and mixing needs more than one image in each."""
+    total, device = cfg.total_batch_size, cfg.device_batch_size
+    if device not in (0, AUTO) and total % device:
+        raise ValueError(
+            f"--total_batch_size {total} does not split into micro-batches of "
+            f"--device_batch_size {device}: take a multiple, such as "
+            f"{device * (total // device + 1)}"
+        )
+    if device == 1 and (cfg.mixup_alpha or cfg.cutmix_alpha):
+        raise ValueError(
+            "--mixup_alpha and --cutmix_alpha mix the images of a micro-batch: --device_batch_size "
+            "1 has none to mix, take 2 or more"
+        )
+
+
+def check_sizes(cfg: "TrainConfig") -> None:
+    """Images grow within bounds, and the evaluation crop fits into its picture."""
+    start = cfg.start_image_size
+    if start and not 32 <= start <= cfg.image_size:
+        raise ValueError(
+            f"--start_image_size {start}: must be from 32 to --image_size {cfg.image_size}"
+        )
+    if start and not cfg.grow_end_epoch > cfg.grow_start_epoch:
+        raise ValueError(
+            f"--start_image_size {start}: say when it grows: --grow_end_epoch "
+            f"{cfg.grow_end_epoch:g} must be above --grow_start_epoch {cfg.grow_start_epoch:g}"
+        )
+    if cfg.eval_resize < cfg.eval_crop:
+        raise ValueError(
+            f"--eval_resize_size {cfg.eval_resize} is smaller than the crop of {cfg.eval_crop} px "
+            f"cut from it: take at least {cfg.eval_crop}"
+        )
+
+
+def check_optimizer(cfg: "TrainConfig") -> None:
+    """Momentum, decay and averages belong to the optimizer that has them."""
+    if cfg.nesterov and not cfg.momentum:
+        raise ValueError("--nesterov needs --momentum above 0")
+    if cfg.optimizer == "adamw":
+        for name in ("nesterov", "decoupled_weight_decay"):
+            if getattr(cfg, name):
+                raise ValueError(
+                    f"--{name} is for --optimizer sgd (AdamW always decouples its decay): leave "
+                    "out one of them"
+                )
+        if cfg.momentum == 1:
+            raise ValueError("--momentum 1: as AdamW's first beta it must be below 1")
+    for name, is_set in (("rescale", cfg.ema_rescale), ("every_steps", cfg.ema_every_steps > 1)):
+        if is_set and not cfg.ema_decay:
+            raise ValueError(f"--ema_{name} needs --ema_decay above 0: there is no average without")
+    if not 0 <= cfg.ema_update_decay < 1:
+        raise ValueError(
+            f"--ema_rescale makes of --ema_decay {cfg.ema_decay:g} a decay of "
+            f"{cfg.ema_update_decay:.4g} for batches of {cfg.total_batch_size} and {cfg.epochs} "
+            "epochs: give a larger --ema_decay or a smaller --ema_every_steps"
+        )
+
+
+def check_schedule(cfg: "TrainConfig") -> None:
+    """Every schedule has its own settings, and their parts fit into the epochs."""
+    if cfg.schedule != "onecycle":
+        for name in ("three_phase", "cycle_momentum"):
+            if getattr(cfg, name):
+                raise ValueError(f"--{name} is for --schedule onecycle, not {cfg.schedule}")
+    elif cfg.warmup_epochs:
+        raise ValueError(
+            f"--warmup_epochs {cfg.warmup_epochs:g} is for the other schedules: onecycle rises in "
+            "--pct_start of its steps"
+        )
+    if cfg.three_phase and cfg.pct_start > 0.5:
+        raise ValueError(
+            f"--pct_start {cfg.pct_start:g} leaves --three_phase no third phase: take 0.5 or less"
+        )
+    if cfg.schedule == "warmup_cosine" and cfg.max_lr != AUTO and cfg.min_lr > cfg.max_lr:
+        raise ValueError(
+            f"--min_lr {cfg.min_lr:g} is above --max_lr {cfg.max_lr:g}: the rate would rise to it"
+        )
+    if cfg.warmup_epochs and cfg.warmup_epochs >= cfg.curve_epochs:
+        raise ValueError(
+            f"--warmup_epochs {cfg.warmup_epochs:g} must be below the {cfg.curve_epochs} epochs "
+            "that the schedule has"
+        )
+
+
+def check_plateau(cfg: "TrainConfig") -> None:
+    """A plateau phase needs evaluations, and a fall at its very end would change nothing."""
+    if cfg.schedule == "plateau" and cfg.plateau_epochs:
+        raise ValueError(
+            f"--plateau_epochs {cfg.plateau_epochs} come after another schedule: --schedule "
+            "plateau has nothing else, leave out one of them"
+        )
+    if cfg.schedule != "plateau" and not cfg.plateau_epochs:
+        return
+    if cfg.plateau_epochs >= cfg.epochs:
+        raise ValueError(
+            f"--plateau_epochs {cfg.plateau_epochs} are the last of --epochs {cfg.epochs}: take "
+            "fewer, or --schedule plateau"
+        )
+    begins = cfg.curve_epochs if cfg.plateau_epochs else cfg.warmup_epochs
+    every, needed = cfg.eval_every_epochs, cfg.plateau_patience + 2
+    count = (cfg.epochs - 1) // every - int(begins // every) if every else 0
+    if count < needed:
+        raise ValueError(
+            f"--eval_every_epochs {every} leaves {count} evaluations on the plateau before the "
+            "last epoch's end, too few for the learning rate to fall: --plateau_patience "
+            f"{cfg.plateau_patience} needs {needed} and more"
+        )

@@ -1,0 +1,105 @@
+"""The command line of train.py, made from the settings of train_config.py.
+
+python train.py --help
+python train.py --recipe demo --epochs 3 --print_config
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from resnet50.config.command_line import Parser
+from resnet50.config.fields import AUTO, shown
+from resnet50.config.train_config import TrainConfig
+
+# The first setting of each group in --help.
+GROUPS = {
+    "data_dir": "what and where",
+    "layers": "model",
+    "image_size": "images",
+    "epochs": "optimization",
+    "schedule": "learning rate",
+    "amp": "arithmetic",
+    "num_workers": "the run",
+}
+COMMANDS = {
+    "list_recipes": "print the recipes, what they reach and where that was published, and exit",
+    "print_config": "print all settings and exit",
+    "fresh": "start anew; refused where a run lies already",
+    "overwrite": "with --fresh: delete the run that lies there",
+}
+
+
+class Request(NamedTuple):
+    """What a command line asks for: the settings given explicitly, and what to do with them."""
+
+    settings: dict[str, object]
+    list_recipes: bool = False
+    print_config: bool = False
+    fresh: bool = False
+    overwrite: bool = False
+
+
+def _int_tuple(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _or_auto(kind: type) -> Callable[[str], object]:
+    def read(text: str) -> object:
+        return AUTO if text == AUTO else kind(text)
+
+    read.__name__ = f"{kind.__name__} or {AUTO}"  # argparse names it in its error
+    return read
+
+
+def add_settings(parser: argparse.ArgumentParser, presets: Mapping[str, str]) -> None:
+    """One flag a field of TrainConfig, in groups; `presets` maps recipe names to summaries."""
+    recipes = "; ".join(f"{name}: {summary}" for name, summary in presets.items())
+    group = parser
+    for item in dataclasses.fields(TrainConfig):
+        group = parser.add_argument_group(GROUPS[item.name]) if item.name in GROUPS else group
+        text, rules = item.metadata["text"].replace("%", "%%"), item.metadata
+        if item.name == "recipe":
+            group.add_argument("--recipe", choices=list(presets), help=f"preset. {recipes}")
+        elif isinstance(item.default, bool):
+            _add_switch(group, item.name, item.default, text)
+        else:
+            kind = _int_tuple if isinstance(item.default, tuple) else type(item.default)
+            metavar = {int: "N", float: "X", _int_tuple: "N,N,N,N"}.get(kind, item.name.upper())
+            metavar = "|".join(rules["choices"]) or metavar + "|auto" * rules["may_be_auto"]
+            kind = _or_auto(kind) if rules["may_be_auto"] else kind
+            text = f"{text} [{shown(item.default)}]" if item.default != "" else text
+            group.add_argument(f"--{item.name}", type=kind, metavar=metavar, help=text)
+
+
+def build_parser(presets: Mapping[str, str], epilog: str) -> argparse.ArgumentParser:
+    """The command line of train.py: its settings, and what else it can do with a run."""
+    parser = Parser(
+        "train.py",
+        "Train a ResNet50 on a folder of images. The same command resumes it.",
+        usage="train.py [--data_dir DIR] [--run_dir DIR] [--recipe NAME] [--FLAG VALUE ...]",
+        epilog=epilog,
+        argument_default=argparse.SUPPRESS,
+    )
+    for name, text in COMMANDS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    add_settings(parser, presets)
+    return parser
+
+
+def _add_switch(parser: argparse.ArgumentParser, name: str, default: bool, text: str) -> None:
+    """`--name` and `--no_name`; the help shows the one that changes something."""
+    on = argparse.SUPPRESS if default else f"{text} [off]"
+    off = f"not: {text}" if default else argparse.SUPPRESS
+    parser.add_argument(f"--{name}", dest=name, action="store_true", help=on)
+    parser.add_argument(f"--no_{name}", dest=name, action="store_false", help=off)
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Request:
+    """Read a command line; ends the program with exit code 2 and the usage on a mistake."""
+    given = vars(parser.parse_args(argv))
+    commands = {name: given.pop(name, False) for name in COMMANDS}
+    if commands["overwrite"] and not commands["fresh"]:
+        parser.error("--overwrite goes with --fresh: without it a run is resumed, not replaced")
+    return Request(given, **commands)

@@ -1,0 +1,247 @@
+"""One file that holds the images of a split, made for random crops. Written by prepare_data.py.
+
+    header      64 bytes, little-endian `<8s4I4Q2I`: magic b"RN50PACK", version 1, bytes and crc32
+                of the JSON, crc32 of the index, offset of the records, offset of the index, number
+                of images, bytes of the file, 0, crc32 of the 60 bytes before
+    JSON        UTF-8: "split"; "classes": their names in label order; "store": "tiles" or
+                "original"; "sha256" over classes and names (`content_hash`); "settings" the images
+                were made with; for tiles "jpeg_header", in base64
+    records     one an image: u16 length of its name, the name (CLASS/FILE), for tiles a table of
+                u16 lengths, then the payload
+    index       32 bytes an image, `<Q2I2H3I`: offset and bytes of its record, label, width, height,
+                bytes of the record before the payload, crc32 of these, crc32 of the payload
+
+With the store "original" a payload is the file that the image came in. With "tiles" it is the coded
+data of a baseline 4:2:0 JPEG with a restart marker after every 2 MCUs: ceil(height / 16) rows of
+ceil(width / 32) tiles, each as long as the table says, the marker behind it included. Put
+"jpeg_header" before it, with height and padded width (a multiple of 32) as big-endian u16 where its
+frame header has them, and it is a file for any viewer. A part of it: see `jpeg.TiledPicture`.
+
+Opening checks header, JSON and index; every use of an image checks its table; `find_faults` checks
+and decodes the payloads. So a damaged payload can change its own image's pixels and no other's.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from resnet50.data import jpeg
+from resnet50.data.jpeg import TiledPicture, TileHeader, WholePicture
+
+SUFFIX = ".pack"
+MAGIC, VERSION = b"RN50PACK", 1
+HEADER = struct.Struct("<8s4I4Q2I")
+BLOCK = 4096  # the records begin at a multiple of it
+INDEX = np.dtype(
+    [
+        ("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("width", "<u2"), ("height", "<u2"),
+        ("table_size", "<u4"), ("table_crc", "<u4"), ("payload_crc", "<u4"),
+    ]
+)  # fmt: skip
+TILES, ORIGINAL = "tiles", "original"
+
+
+class DamagedPackError(ValueError):
+    """A file or an image in it is not what was written. Names the file, the place, the remedy."""
+
+
+def content_hash(classes: Iterable[str], names: Iterable[bytes]) -> str:
+    """sha256 over class names and image names in order, the same for a folder and its pack."""
+    digest = hashlib.sha256("\0".join(classes).encode())
+    for name in names:
+        digest.update(name + b"\0")
+    return digest.hexdigest()
+
+
+class PackedImages:
+    """A pack opened for reading, by any number of processes forked from this one.
+
+    classes: names in label order; labels: (N,) uint32; sizes: (N, 2) widths and heights in pixels.
+    Raises DamagedPackError if header, JSON or index are not as they were written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.root = path
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Crops jump about: reading ahead would cost a network volume more than it brings.
+        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
+        about, self._index = self._read_index()
+        try:
+            self.classes = tuple(about["classes"])
+            self.store, self.sha256 = about["store"], about["sha256"]
+            self.settings = about["settings"]
+            is_tiled = self.store == TILES
+            header = TileHeader(base64.b64decode(about["jpeg_header"])) if is_tiled else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(f"its JSON is not understood ({error!r})") from error
+        self._tile_header = header
+        self.labels = self._index["label"]
+        self.sizes = np.stack([self._index["width"], self._index["height"]], axis=1)
+        if len(self) and self.labels.max() >= len(self.classes):
+            raise self._damaged("its index has labels beyond its classes")
+
+    @property
+    def largest_side(self) -> int:
+        """Pixels that pictures were shrunk to, of the shorter side if that was limited; 0: not."""
+        if self.store != TILES:
+            return 0
+        return self.settings.get("short_side") or self.settings.get("long_side") or 0
+
+    def _read_index(self) -> tuple[dict, np.ndarray]:
+        file_bytes = os.fstat(self._file).st_size
+        header = os.pread(self._file, HEADER.size, 0)
+        if header[: len(MAGIC)] != MAGIC:
+            raise self._damaged("it does not begin like a pack")
+        if zlib.crc32(header[:-4]).to_bytes(4, "little") != header[-4:]:
+            raise self._damaged("its header fails its checksum")
+        (
+            _, version, json_bytes, json_crc, index_crc,
+            records_offset, index_offset, num_images, written_bytes, _, _,
+        ) = HEADER.unpack(header)  # fmt: skip
+        if version != VERSION:
+            raise ValueError(f"{self.root} has format {version}, this program reads {VERSION}")
+        if file_bytes != written_bytes:
+            raise self._damaged(f"it has {file_bytes:,} bytes, {written_bytes:,} were written")
+        text = os.pread(self._file, json_bytes, HEADER.size)
+        if zlib.crc32(text) != json_crc:
+            raise self._damaged("its JSON fails its checksum")
+        raw = _pread_all(self._file, num_images * INDEX.itemsize, index_offset)
+        if zlib.crc32(raw) != index_crc:
+            raise self._damaged(f"its index at {index_offset:,} fails its checksum")
+        index = np.frombuffer(raw, INDEX)
+        ends = index["offset"] + index["size"]
+        if len(index) and (index["offset"].min() < records_offset or ends.max() > index_offset):
+            raise self._damaged("its index points outside of its records")
+        return json.loads(text), index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def _damaged(self, what: str) -> DamagedPackError:
+        return DamagedPackError(
+            f"{self.root}: {what}. It is damaged: copy it again, or remove it and pack anew "
+            "(prepare_data.py)"
+        )
+
+    def _read(self, index: int) -> tuple[memoryview, memoryview, tuple[int, int]]:
+        """An image's table (name and tile lengths), its payload, its width and height."""
+        offset, size, _, width, height, table_size, table_crc, _ = self._index[index].item()
+        record = memoryview(os.pread(self._file, size, offset))
+        table, payload = record[:table_size], record[table_size:]
+        if len(record) < size or zlib.crc32(table) != table_crc:
+            raise self._damaged(f"the record of image {index} at {offset:,} fails its checksum")
+        return table, payload, (width, height)
+
+    def name(self, index: int) -> str:
+        """Name of an image for messages, FILE.pack:CLASS/FILE; its number if that is damaged."""
+        try:
+            table, _, _ = self._read(index)
+        except DamagedPackError:
+            return f"{self.root}:image {index}"
+        length = int.from_bytes(table[:2], "little")
+        return f"{self.root}:{os.fsdecode(bytes(table[2 : 2 + length]))}"
+
+    def open(self, index: int) -> TiledPicture | WholePicture:
+        """Read an image, in one access to the disk; its pixels are decoded later."""
+        table, payload, (width, height) = self._read(index)
+        if self._tile_header is None:
+            return WholePicture(bytes(payload))
+        rows, columns = jpeg.tile_grid(width, height)
+        lengths = np.frombuffer(table[-2 * rows * columns :], "<u2").reshape(rows, columns)
+        return TiledPicture(self._tile_header, payload, lengths, (width, height))
+
+    def extents(self, indices: np.ndarray) -> list[tuple[Path, int, int]]:
+        """File, offset and bytes of images on the disk."""
+        entries = self._index[indices]
+        places = zip(entries["offset"].tolist(), entries["size"].tolist(), strict=True)
+        return [(self.root, offset, size) for offset, size in places]
+
+    def will_need(self, indices: np.ndarray) -> None:
+        """Have the kernel fetch these images from the disk, all at once, and go on."""
+        for _, offset, size in self.extents(indices):
+            os.posix_fadvise(self._file, offset, size, os.POSIX_FADV_WILLNEED)
+
+    def find_fault(self, index: int) -> str | None:
+        """Check and decode a whole image; what is wrong with it, or None."""
+        try:
+            _, payload, (width, height) = self._read(index)
+            if zlib.crc32(payload) != self._index["payload_crc"][index]:
+                return "its payload fails its checksum"
+            shape = self.open(index).pixels().shape
+        except Exception as error:  # Pillow raises a dozen types
+            return f"{type(error).__name__}: {error}"
+        return None if shape == (height, width, 3) else f"it decodes to {shape}"
+
+
+def _pread_all(file: int, num_bytes: int, offset: int) -> bytes:
+    """What pread gives, which may be in parts; less only at the end of the file."""
+    data = bytearray()
+    while len(data) < num_bytes:
+        part = os.pread(file, num_bytes - len(data), offset + len(data))
+        if not part:
+            break
+        data += part
+    return bytes(data)
+
+
+class Record(NamedTuple):
+    """An image ready to be written. table: name and tile lengths; payload: a file, or tiles."""
+
+    label: int
+    width: int
+    height: int
+    table: bytes
+    payload: bytes
+
+    def index_entry(self, offset: int) -> np.ndarray:
+        """What the index says of it, when its record begins at `offset`: INDEX, shape ()."""
+        size = len(self.table) + len(self.payload)
+        crcs = zlib.crc32(self.table), zlib.crc32(self.payload)
+        return np.array(
+            (offset, size, self.label, self.width, self.height, len(self.table), *crcs), INDEX
+        )
+
+
+def make_record(
+    name: str, label: int, size: tuple[int, int], payload: bytes, lengths: np.ndarray | None = None
+) -> Record:
+    """size: (width, height) in pixels; lengths: of the tiles, where the payload is made of them."""
+    encoded = os.fsencode(name)
+    table = struct.pack("<H", len(encoded)) + encoded
+    if lengths is not None:
+        table += lengths.astype("<u2").tobytes()
+    return Record(label, *size, table, payload)
+
+
+def records_offset(about: dict) -> int:
+    """Where the records of a file begin whose JSON says `about`."""
+    return math.ceil((HEADER.size + len(_to_json(about))) / BLOCK) * BLOCK
+
+
+def seal(file: BinaryIO, about: dict, index: np.ndarray) -> None:
+    """Write index, JSON and header around the records, which lie in the file already.
+
+    about: the JSON, as long as it was when `records_offset` was asked.
+    """
+    text, raw = _to_json(about), index.tobytes()
+    index_offset = file.seek(0, os.SEEK_END)
+    file.write(raw)
+    header = HEADER.pack(
+        MAGIC, VERSION, len(text), zlib.crc32(text), zlib.crc32(raw),
+        records_offset(about), index_offset, len(index), index_offset + len(raw), 0, 0,
+    )[:-4]  # fmt: skip
+    file.seek(0)
+    file.write(header + zlib.crc32(header).to_bytes(4, "little") + text)
+
+
+def _to_json(about: dict) -> bytes:
+    return json.dumps(about, ensure_ascii=False, sort_keys=True).encode()

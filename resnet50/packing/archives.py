@@ -1,0 +1,294 @@
+"""Where the bytes of a file lie in a folder or an archive, so that nothing need be unpacked.
+
+    members = archives.list_members(Path("tiny-imagenet-200.zip"), work_dir=Path("/tmp/work"))
+    archives.read(members[0])
+
+The kind of an archive is told by its content. Whoever lists sends the members to other processes,
+which read them at random; a .tar.gz alone cannot be read so and is decompressed once. Hidden
+entries and macOS's `__MACOSX` are left out.
+"""
+
+import functools
+import gzip
+import os
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from resnet50.system import files
+
+PLAIN = -1  # Member.method of bytes that lie there as they are; else it is zip's own number
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# signature, lengths of name and extra field (APPNOTE.TXT 4.3.7); sizes and crc32 come from
+# the directory, since a zip written as a stream has zeros for them here
+ZIP_LOCAL_HEADER = struct.Struct("<4s22xHH")
+ZIP_TAIL = 66_000  # where the end records are: 65,535 bytes of comment at most, and themselves
+ZIP_ENCRYPTED = 0x41  # ordinary or strong encryption
+TAR_BLOCK = 512
+# A name needs some kB; a damaged length must not become a read of gigabytes.
+MAX_TAR_HEADER = 1 << 20
+TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)  # of hostile headers
+# Listing waits for one small read a member. A network volume serves several at a time.
+LISTING_THREADS = 16
+TAR_ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # not the locale's
+
+
+class Member(NamedTuple):
+    """One file. Small and picklable, since ImageNet has 1.3 million of them."""
+
+    path: str  # inside the folder or archive, relative, with /
+    file: str  # the file on disk that holds its bytes, absolute
+    offset: int = 0  # where they begin there; in a zip, where its local header does
+    size: int = -1  # bytes stored there; -1: the whole file
+    method: int = PLAIN
+    crc32: int = 0  # of the unpacked bytes, known in a zip only
+
+
+def list_members(source: Path, work_dir: Path) -> list[Member]:
+    """All files in a folder, .zip, .tar or .tar.gz, in no particular order.
+
+    A tar inside a tar is listed through: its name without .tar becomes a folder. A .tar.gz is
+    decompressed to work_dir, and left there for the next start. Raises ValueError naming archive,
+    member and remedy.
+    """
+    source = source.absolute()
+    if source.is_dir():
+        return list(_folder_members(source))
+    if not source.is_file():
+        raise ValueError(f"{source}: no such file or folder")
+    with open(source, "rb") as file:
+        head = file.read(4)
+    if head in (b"PK\x03\x04", b"PK\x05\x06"):
+        members = _zip_members(source)
+    else:
+        if head.startswith(b"\x1f\x8b"):
+            source = _decompress(source, work_dir)
+        with open(source, "rb") as file:
+            members = _tar_members(source, file.fileno(), 0, source.stat().st_size)
+    for path, count in Counter(member.path for member in members).most_common(1):
+        if count > 1:
+            raise ValueError(f"{source}: {path} is in it {count} times; pack it anew with one")
+    return members
+
+
+def read(member: Member) -> bytes:
+    """The bytes of one file. Raises ValueError if they are not what the archive promised."""
+    if member.size < 0:
+        return Path(member.file).read_bytes()
+    descriptor, offset = _opened(member.file).number, member.offset
+    if member.method != PLAIN:
+        offset = _zip_data_offset(descriptor, member)
+    data = os.pread(descriptor, member.size, offset)
+    if len(data) != member.size:
+        raise ValueError(_damaged(member.file, f"{member.path} is cut short"))
+    if member.method == PLAIN:
+        return data
+    if member.method == zipfile.ZIP_DEFLATED:
+        try:
+            data = zlib.decompress(data, -zlib.MAX_WBITS)
+        except zlib.error as error:
+            raise ValueError(_damaged(member.file, f"{member.path}: {error}")) from error
+    if zlib.crc32(data) != member.crc32:
+        raise ValueError(_damaged(member.file, f"{member.path} has the wrong crc32"))
+    return data
+
+
+class _Descriptor:
+    """A file opened for pread, closed when nobody holds it any more."""
+
+    def __init__(self, file: str) -> None:
+        self.number = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):  # not if open failed
+            os.close(self.number)
+
+
+# Of each process; a descriptor that a fork hands down is harmless, since pread moves no position.
+_opened = functools.lru_cache(maxsize=8)(_Descriptor)
+
+
+def _damaged(where: object, what: str) -> str:
+    return f"{where}: {what}; the file is damaged, download or copy it again"
+
+
+def _visible(name: str, archive: object) -> str | None:
+    """A member's name in plain form, None if it is hidden. Raises ValueError if it points out."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." in parts or name.startswith("/"):
+        what = f"{archive}: member {name!r} points out of the archive"
+        raise ValueError(f"{what}; do not trust it, get it from its publisher")
+    hidden = any(part[0] == "." or part == "__MACOSX" for part in parts)
+    return None if hidden else "/".join(parts) or None
+
+
+def _folder_members(folder: Path) -> Iterator[Member]:
+    """Files of a folder; symbolic links are followed, since data folders are often made of them."""
+    pending: list[tuple[str, str, frozenset]] = [(str(folder), "", frozenset())]
+    while pending:
+        place, prefix, above = pending.pop()
+        status = Path(place).stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            raise ValueError(f"{place}: leads back to a folder that it lies in; remove this link")
+        with os.scandir(place) as scan:
+            entries = [e for e in scan if e.name[0] != "." and e.name != "__MACOSX"]
+        for entry in entries:
+            if entry.is_file():
+                yield Member(prefix + entry.name, entry.path)
+            elif entry.is_dir():
+                pending.append((entry.path, f"{prefix}{entry.name}/", above | {identity}))
+            else:
+                what = "a link to nothing" if entry.is_symlink() else "no ordinary file"
+                raise ValueError(f"{entry.path}: {what}; repair or remove it")
+
+
+class _Window:
+    """A stretch of a file that tarfile reads headers from as if it were a file of its own."""
+
+    def __init__(self, descriptor: int, begin: int, size: int) -> None:
+        self.descriptor, self.begin, self.size = descriptor, begin, size
+        self.position = 0
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, position: int) -> None:
+        self.position = position
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_TAR_HEADER or self.position < 0:
+            raise tarfile.ReadError("impossible length in a header")
+        size = max(0, min(size, self.size - self.position))
+        data = os.pread(self.descriptor, size, self.begin + self.position)
+        self.position += len(data)
+        return data
+
+
+def _tar_infos(window: _Window, where: str) -> Iterator[tarfile.TarInfo]:
+    """Headers of a tar. Raises ValueError if it does not go on to a proper end."""
+    try:
+        tar = tarfile.TarFile(fileobj=window, **TAR_ENCODING)
+    except TAR_ERRORS as error:
+        what = f"{where}: neither a folder nor a whole .zip, .tar or .tar.gz ({error})"
+        raise ValueError(f"{what}; download it again, or unpack it and give the folder") from error
+    try:
+        while (info := tar.next()) is not None:
+            tar.members.clear()  # it keeps them all, a kB each
+            if info.size < 0:  # would lead back
+                raise tarfile.ReadError(f"{info.name} has a negative size")
+            yield info
+    except TAR_ERRORS as error:
+        raise ValueError(_damaged(where, str(error))) from error
+    # tarfile takes a header that is cut or does not check out for the end of the archive.
+    window.seek(tar.offset)
+    if window.read(TAR_BLOCK) != bytes(TAR_BLOCK):
+        raise ValueError(_damaged(where, f"cut short or broken at byte {tar.offset:,}"))
+
+
+def _tar_members(
+    file: Path, descriptor: int, begin: int, size: int, inside: str = ""
+) -> list[Member]:
+    """Files of a tar that lies at `begin`; `inside` names it if another tar holds it."""
+    where = f"{file}: {inside}.tar" if inside else str(file)
+    members, inner = [], []
+    for info in _tar_infos(_Window(descriptor, begin, size), where):
+        path = _visible(info.name, where)
+        if path is None or info.isdir():
+            continue
+        if not info.isreg() or info.issparse():
+            what = f"{where}: member {info.name!r} is a link, device or sparse file"
+            raise ValueError(f"{what}; unpack the archive, look at it and give the folder")
+        start = begin + info.offset_data
+        if path.endswith(".tar") and not inside:
+            inner.append((start, info.size, path.removesuffix(".tar")))
+        else:
+            path = f"{inside}/{path}" if inside else path
+            members.append(Member(path, str(file), start, info.size))
+    if inner:
+        with ThreadPoolExecutor(LISTING_THREADS) as pool:
+            for found in pool.map(lambda each: _tar_members(file, descriptor, *each), inner):
+                members += found
+    return members
+
+
+def _decompress(source: Path, work_dir: Path) -> Path:
+    """Write the tar of a .tar.gz to work_dir, unless it lies there whole; returns its path."""
+    name = source.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
+    tar = work_dir.absolute() / f"{name}.tar"
+    changed = int(source.stat().st_mtime)
+    # The tar takes its source's time, which tells it from the tar of another file of that name.
+    if tar.exists() and int(tar.stat().st_mtime) == changed:
+        return tar
+    work_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with gzip.open(source) as unpacked, files.replaced(tar, "wb", sync=True) as file:
+            shutil.copyfileobj(unpacked, file, 1 << 20)
+            file.flush()  # what is written later would change the time again
+            os.utime(file.fileno(), (changed, changed))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(_damaged(source, str(error))) from error
+    return tar
+
+
+def _zip_infos(file: Path) -> list[zipfile.ZipInfo]:
+    """A zip's directory. Raises ValueError if it is not whole."""
+    try:
+        with open(file, "rb") as raw, zipfile.ZipFile(raw) as archive:
+            infos = archive.infolist()
+            raw.seek(max(0, file.stat().st_size - ZIP_TAIL))
+            tail = raw.read()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        raise ValueError(_damaged(file, f"cut short or broken ({error})")) from error
+    # zipfile does not count: one wrong length in the directory would hide all that follows it.
+    end = tail.rfind(b"PK\x05\x06")
+    count, bits = int.from_bytes(tail[end + 10 : end + 12], "little"), 16
+    end64 = tail.rfind(b"PK\x06\x06", 0, end)
+    if count == 0xFFFF and end64 >= 0:
+        count, bits = int.from_bytes(tail[end64 + 32 : end64 + 40], "little"), 64
+    if count != len(infos) % (1 << bits):  # some writers let 16 bits overflow
+        raise ValueError(_damaged(file, f"its directory lists {len(infos):,} of {count:,} files"))
+    return infos
+
+
+def _zip_members(file: Path) -> list[Member]:
+    """Files of a zip, by its directory."""
+    members, end = [], file.stat().st_size
+    for info in _zip_infos(file):
+        path = _visible(info.filename, file)
+        if path is None or info.is_dir():
+            continue
+        if not 0 <= info.header_offset <= end - info.compress_size:
+            raise ValueError(_damaged(file, f"{path} lies beyond the end"))
+        link = stat.S_ISLNK(info.external_attr >> 16)
+        if link or info.flag_bits & ZIP_ENCRYPTED or info.compress_type not in ZIP_METHODS:
+            raise ValueError(
+                f"{file}: member {path} is a link, encrypted or not deflated but compressed by "
+                f"method {info.compress_type}; unpack the archive and give the folder"
+            )
+        place = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
+        members.append(Member(path, str(file), *place))
+    return members
+
+
+def _zip_data_offset(descriptor: int, member: Member) -> int:
+    """Where a zip member's data begin: behind its local header, whose length only that knows."""
+    header = os.pread(descriptor, ZIP_LOCAL_HEADER.size, member.offset)
+    if len(header) != ZIP_LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+        raise ValueError(_damaged(member.file, f"{member.path} has no header"))
+    _, name_bytes, extra_bytes = ZIP_LOCAL_HEADER.unpack(header)
+    offset = member.offset + ZIP_LOCAL_HEADER.size
+    name = os.pread(descriptor, name_bytes, offset)
+    # A wrong bit in the directory's name would be a wrong class. Names beyond ASCII may rightly
+    # differ: the directory can hold a second, Unicode name.
+    if name.isascii() and _visible(name.decode("ascii"), member.file) != member.path:
+        raise ValueError(_damaged(member.file, f"{member.path} is named {name!r} in its header"))
+    return offset + name_bytes + extra_bytes

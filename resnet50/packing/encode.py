@@ -1,0 +1,232 @@
+"""Encode the pictures of a split in parallel and write its pack, so that a kill costs seconds.
+
+Pictures are encoded by many processes and written by one (writer.py), in their order: the file
+has the same bytes whatever their number.
+"""
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from resnet50.data import jpeg
+from resnet50.data import pack as packed_images
+from resnet50.data.pack import ORIGINAL, TILES, PackedImages, Record
+from resnet50.packing.sources import Picture
+from resnet50.packing.writer import Chunk, Note, PackWriter
+from resnet50.system import processes
+
+CHUNK = 32  # pictures a task
+TASKS_AHEAD = 4  # a process: encoded pictures wait in memory for their turn to be written
+JPEG_NAMES = (".jpg", ".jpeg")
+SAMPLE = 64  # pictures encoded to estimate the size of the file
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are stored: in tiles, shrunk to long_side and short_side pixels (0: as they are)
+    at a JPEG quality, or as original files."""
+
+    store: str = TILES
+    long_side: int = 500
+    short_side: int = 0
+    quality: int = 90
+
+    def settings(self) -> dict[str, object]:
+        """What the pack says of it; sizes and quality mean nothing to original files."""
+        return asdict(self) if self.store == TILES else {"store": ORIGINAL}
+
+
+@dataclass(frozen=True)
+class SplitJob:
+    """What makes the pack of a split. read: a picture's member to its bytes."""
+
+    split: str
+    pictures: Sequence[Picture]
+    classes: Sequence[str]
+    read: Callable[[object], bytes]
+    encoding: Encoding
+
+
+def encode(picture: Picture, data: bytes, encoding: Encoding) -> tuple[Record, Note | None]:
+    """A picture's bytes to its record. Raises what Pillow raises if they cannot be decoded."""
+    whole = jpeg.WholePicture(data)
+    pixels = whole.pixels()
+    note = None
+    if picture.name.lower().endswith(JPEG_NAMES) and (what := unusual(data)):
+        how = "kept" if encoding.store == ORIGINAL else "made a usual one"
+        note = Note("repaired", picture.name, f"{what}: {how}")
+    height, width = pixels.shape[:2]
+    if encoding.store == ORIGINAL:
+        size, lengths = (width, height), None
+    else:
+        pixels = shrink(pixels, encoding)
+        height, width = pixels.shape[:2]
+        size = (width, height)
+        _, data, lengths = jpeg.encode_tiles(pixels, encoding.quality)
+    if max(size) > np.iinfo(np.uint16).max:
+        raise ValueError(f"{width}x{height} pixels are more than a pack can say")
+    return packed_images.make_record(picture.name, picture.label, size, data, lengths), note
+
+
+def unusual(data: bytes) -> str:
+    """What a file is that should be a JPEG in gray or YCbCr and is not; "" if it is one."""
+    image = Image.open(io.BytesIO(data))
+    if image.format not in ("JPEG", "MPO"):
+        return f"a {image.format}, not a JPEG"
+    return "" if image.mode in ("RGB", "L") else f"a JPEG in {image.mode}"
+
+
+def shrink(pixels: np.ndarray, encoding: Encoding) -> np.ndarray:
+    """Pixels (H, W, 3) no larger than the encoding asks for; never enlarged."""
+    height, width = pixels.shape[:2]
+    scale = min(
+        1.0,
+        encoding.long_side / max(width, height) if encoding.long_side else 1.0,
+        encoding.short_side / min(width, height) if encoding.short_side else 1.0,
+    )
+    if scale == 1.0:
+        return pixels
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def encode_chunk(
+    pictures: Sequence[Picture], read: Callable[[object], bytes], encoding: Encoding
+) -> Chunk:
+    """Read and encode pictures; a bad one is noted and left out."""
+    records, notes, dropped = [], [], []
+    for position, picture in enumerate(pictures):
+        data = read(picture.member)
+        try:
+            record, note = encode(picture, data, encoding)
+        except Exception as error:  # Pillow raises a dozen types for damaged data
+            dropped.append(position)
+            notes.append(Note("bad", picture.name, describe(error)))
+            continue
+        records.append(record)
+        notes += [note] if note else []
+    return Chunk(len(pictures), records, notes, dropped)
+
+
+def describe(error: Exception) -> str:
+    text = "it is no picture" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+    return f"{type(error).__name__}: {text}"
+
+
+def worker_pool(num_workers: int) -> ProcessPoolExecutor:
+    """Processes that leave signals to this one and die with it."""
+    return ProcessPoolExecutor(
+        num_workers,
+        multiprocessing.get_context("fork"),
+        initializer=_start_worker,
+        initargs=(os.getpid(),),
+    )
+
+
+def _start_worker(parent_pid: int) -> None:
+    processes.ignore_signals()
+    processes.die_with_parent(parent_pid)
+
+
+def in_order(
+    pool: ProcessPoolExecutor, tasks: Iterable[tuple], work: Callable, num_ahead: int
+) -> Iterator[object]:
+    """Results of work(*task) in the order of the tasks, computing no further ahead than asked."""
+    waiting: deque[Future] = deque()
+    for task in tasks:
+        waiting.append(pool.submit(work, *task))
+        if len(waiting) >= num_ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def fingerprint(job: SplitJob, about: dict) -> str:
+    """Of all that shapes a pack's bytes: a start with another one cannot go on with it."""
+    digest = hashlib.sha256(json.dumps([about, asdict(job.encoding), PIL.__version__]).encode())
+    for picture in job.pictures:
+        digest.update(repr(picture).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def pack_split(
+    job: SplitJob,
+    path: Path,
+    num_workers: int,
+    on_progress: Callable[[int], None] = lambda num_done: None,
+) -> list[Note]:
+    """Pack a split into `path`; returns what there is to say of its pictures.
+
+    on_progress: called with the number of pictures done so far, first with what an earlier start
+    has done; what it raises ends the work, which can be taken up again.
+    Raises ValueError if a class has no image left, OSError if the disk is full.
+    """
+    pictures, classes, encoding = job.pictures, job.classes, job.encoding
+    header = jpeg.encode_tiles(np.zeros((16, 32, 3), np.uint8), encoding.quality)[0]
+    is_tiled = encoding.store == TILES
+    about = {
+        "split": job.split,
+        "classes": list(classes),
+        "store": encoding.store,
+        "settings": encoding.settings(),
+    } | ({"jpeg_header": base64.b64encode(header).decode()} if is_tiled else {})
+    writer = PackWriter(path, about, fingerprint(job, about))
+    on_progress(writer.num_done)
+    tasks = (
+        (pictures[start : start + CHUNK], job.read, encoding)
+        for start in range(writer.num_done, len(pictures), CHUNK)
+    )
+    with worker_pool(num_workers) as pool:
+        try:
+            for chunk in in_order(pool, tasks, encode_chunk, TASKS_AHEAD * num_workers):
+                writer.append(chunk)
+                on_progress(writer.num_done)
+        except BaseException as error:
+            pool.shutdown(cancel_futures=True)
+            if not isinstance(error, OSError):  # the disk would say no again
+                writer.commit()
+            raise
+    dropped = set(writer.dropped)
+    kept = [picture for i, picture in enumerate(pictures) if i not in dropped]
+    empty = set(range(len(classes))) - {picture.label for picture in kept}
+    if empty:
+        raise ValueError(f"class {classes[min(empty)]} has no image that can be decoded")
+    names = (os.fsencode(picture.name) for picture in kept)
+    writer.finish(packed_images.content_hash(classes, names))
+    return writer.notes
+
+
+def estimate_bytes(job: SplitJob) -> int:
+    """About how large a pack will be, from a sample all over the split."""
+    sample = job.pictures[:: max(1, len(job.pictures) // SAMPLE)]
+    records = encode_chunk(sample, job.read, job.encoding).records
+    sizes = [len(record.table) + len(record.payload) for record in records]
+    return round(sum(sizes) / max(1, len(sizes)) * len(job.pictures))
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def find_faults(path: Path, start: int, stop: int) -> list[str]:
+    """What is wrong with the images of a pack from start to stop, each with its name."""
+    pack = _opened(path)
+    faults = ((index, pack.find_fault(index)) for index in range(start, stop))
+    return [f"{pack.name(index)}: {fault}" for index, fault in faults if fault]
+
+
+_opened = functools.lru_cache(maxsize=1)(PackedImages)  # once in every process

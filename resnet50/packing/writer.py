@@ -1,0 +1,120 @@
+"""Write a pack so that a kill costs seconds.
+
+Beside FILE.pack.partial lie its index so far and a state that says how far it is; what the state
+vouches for is on the disk. FILE.pack itself appears whole, by a rename.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet50.data import pack
+from resnet50.data.pack import INDEX, Record
+from resnet50.system import files
+
+PART_NAMES = (".partial", ".index", ".state")
+COMMIT_EVERY_S = 1.0  # of work that a kill may cost
+
+
+class Note(NamedTuple):
+    """Something about a picture that its owner should know. kind: "bad" or "repaired"."""
+
+    kind: str
+    name: str
+    text: str
+
+
+class Chunk(NamedTuple):
+    """What a process made of some pictures. dropped: positions of those that are bad."""
+
+    num_pictures: int
+    records: list[Record]
+    notes: list[Note]
+    dropped: list[int]
+
+
+class PackWriter:
+    """A pack on its way. Opened again for the same job it goes on from the last commit.
+
+    num_done: pictures dealt with; num_images: those of them that are stored, the others are in
+    `dropped`, by number. Raises OSError from every method if the disk is full or gone.
+    """
+
+    def __init__(self, path: Path, about: dict, job: str) -> None:
+        self.path, self._about, self._job = path, about | {"sha256": "0" * 64}, job
+        self._parts = {end: path.with_name(path.name + end) for end in PART_NAMES}
+        self.num_done, self.num_images = 0, 0
+        self.notes: list[Note] = []
+        self.dropped: list[int] = []
+        self._end = pack.records_offset(self._about)
+        self._take_over()
+        self._records = open(self._parts[".partial"], "a+b")  # noqa: SIM115 (closed in `finish`)
+        self._index = open(self._parts[".index"], "a+b")  # noqa: SIM115
+        # Behind the last commit may lie what a kill left there.
+        self._records.truncate(self._end)
+        self._index.truncate(self.num_images * INDEX.itemsize)
+        self._committed_s = time.monotonic()
+
+    def _take_over(self) -> None:
+        """Take the state of an earlier start, if it worked at the same job."""
+        try:
+            state = json.loads(self._parts[".state"].read_text())
+            num_done, num_images, end = state["position"]
+            are_there = (
+                self._parts[".partial"].stat().st_size >= end
+                and self._parts[".index"].stat().st_size >= num_images * INDEX.itemsize
+            )
+        except (OSError, ValueError):
+            return
+        if state["job"] == self._job and are_there:
+            self.num_done, self.num_images, self._end = num_done, num_images, end
+            self.notes = [Note(*note) for note in state["notes"]]
+            self.dropped = state["dropped"]
+
+    def append(self, chunk: Chunk) -> None:
+        """Put a chunk behind the others."""
+        for record in chunk.records:
+            self._index.write(record.index_entry(self._end).tobytes())
+            self._records.write(record.table)
+            self._records.write(record.payload)
+            self._end += len(record.table) + len(record.payload)
+        self.dropped += [self.num_done + position for position in chunk.dropped]
+        self.notes += chunk.notes
+        self.num_done += chunk.num_pictures
+        self.num_images += len(chunk.records)
+        if time.monotonic() - self._committed_s > COMMIT_EVERY_S:
+            self.commit()
+
+    def commit(self) -> None:
+        """Have everything so far on the disk, then say so."""
+        for file in (self._records, self._index):
+            file.flush()
+            os.fsync(file.fileno())
+        state = {
+            "job": self._job,
+            "position": [self.num_done, self.num_images, self._end],
+            "notes": self.notes,
+            "dropped": self.dropped,
+        }
+        files.write_text(self._parts[".state"], json.dumps(state), sync=True)
+        self._committed_s = time.monotonic()
+
+    def finish(self, sha256: str) -> None:
+        """Seal the file and give it its name; the other parts go."""
+        self.commit()
+        self._index.seek(0)
+        index = np.frombuffer(self._index.read(), INDEX)
+        self._records.close()
+        with open(self._parts[".partial"], "r+b") as file:
+            pack.seal(file, self._about | {"sha256": sha256}, index)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(self._parts[".partial"], self.path)
+        files.sync_folder(self.path.parent)
+        self._index.close()
+        for end in (".index", ".state"):
+            self._parts[end].unlink()

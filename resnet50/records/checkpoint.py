@@ -1,0 +1,242 @@
+"""Checkpoints that are whole or not there: save, verify, find, load, keep.
+
+    sha256: the last 73 bytes of a checkpoint file are b"\\nsha256 " + 64 hex digits + b"\\n", over
+    all bytes before them. `torch.load(path, weights_only=True)` reads the file as it is.
+
+A file is whole at any moment, also after a power cut (system/files.py). torch.load alone would not
+notice a flipped bit. Only tensors and plain values are stored; nothing here ever unpickles code.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from resnet50.system import files
+
+FILE_NAME = re.compile(r"step_(\d{9})\.pt")
+TRAILER_BYTES = len(b"\nsha256 ") + 64 + len(b"\n")
+BEST = "best.pt"
+# What exFAT, and buckets mounted as folders, answer.
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
+LEAST_KEPT = 2  # the newest may be damaged, and then the one before it is what a run goes on from
+BYTES_A_TENSOR = 512  # of a file: name, shape, alignment
+
+
+class DamagedCheckpointError(ValueError):
+    """A file that is not a whole checkpoint of this project; the text names it and says why."""
+
+
+class _HashingFile:
+    """What torch.save writes to: passes bytes on and hashes them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def step_path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:09d}.pt"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the checkpoint files in the folder, oldest first, not yet verified."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(int(match[1]) for match in map(FILE_NAME.fullmatch, names) if match)
+
+
+def newest_step(folder: Path) -> int:
+    """Step of the newest checkpoint file; -1 without one."""
+    return max(steps_in(folder), default=-1)
+
+
+def save(folder: Path, step: int, state: dict) -> Path:
+    """Write the state of `step` and return its path; it then survives a power cut.
+
+    Raises OSError as `write` does.
+    """
+    _make_folder(folder)
+    path = step_path(folder, step)
+    write(path, state)
+    return path
+
+
+def write(path: Path, state: dict) -> None:
+    """Write tensors and plain values, with their sha256; the old file stands until they are there.
+
+    Raises OSError (disk full, read-only) and leaves no partial file behind.
+    """
+    with files.replaced(path, "wb", sync=True) as file:
+        hashing = _HashingFile(file)
+        try:
+            torch.save(state, hashing)
+        except RuntimeError as error:
+            # torch's zip writer reports a failed write as RuntimeError; the OSError is its context.
+            raise _os_error(error) or error from None
+        file.write(b"\nsha256 " + hashing.sha256.hexdigest().encode() + b"\n")
+
+
+def make_room(folder: Path, state: dict) -> None:
+    """See that the disk has room for a file of this state, before anything of it is written.
+
+    Where it has not, the oldest checkpoints go, down to two. Raises OSError if that is too little.
+    """
+    _make_folder(folder)
+    needed = size_of(state)
+    while shutil.disk_usage(folder).free < needed:
+        steps = steps_in(folder)
+        if len(steps) <= LEAST_KEPT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        step_path(folder, steps[0]).unlink()
+
+
+def size_of(state: object) -> int:
+    """Bytes of the tensors in a state, and a little for all else in the file."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size() + BYTES_A_TENSOR
+    items = state.values() if isinstance(state, dict) else state
+    return sum(map(size_of, items)) if isinstance(state, dict | list | tuple) else 0
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The OSError among an exception and what led to it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of a run's checkpoints, and see that a power cut leaves it where it is."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        for above in (folder.parent, folder.parent.parent):  # the run's, and where that lies
+            files.sync_folder(above)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and leftovers of interrupted saves."""
+    for step in steps_in(folder)[:-keep]:
+        step_path(folder, step).unlink()
+    for leftover in folder.glob("*.partial"):
+        leftover.unlink()
+
+
+def mark_best(path: Path) -> None:
+    """Make `best.pt` a hard link to this checkpoint, or a copy where there are none, at once."""
+    link = path.with_name(BEST)
+    partial = link.with_name(f"{BEST}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        shutil.copyfile(path, partial)
+    os.replace(partial, link)
+    files.sync_folder(path.parent)
+
+
+def verify(path: Path) -> None:
+    """Raise DamagedCheckpointError, naming the file, unless it is whole and its sha256 is right."""
+    try:
+        remaining = path.stat().st_size - TRAILER_BYTES
+        with open(path, "rb") as file:
+            sha256 = hashlib.sha256()
+            while remaining > 0 and (block := file.read(min(remaining, 1 << 20))):
+                sha256.update(block)
+                remaining -= len(block)
+            trailer = file.read()
+    except OSError as error:
+        raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if trailer != b"\nsha256 " + sha256.hexdigest().encode() + b"\n":
+        raise DamagedCheckpointError(
+            f"{path} is damaged or not a checkpoint of this program (its sha256 does not match)"
+        )
+
+
+def load(path: Path) -> dict:
+    """Verify a checkpoint and read it onto the CPU."""
+    verify(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def recover_newest(folder: Path, say: Callable[[str], None], may_rename: bool = True) -> int:
+    """Step of the newest checkpoint that is whole, out of whose way damaged ones are put; -1 if
+    there is none at all.
+
+    Damaged newer ones are named through `say` and, by the one process that may, renamed to
+    *.corrupt, never deleted. If every file is damaged, nothing is renamed and
+    DamagedCheckpointError says so: starting over would cost the run.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for step in reversed(steps_in(folder)):
+        try:
+            verify(step_path(folder, step))
+        except DamagedCheckpointError as error:
+            damaged.append((step_path(folder, step), str(error)))
+            continue
+        for path, reason in damaged if may_rename else []:
+            say(f"{reason}; renamed to {path.name}.corrupt, going on from step {step}")
+            os.replace(path, path.with_name(f"{path.name}.corrupt"))
+        return step
+    if damaged:
+        raise DamagedCheckpointError(
+            f"no checkpoint in {folder} is whole: {damaged[0][1]}. Put a good copy there, "
+            "start anew with --fresh --overwrite, or give another --run_dir"
+        )
+    return -1
+
+
+def weights_of(contents: dict, raw: bool = False) -> tuple[dict, str]:
+    """The averaged weights in a checkpoint, or the trained ones with `raw` or without an average,
+    and which they are: "EMA" or "trained". Any other file of tensors: itself, "weights"."""
+    if "model" not in contents:
+        return contents, "weights"
+    if contents.get("ema") is not None and not raw:
+        return contents["ema"], "EMA"
+    return contents["model"], "trained"
+
+
+def load_weights_file(path: Path, option: str = "--weights") -> dict:
+    """A checkpoint of this project or any file of tensors that torch.save wrote, onto the CPU.
+
+    option: of the command line, for the message. Raises ValueError naming option and file if it is
+    neither, not whole, or would need code to load.
+    """
+    if path.is_dir():
+        raise ValueError(
+            f"{option} {path} is a folder: give a file in it, checkpoints/best.pt of a run or "
+            "pruned.pt of an export"
+        )
+    try:
+        with open(path, "rb") as file:
+            file.seek(-min(TRAILER_BYTES, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            if file.read(8) == b"\nsha256 ":
+                return load(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{option} {path}: {error.strerror}") from error
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(f"{option}: {error}") from None
+    except Exception as error:
+        # torch raises half a dozen types for files that are not its own, and for those that hold
+        # more than tensors it advises to load them as code: that advice is not passed on.
+        raise ValueError(
+            f"{option} {path} is not a file of tensors written by torch.save"
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{option} {path} holds a {type(state).__name__}, not a state dict")
+    return state

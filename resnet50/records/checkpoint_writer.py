@@ -1,0 +1,83 @@
+"""Checkpoints written in the background: training waits for a copy in memory, not for the disk.
+
+One thread, one file at a time. What it meets, a full disk above all, is kept until the loop asks:
+`take_failure` after a while, or after `wait` where the file must be there before going on.
+"""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from resnet50.records import checkpoint
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A checkpoint that could not be written, and why."""
+
+    step: int
+    error: OSError
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run, links the best one and deletes old ones."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self._thread: threading.Thread | None = None
+        self._failure: Failure | None = None
+        self._bug: BaseException | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, step: int, state: dict, is_best: bool) -> None:
+        """Copy the state of `step` to host memory and begin to write it.
+
+        Waits for the file before, if that is still being written. The caller may change the state
+        as soon as this returns.
+        """
+        self.wait()
+        words = (step, on_host(state), is_best)
+        # Not a daemon: a program that ends in whatever way but a kill ends after this file.
+        self._thread = threading.Thread(target=self._write, args=words, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written any more."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def take_failure(self) -> Failure | None:
+        """What became of the last checkpoint if it could not be written, once."""
+        if self._bug is not None:
+            raise self._bug
+        failure, self._failure = self._failure, None
+        return failure
+
+    def _write(self, step: int, state: dict, is_best: bool) -> None:
+        try:
+            checkpoint.make_room(self.folder, state)
+            path = checkpoint.save(self.folder, step, state)
+            if is_best:
+                checkpoint.mark_best(path)
+            checkpoint.prune(self.folder, self.keep)
+        except OSError as error:
+            self._failure = Failure(step, error)
+        except BaseException as error:
+            self._bug = error  # for the loop, where it ends the run as any other would
+
+
+def on_host(value: object) -> object:
+    """A copy whose tensors lie in host memory and that nothing changes any more."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: on_host(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(on_host(item) for item in value)
+    return value

@@ -1,0 +1,114 @@
+"""A run's terminal: a progress bar on one, a line now and then without, and messages above both."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from resnet50.config.train_config import TrainConfig
+from resnet50.records import metrics
+from resnet50.training.plan import Plan, image_size_at
+
+
+class Throttle:
+    """Tells whether something that may happen every so many seconds may happen now."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last_s: dict[str, float] = {}
+
+    def is_due(self, what: str, every_s: float) -> bool:
+        now = self._clock()
+        if now - self._last_s.get(what, -float("inf")) < every_s:
+            return False
+        self._last_s[what] = now
+        return True
+
+
+class Display:
+    """What people see of a run on rank 0; the displays of other ranks show nothing."""
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        plan: Plan,
+        is_main: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cfg, self._plan, self._is_main = cfg, plan, is_main
+        self._has_bar = is_main and sys.stderr.isatty()
+        self._bar: tqdm | None = None
+        self._throttle = Throttle(clock)
+
+    def say(self, text: str) -> None:
+        """Print a line, above the progress bar if there is one."""
+        if self._is_main:
+            with self._terminal_may_be_gone():
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+
+    def advance(self, step: int) -> None:
+        """Move the bar on by the images of a step."""
+        if self._has_bar:
+            with self._terminal_may_be_gone():
+                self._bar_of(step).update(self._plan.total_batch_size)
+
+    def show(
+        self, step: int, lr: float, loss: float, speed: Mapping[str, float], left_s: float,
+        cost_usd: float,
+    ) -> None:  # fmt: skip
+        """The numbers beside the bar, or the plain line where there is none."""
+        text = (
+            f"loss {loss:.3f} lr {lr:.4g} waiting {speed['data_wait_pct']:.0f}% left "
+            f"{metrics.clock(left_s)}"
+        )
+        if self._cfg.price_per_hour:
+            text += f" {metrics.dollars(cost_usd)}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+        elif not self._has_bar and self._throttle.is_due("line", self._cfg.log_every_s):
+            epoch = self._plan.epoch_of(step)
+            self.say(
+                f"epoch {epoch:.2f}/{self._plan.epochs}{self._size(int(epoch))} "
+                f"step {step}/{self._plan.stop_step} {text} "
+                f"{speed['images_per_s']:.0f} img/s"
+            )
+
+    def close_bar(self) -> None:
+        """At the end of an epoch, whose bar makes room for the epoch's line."""
+        with self._terminal_may_be_gone():
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+
+    def _bar_of(self, step: int) -> tqdm:
+        """The bar of the epoch that `step` belongs to."""
+        if self._bar is None:
+            epoch, done = divmod(step - 1, self._plan.steps_per_epoch)
+            self._bar = tqdm(
+                desc=f"epoch {epoch + 1}/{self._plan.epochs}{self._size(epoch)}",
+                total=self._plan.steps_per_epoch * self._plan.total_batch_size,
+                initial=done * self._plan.total_batch_size,
+                unit="img",
+                unit_scale=True,
+                dynamic_ncols=True,
+                mininterval=0.5,
+                leave=False,
+            )
+        return self._bar
+
+    def _size(self, epoch: int) -> str:
+        """The size of an epoch's crops, where it grows."""
+        size = image_size_at(self._cfg, epoch)
+        return "" if size == image_size_at(self._cfg, self._plan.epochs) else f" {size} px"
+
+    @contextmanager
+    def _terminal_may_be_gone(self) -> Iterator[None]:
+        """An SSH connection that dropped takes its terminal along; training goes on in silence."""
+        try:
+            yield
+        except OSError:
+            self._has_bar, self._bar = False, None
+            sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115 (for the process's life)

@@ -1,0 +1,227 @@
+"""What a run leaves to read: log.jsonl, metrics.csv, metrics.md, curves.png, status.json.
+
+    runs/NAME/log.jsonl      one JSON object a line: training steps, epochs, events
+    runs/NAME/metrics.csv    one row an epoch; metrics.md the same as a table to read
+    runs/NAME/tensorboard/   with --tensorboard: the curves once more
+
+Rank 0 writes. A disk that is full costs log lines, never the run.
+"""
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from resnet50.config.train_config import TrainConfig
+from resnet50.records import metrics, run_folder, status
+from resnet50.records.display import Display, Throttle
+from resnet50.records.results import Results
+from resnet50.records.tensorboard_log import TensorBoardLog
+from resnet50.system import files
+from resnet50.training.plan import Plan, image_size_at
+
+STATUS_EVERY_S = 10.0
+CURVES_EVERY_S = 60.0  # drawing takes half a second, which a tiny run would feel every epoch
+
+
+def on_main_rank(method: Callable[..., None]) -> Callable[..., None]:
+    """A method that writes: on other ranks than the first it does nothing."""
+
+    @functools.wraps(method)
+    def write(self: "RunLog", *args: object, **kwargs: object) -> None:
+        if self.is_main:
+            method(self, *args, **kwargs)
+
+    return write
+
+
+class RunLog:
+    """The record of one run over all its attempts, with the time and money that they took."""
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        plan: Plan,
+        results: Results,
+        *,
+        is_main: bool,
+        attempt: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.cfg, self.plan, self.results = cfg, plan, results
+        self.is_main, self.attempt = is_main, attempt
+        self.run_dir = Path(cfg.run_dir)
+        self.display = Display(cfg, plan, is_main, clock)
+        self._clock, self._throttle = clock, Throttle(clock)
+        self._steps: list[dict] = []  # training records, for the curves
+        self._tensorboard: TensorBoardLog | None = None
+        self._started_s = clock()
+        self._paid_before_s = 0.0
+        if is_main:
+            self._paid_before_s = float(status.read_status(self.run_dir).get("paid_s", 0.0))
+        self._start_epoch()
+
+    @property
+    def paid_s(self) -> float:
+        """Seconds this run has used up a machine, in all its attempts."""
+        return self._paid_before_s + self._clock() - self._started_s
+
+    @property
+    def cost_usd(self) -> float:
+        return self.paid_s / 3600 * self.cfg.price_per_hour
+
+    @on_main_rank
+    def begin(self, step: int) -> None:
+        """Go on from the checkpoint of `step`: what was logged after it is dropped."""
+        with self._disk_may_be_full():
+            records = files.read_records(self.run_dir / run_folder.LOG)
+            kept = [r for r in records if r["kind"] == "event" or r["step"] <= step]
+            self._steps = [record for record in kept if record["kind"] == "train"]
+            lines = "".join(json.dumps(record) + "\n" for record in kept)
+            files.write_text(self.run_dir / run_folder.LOG, lines, sync=False)
+            self._write_tables()
+            if self.cfg.tensorboard:
+                self._tensorboard = TensorBoardLog(self.run_dir, step)
+
+    def step_done(self, step: int, step_s: float, wait_s: float) -> None:
+        """Book one training step: how long it took, and how long of that it waited for data."""
+        self._epoch_steps += 1
+        self._epoch_s += step_s
+        self._wait_s += wait_s
+        self.display.advance(step)
+
+    @on_main_rank
+    def train_record(self, step: int, lr: float, means: dict[str, float]) -> None:
+        """Log one step's own loss and hits, refresh the display, and status.json now and then."""
+        record = {"kind": "train", "step": step, "lr": lr, **means}
+        speed = self._speed()
+        left_s = self._remaining_s(step, speed["images_per_s"])
+        self._steps.append(record)
+        self._append({**record, **speed, "seconds": round(self.paid_s, 1)})
+        self.display.show(step, lr, means["loss"], speed, left_s, self.cost_usd)
+        if self._throttle.is_due("status", STATUS_EVERY_S):
+            self.write_status(status.RUNNING, step, **speed, remaining_s=round(left_s))
+
+    def row_of_epoch(
+        self, step: int, lr: float, train: dict[str, float], val: dict[str, float] | None
+    ) -> dict[str, object]:
+        """The row of an epoch that ended at `step`; val is None if it was not evaluated."""
+        return {
+            "epoch": round(self.plan.epoch_of(step), 4),
+            "step": step,
+            "seconds": round(self.paid_s, 2),
+            "lr": lr,
+            **{f"train_{name}": train[name] for name in ("loss", "top1", "top5")},
+            **{f"val_{name}": val and val[name] for name in ("loss", "top1", "top5")},
+            **self._speed(),
+            "cost_usd": round(self.cost_usd, 4),
+        }
+
+    def epoch_done(self) -> None:
+        """Write the tables, now and then the curves, and the line of the results' last row."""
+        self._start_epoch()
+        self._write_epoch()
+
+    @on_main_rank
+    def _write_epoch(self) -> None:
+        row = self.results.rows[-1]
+        self.display.close_bar()
+        self._append({"kind": "epoch", **row})
+        with self._disk_may_be_full():
+            self._write_tables()
+        if self._throttle.is_due("curves", CURVES_EVERY_S):
+            self._draw_curves()
+        self.say(metrics.epoch_line(row, self.plan.epochs))
+
+    @on_main_rank
+    def event(self, step: int, text: str) -> None:
+        """Say something and keep it in log.jsonl, whatever becomes of the steps around it."""
+        self.say(text)
+        self._append({"kind": "event", "step": step, "text": text})
+
+    def say(self, text: str) -> None:
+        """Print a line, and do not keep it."""
+        self.display.say(text)
+
+    @on_main_rank
+    def write_status(self, state: str, step: int, **more: object) -> None:
+        """Write status.json."""
+        with self._disk_may_be_full():
+            status.write_status(
+                self.run_dir,
+                state=state,
+                attempt=self.attempt,
+                step=step,
+                stop_step=self.plan.stop_step,
+                epoch=round(self.plan.epoch_of(step), 4),
+                best_top1=self.results.best_top1,
+                paid_s=round(self.paid_s, 2),
+                cost_usd=round(self.cost_usd, 4),
+                **more,
+            )
+
+    @on_main_rank
+    def close(self, state: str, step: int) -> None:
+        """Write what is still to be written; for a finished run also its summary."""
+        self.display.close_bar()
+        if self.results.rows:
+            self._draw_curves()
+        if self._tensorboard:
+            with self._disk_may_be_full():
+                self._tensorboard.close()
+        if state == status.DONE:
+            self.write_status(state, step, remaining_s=0)
+            self.say(
+                metrics.summary(self.results, self.paid_s, self.cfg.price_per_hour, self.run_dir)
+            )
+        else:
+            self.write_status(state, step)
+
+    def _speed(self) -> dict[str, float]:
+        """Images per second and percent of the time waiting for data, in this epoch so far."""
+        images = self._epoch_steps * self.plan.total_batch_size
+        return {
+            "images_per_s": round(images / max(self._epoch_s, 1e-9), 1),
+            "data_wait_pct": round(100 * self._wait_s / max(self._epoch_s, 1e-9), 2),
+        }
+
+    def _start_epoch(self) -> None:
+        self._epoch_steps, self._epoch_s, self._wait_s = 0, 0.0, 0.0
+
+    def _remaining_s(self, step: int, images_per_s: float) -> float:
+        """Seconds to the run's end at this epoch's speed, less when --max_minutes come first."""
+        work = self.plan.images_left(step, functools.partial(image_size_at, self.cfg))
+        remaining_s = work / max(images_per_s, 1e-9)
+        if self.cfg.max_minutes:
+            remaining_s = min(remaining_s, max(60 * self.cfg.max_minutes - self.paid_s, 0))
+        return remaining_s
+
+    def _append(self, record: dict) -> None:
+        with self._disk_may_be_full(), open(self.run_dir / run_folder.LOG, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._tensorboard and record["kind"] != "event":
+            with self._disk_may_be_full():
+                self._tensorboard.add(record)
+
+    def _write_tables(self) -> None:
+        rows = self.results.rows
+        files.write_text(self.run_dir / "metrics.csv", metrics.as_csv(rows), sync=False)
+        files.write_text(self.run_dir / "metrics.md", metrics.as_markdown(rows), sync=False)
+
+    def _draw_curves(self) -> None:
+        from resnet50.records import curves  # matplotlib takes half a second of every supervisor
+
+        title = f"{self.run_dir.name} ({self.cfg.recipe})"
+        with self._disk_may_be_full():
+            curves.draw(self.run_dir / "curves.png", self.results.rows, self._steps, title)
+
+    @contextmanager
+    def _disk_may_be_full(self) -> Iterator[None]:
+        """Go on without a log line or a picture; say so once a minute."""
+        try:
+            yield
+        except OSError as error:
+            if self._throttle.is_due("warning", 60.0):
+                self.say(f"warning: {self.run_dir}: {error.strerror}: going on without this record")

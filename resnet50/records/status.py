@@ -1,0 +1,82 @@
+"""How a run stands: status.json, its states, their exit codes. Standard library, Python 3.10.
+
+    status.json    state, attempt (id of the last start), message (why it was refused), step,
+                   stop_step, epoch, best_top1, paid_s, cost_usd, images_per_s, data_wait_pct,
+                   remaining_s; a run that has not come to its first step has the first three
+
+Read by train.py's supervisor, by host/ before there is an environment, and by whoever asks how a
+run is doing. Nobody else knows the file or spells a state; launch/slurm.sbatch asks by
+
+    python -m resnet50.records.status RUN_DIR ATTEMPT    # ends with the exit code of that attempt
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from resnet50.system import files
+from resnet50.system.locking import lock_holder
+
+FILE = "status.json"
+SUPERVISOR_LOCK = ".supervisor.lock"  # held by `python train.py` as long as it lives
+
+RUNNING, DONE, INTERRUPTED = "running", "done", "interrupted"
+DIVERGED, CRASHED, CONFIG_ERROR = "diverged", "crashed", "config error"
+ENDED = (DONE, DIVERGED)  # nothing more happens without the user
+
+# Exit codes of every command that trains; without a state of theirs it crashed, code 1.
+# sysexits.h calls 75 EX_TEMPFAIL: try again.
+EXIT_CODES = {DONE: 0, CONFIG_ERROR: 2, DIVERGED: 3, INTERRUPTED: 75}
+
+
+def read_status(run_dir: Path) -> dict[str, object]:
+    """What status.json holds; empty without one. Raises ValueError for a damaged file."""
+    return files.read_json(run_dir / FILE)
+
+
+def write_status(run_dir: Path, **changes: object) -> None:
+    """Change some entries of status.json and keep the others. Raises OSError."""
+    files.write_json(run_dir / FILE, read_status(run_dir) | changes)
+
+
+def state_of(run_dir: Path, attempt: str) -> str:
+    """The state that this attempt wrote; empty if it wrote none."""
+    status = read_status(run_dir)
+    return str(status.get("state", "")) if status.get("attempt") == attempt else ""
+
+
+def supervisor_of(run_dir: Path) -> int:
+    """Process id of the supervisor that trains there; 0 if none does."""
+    return lock_holder(run_dir / SUPERVISOR_LOCK)
+
+
+def describe_progress(status: Mapping) -> str:
+    """Step, epoch, top-1, speed, time and money, as far as they are known."""
+    parts = [f"step {status.get('step', 0):,} of {status.get('stop_step', 0):,}"]
+    if "epoch" in status:
+        parts.append(f"epoch {status['epoch']:.2f}")
+    if status.get("best_top1") is not None:
+        parts.append(f"best top-1 {status['best_top1']:.2f}%")
+    if "images_per_s" in status:
+        parts.append(f"{status['images_per_s']:,.0f} images/s")
+        parts.append(f"waiting for data {status['data_wait_pct']:.0f}%")
+    left_s = status.get("remaining_s", 0) if status.get("state") == RUNNING else 0
+    if left_s:
+        parts.append(
+            f"left {left_s / 3600:.1f} h" if left_s > 5400 else f"left {left_s / 60:.0f} min"
+        )
+    if status.get("cost_usd"):
+        spent = status["cost_usd"]
+        rate = spent / max(status["paid_s"], 1)
+        parts.append(f"${spent:.2f} so far, ${spent + rate * left_s:.2f} at the end")
+    return " · ".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of an attempt, which torchrun hides: 1 if it left no state, so crashed."""
+    run_dir, attempt = sys.argv[1:] if argv is None else argv
+    return EXIT_CODES.get(state_of(Path(run_dir), attempt), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

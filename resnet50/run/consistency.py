@@ -1,0 +1,112 @@
+"""What all ranks must agree on before anything is built: settings, data, and one run folder.
+
+Hosts may read copies of the data and mount folders in different places. The run folder itself must
+be one: rank 0 alone writes it, and every rank goes on from the checkpoints in it.
+"""
+
+import json
+import socket
+import time
+from pathlib import Path
+
+from resnet50.config.train_config import TrainConfig
+from resnet50.data.splits import Splits, fingerprint
+from resnet50.records import checkpoint, run_folder
+from resnet50.records.status import read_status
+from resnet50.training import distributed
+from resnet50.training.distributed import Ranks
+
+# NFS may hide another host's new files for as long: its default acdirmax.
+PATIENCE_S = 60.0
+POLL_S = 0.2
+PLACES = ("data_dir", "run_dir")  # settings in which hosts may differ
+
+
+def check(cfg: TrainConfig, ranks: Ranks, attempt: str, data: Splits, saved_step: int) -> int:
+    """The step that all ranks go on from: rank 0's newest checkpoint, -1 without one.
+
+    attempt: that of rank 0 stands in status.json by now. Every rank must call it. Raises ValueError
+    naming ranks, hosts and options that differ, the same on all ranks.
+    """
+    if ranks.world_size == 1:
+        return saved_step
+    settings = cfg.to_json()
+    mine = {
+        "host": socket.gethostname(),
+        "attempt": attempt,
+        "settings": {name: settings[name] for name in settings if name not in PLACES},
+        "data": {"train": fingerprint(data.train), "val": fingerprint(data.val)},
+        "step": saved_step,
+    }
+    theirs = exchange(mine, ranks)
+    for rank, other in enumerate(theirs):
+        who = f"rank {rank} on {other['host']}"
+        refuse_other_settings(who, other["settings"], theirs[0]["settings"])
+        refuse_other_data(who, other["data"], theirs[0]["data"], cfg)
+    step, run_dir = theirs[0]["step"], Path(cfg.run_dir)
+    mine |= {"is_shared": sees_rank_0(run_dir, theirs[0]["attempt"], step)}
+    mine["step"] = checkpoint.newest_step(run_folder.checkpoints_dir(run_dir))
+    theirs = exchange(mine, ranks)
+    if all(other["is_shared"] for other in theirs):
+        return step
+    found = "; ".join(
+        f"rank {rank} on {other['host']}: "
+        + (f"step {other['step']}" if other["step"] >= 0 else "none")
+        for rank, other in enumerate(theirs)
+        if rank == 0 or not other["is_shared"]
+    )
+    raise ValueError(
+        f"--run_dir {run_dir} is not the same folder on all hosts, and must lie on a file system "
+        f"that they share. Newest checkpoint there: {found}"
+    )
+
+
+def exchange(mine: dict[str, object], ranks: Ranks) -> list[dict]:
+    return [
+        json.loads(word) for word in distributed.exchange_before_connecting(json.dumps(mine), ranks)
+    ]
+
+
+def refuse_other_settings(who: str, theirs: dict, first: dict) -> None:
+    """Raise ValueError naming the settings in which a rank differs from rank 0."""
+    differing = [
+        f"--{name} {theirs.get(name)} (rank 0: {first[name]})"
+        for name in first
+        if theirs.get(name) != first[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"{who} has other settings than rank 0: {', '.join(differing)}. Give the same command "
+            "on every host, and a --run_dir on a file system that they share"
+        )
+
+
+def refuse_other_data(who: str, theirs: dict, first: dict, cfg: TrainConfig) -> None:
+    """Raise ValueError naming the split in which a rank's data are not rank 0's."""
+    for split, rank_0s in first.items():
+        if theirs[split] != rank_0s:
+            raise ValueError(
+                f"--data_dir {cfg.data_dir}: {who} has other data than rank 0: its {split} split "
+                f"has {theirs[split]['num_images']} images in {theirs[split]['num_classes']} "
+                f"classes, rank 0's {rank_0s['num_images']} in {rank_0s['num_classes']}, "
+                "or other file names, or it was packed otherwise. Copy the same data to every host"
+            )
+
+
+def sees_rank_0(run_dir: Path, attempt: str, step: int) -> bool:
+    """Whether what rank 0 wrote and found is in this rank's folder too, now or soon."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not has_start(run_dir, attempt, step):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+def has_start(run_dir: Path, attempt: str, step: int) -> bool:
+    try:
+        found = read_status(run_dir)
+    except ValueError:  # a file that another host replaced under a network file system's reader
+        return False
+    newest = checkpoint.newest_step(run_folder.checkpoints_dir(run_dir))
+    return found.get("attempt") == attempt and newest == step

@@ -1,0 +1,123 @@
+"""A rank: what torchrun starts. It trains, and leaves the outcome in status.json."""
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from resnet50.config.command_line import print_error
+from resnet50.config.train_flags import Request
+from resnet50.records import run_folder, status
+from resnet50.run.resolve import resolve, with_data
+from resnet50.run.start import Ended, Run, start
+from resnet50.run.supervisor import ATTEMPT
+from resnet50.system import processes
+from resnet50.system.interruption import Interrupted, Interruption
+from resnet50.system.locking import FolderLock
+from resnet50.training import batch_fit, distributed
+from resnet50.training.distributed import Ranks
+from resnet50.training.plan import image_size_at
+
+
+def run_rank(request: Request, train: Callable[[Run], str]) -> int:
+    """Be one rank from its start to its end; returns the exit code.
+
+    train: goes on until it knows the state that the run ends in, or raises Ended.
+    """
+    faulthandler.register(signal.SIGUSR2)  # the supervisor asks a run that hangs where it does
+    processes.die_with_launcher()
+    stop = Interruption()
+    attempt = os.environ.get(ATTEMPT) or uuid.uuid4().hex
+    ranks, lock = Ranks(), None
+    try:
+        ranks = distributed.read_ranks()
+        cfg = with_data(resolve(request, ranks.world_size))
+        run_dir = Path(cfg.run_dir)
+        if request.fresh and run_folder.has_run(run_dir):
+            raise ValueError(f"--fresh: a run lies in {run_dir}: `python train.py` can replace it")
+        if ranks.is_main:
+            lock = FolderLock(run_dir)
+            status.write_status(run_dir, state=status.RUNNING, attempt=attempt, message="")
+        run = start(cfg, ranks, attempt, stop)
+        if ranks.is_main:  # only now: settings that cannot start are not those of a run to resume
+            run_folder.write_config(run_dir, run.parts.cfg.to_json(), sys.argv)
+    except Interrupted:
+        if lock:
+            print("interrupted before the first step; the same command starts again", flush=True)
+            status.write_status(run_dir, state=status.INTERRUPTED, attempt=attempt)
+        distributed.disconnect()
+        return exit_code(status.INTERRUPTED)
+    except (ValueError, OSError) as error:
+        if ranks.local_rank == 0:  # once on every host
+            print_error("train.py", error)
+        if lock:
+            state = status.CONFIG_ERROR
+            status.write_status(run_dir, state=state, attempt=attempt, message=str(error))
+        distributed.report_problem(error, ranks)
+        return exit_code(status.CONFIG_ERROR)
+    state = train_to_an_end(run, train)
+    step = run.parts.state.step
+    if state == status.INTERRUPTED:
+        run.log.say(f"interrupted at step {step}; the same command goes on from there")
+    run.log.close(state, step)
+    distributed.disconnect()
+    return exit_code(state)
+
+
+def exit_code(state: str) -> int:
+    """Of a rank whose run ended in this state.
+
+    The supervisor reads status.json; with another code than 0 torchrun would print a traceback.
+    """
+    return 0 if ATTEMPT in os.environ else status.EXIT_CODES[state]
+
+
+def train_to_an_end(run: Run, train: Callable[[Run], str]) -> str:
+    """The state that the run ends in. Raises what is neither an end nor a lack of memory."""
+    try:
+        return train(run)
+    except Ended as ended:
+        return ended.args[0]
+    except RuntimeError as error:
+        if not is_lasting_lack_of_memory(run, error):
+            raise
+        message = no_memory_message(run, error)
+        run.log.event(run.parts.state.step, message)
+        if run.parts.ranks.world_size > 1:
+            end_all_ranks(run, message)
+        return status.CONFIG_ERROR
+
+
+def is_lasting_lack_of_memory(run: Run, error: RuntimeError) -> bool:
+    """Whether the first step since the last checkpoint needs more memory than there is.
+
+    If steps went well before, something else took the memory, and the supervisor starts again from
+    the checkpoint.
+    """
+    is_first_step = run.parts.state.step == max(run.saved_step, 0)
+    return batch_fit.is_out_of_memory(error) and is_first_step
+
+
+def no_memory_message(run: Run, error: RuntimeError) -> str:
+    """What needed the memory, and what to do."""
+    parts, step = run.parts, run.parts.state.step
+    size = image_size_at(parts.cfg, int(parts.plan.epoch_of(step)))
+    return (
+        f"error: not enough memory on {parts.ranks.device} for step {step + 1}: "
+        f"--device_batch_size {parts.cfg.device_batch_size} of {size} px "
+        f"({str(error).splitlines()[0]}). Does another program take it (nvidia-smi)? Else begin "
+        "a new run with --device_batch_size auto"
+    )
+
+
+def end_all_ranks(run: Run, message: str) -> None:
+    """Leave the outcome, and end this process: the others wait for it until torchrun ends them."""
+    time.sleep(1)  # until rank 0 waits too, and writes no status.json of its own any more
+    state, attempt = status.CONFIG_ERROR, run.log.attempt
+    status.write_status(run.log.run_dir, state=state, attempt=attempt, message=message)
+    print(message, file=sys.stderr, flush=True)
+    os._exit(status.EXIT_CODES[state])

@@ -1,0 +1,121 @@
+"""What a checkpoint of a run holds, and how a run goes on from one."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from resnet50.config.train_config import TrainConfig
+from resnet50.data import splits
+from resnet50.records import checkpoint, run_folder
+from resnet50.training import build
+from resnet50.training.build import Parts
+from resnet50.training.engine import TrainState
+from resnet50.training.plan import Plan
+
+if TYPE_CHECKING:
+    from resnet50.run.start import Run
+
+
+def checkpoint_contents(run: "Run", epoch_sums: Tensor) -> dict[str, object]:
+    """Tensors and plain values, from which `resume_from` goes on bit for bit.
+
+    epoch_sums: of all ranks; those in the state are this rank's only.
+    """
+    state = run.parts.state
+    return {
+        # Where it comes from, for whoever resumes, evaluates or publishes it
+        "config": run.provenance["config"],  # every setting of the run
+        "data": run.provenance["data"],  # fingerprint of both splits: a run cannot change them
+        "schedule": run.provenance["schedule"],  # what fixes rate and images of every step
+        "classes": run.provenance["classes"],  # names, in the order of the logits
+        "commit": run.provenance["commit"],  # of the code that wrote it, -dirty with local changes
+        # What a step changes
+        "step": state.step,  # batches consumed: the next one is the batch of this number
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),  # momentum, and the current learning rate
+        "scheduler": state.learning_rate.state_dict(),  # what decides on the next rates
+        "scaler": state.scaler.state_dict(),  # of fp16's gradients; empty in other precisions
+        "ema": None if state.ema is None else state.ema.module.state_dict(),  # averaged weights
+        "num_averaged": 0 if state.ema is None else state.ema.num_updates,
+        # What the run has measured
+        "epoch_sums": epoch_sums,  # losses and hits since the epoch began
+        "rows": run.results.rows,  # of metrics.csv
+        "best": run.results.best,  # the row of the best validation top-1
+    }
+
+
+def provenance(parts: Parts) -> dict[str, object]:
+    """What a checkpoint tells of where it comes from; the same all through an attempt."""
+    return {
+        "config": parts.cfg.to_json(),
+        "data": {
+            "train": splits.fingerprint(parts.splits.train),
+            "val": splits.fingerprint(parts.splits.val),
+        },
+        "schedule": schedule_fingerprint(parts.cfg, parts.plan),
+        "classes": list(parts.splits.train.classes),
+        "commit": run_folder.commit(),
+    }
+
+
+def schedule_fingerprint(cfg: TrainConfig, plan: Plan) -> dict[str, object]:
+    """What fixes the learning rate and the images of every step."""
+    return dataclasses.asdict(build.learning_rate_settings(cfg, plan)) | {
+        "epochs": cfg.epochs,
+        "total_batch_size": cfg.total_batch_size,
+        "device_batch_size": cfg.device_batch_size,
+        "num_train_images": plan.num_images,
+        "seed": cfg.seed,
+    }
+
+
+def resume_from(run: "Run", contents: dict) -> None:
+    """Put a checkpoint's state in place. Raises ValueError if it belongs to another run."""
+    state, results = run.parts.state, run.results
+    refuse_other_run(contents, run.provenance, run.parts.cfg)
+    restore(state, contents)
+    results.rows = list(contents["rows"])
+    if not run.parts.ranks.is_main:
+        return  # the sums are those of all ranks together: one takes them, the others start at zero
+    state.epoch_sums.copy_(contents["epoch_sums"])
+    if results.best and results.best["step"] == state.step:
+        # A kill between writing the checkpoint and linking it would have left the link behind.
+        folder = run_folder.checkpoints_dir(run.log.run_dir)
+        checkpoint.mark_best(checkpoint.step_path(folder, state.step))
+
+
+def restore(state: TrainState, contents: dict) -> None:
+    """Give a state that was just built what a checkpoint holds of it.
+
+    Building a scheduler resets the optimizer's learning rate, so both exist by now.
+    """
+    state.step = contents["step"]
+    state.model.load_state_dict(contents["model"])
+    state.optimizer.load_state_dict(contents["optimizer"])
+    state.learning_rate.load_state_dict(contents["scheduler"])
+    state.scaler.load_state_dict(contents["scaler"])
+    if state.ema is not None:
+        state.ema.module.load_state_dict(contents["ema"])
+        state.ema.num_updates = contents["num_averaged"]
+    assert state.learning_rate.lr == state.lr, "scheduler and optimizer disagree"
+
+
+def refuse_other_run(contents: dict, provenance: dict, cfg: TrainConfig) -> None:
+    """Raise ValueError if a checkpoint belongs to other data or another schedule."""
+    for split, now in provenance["data"].items():
+        then = contents["data"][split]
+        if then != now:
+            raise ValueError(
+                f"--data_dir {cfg.data_dir} is not the data of the run in {cfg.run_dir}: its "
+                f"{split} split has {now['num_images']} images in {now['num_classes']} classes, "
+                f"the run's had {then['num_images']} in {then['num_classes']}, or other file "
+                "names, or it was packed otherwise. Give the same data, or a new --run_dir"
+            )
+    then, now = contents["schedule"], provenance["schedule"]
+    differing = [f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
+    if differing:
+        raise ValueError(
+            f"the checkpoint in {cfg.run_dir} follows another schedule ({', '.join(differing)}): "
+            "restore its config.json, or give a new --run_dir"
+        )

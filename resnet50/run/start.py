@@ -1,0 +1,169 @@
+"""A run from its settings to its first step: data, checkpoint, batch size, parts, state, log.
+
+The order, as `start` has it:
+
+1. The data are opened and the newest whole checkpoint is found.
+2. All ranks agree on settings, data and checkpoint, before anything large is made.
+3. --device_batch_size auto is tried in a process of its own, before this one touches the GPU.
+4. The parts are built (training/build.py); their loaders begin to work at that checkpoint's step.
+5. The threads start: only now, since the loaders were forked.
+6. --max_lr auto is measured, with the parts that will train.
+7. The checkpoint is put back, or the run begins.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dataset_paths
+from resnet50.config.fields import AUTO
+from resnet50.config.train_config import TrainConfig
+from resnet50.data.batch import Batch
+from resnet50.data.splits import open_dataset
+from resnet50.records import checkpoint, run_folder
+from resnet50.records.checkpoint_writer import CheckpointWriter
+from resnet50.records.log import RunLog
+from resnet50.records.results import Results
+from resnet50.run import consistency, resume, spot_watch
+from resnet50.run.heartbeat import Heartbeat
+from resnet50.system.interruption import Interrupted, Interruption
+from resnet50.training import batch_fit, build, distributed, range_test
+from resnet50.training.build import Parts
+from resnet50.training.device import LateCounter
+from resnet50.training.distributed import Ranks
+
+
+class Ended(Exception):  # noqa: N818 (not always an error)
+    """The run cannot go on; the state it ended in (records/status.py) is the only argument."""
+
+
+@dataclass
+class Run:
+    """One attempt at training: everything that train.py works with."""
+
+    parts: Parts
+    provenance: dict[str, object]  # what a checkpoint tells of where it comes from
+    results: Results
+    log: RunLog
+    interruption: Interruption
+    writer: CheckpointWriter
+    heartbeat: Heartbeat
+    non_finite: LateCounter
+    saved_step: int  # of the checkpoint begun last; -1: none, or it could not be written
+    save_due_s: float  # on the monotonic clock
+    bad_images: set[str] = field(default_factory=set)  # known to all ranks
+    new_bad_images: set[str] = field(default_factory=set)  # seen by this one since
+
+    def note_bad_images(self, batches: Iterable[Batch]) -> None:
+        """Remember the undecodable files of these batches until all ranks hear of them."""
+        for batch in batches:
+            self.new_bad_images |= set(batch.bad_images) - self.bad_images
+
+    def schedule_save(self, in_s: float) -> None:
+        """Have a checkpoint due after so many seconds."""
+        self.save_due_s = time.monotonic() + in_s
+
+
+def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> Run:
+    """Do everything that comes before the first step, in the order above.
+
+    Raises ValueError for everything that the user must change, and Interrupted.
+    """
+    say = printer(ranks)
+    folder = run_folder.checkpoints_dir(Path(cfg.run_dir))
+    splits = open_dataset(Path(cfg.data_dir))
+    saved_step = checkpoint.recover_newest(folder, say, may_rename=ranks.is_main)
+    saved_step = consistency.check(cfg, ranks, attempt, splits, saved_step)
+    cfg = batch_fit.fit_batch_size(cfg, ranks, stop, say)
+    # A range test comes first, if there is one: then the loaders wait for its batches.
+    first_step = None if cfg.max_lr == AUTO else max(saved_step, 0)
+    weights = initial_weights(cfg) if saved_step < 0 else None
+    parts = build.set_up(cfg, ranks, splits, first_step, weights)
+    if ranks.local_rank == 0:  # once on every host
+        spot_watch.start(cfg.spot_watch, stop.request_stop, stop.request_save)
+    results = Results()
+    log = RunLog(cfg, parts.plan, results, is_main=ranks.is_main, attempt=attempt)
+    if cfg.max_lr == AUTO:
+        find_max_lr(parts, log, stop)
+    run = Run(
+        parts=parts,
+        provenance=resume.provenance(parts),
+        results=results,
+        log=log,
+        interruption=stop,
+        writer=CheckpointWriter(folder, cfg.keep_checkpoints),
+        heartbeat=Heartbeat(log.run_dir, ranks.is_main),
+        non_finite=LateCounter(ranks.device),
+        saved_step=saved_step,
+        save_due_s=time.monotonic() + 60 * cfg.save_every_minutes,
+    )
+    if saved_step >= 0:
+        resume.resume_from(run, checkpoint.load(checkpoint.step_path(folder, saved_step)))
+    log.begin(parts.state.step)
+    log_start(run)
+    return run
+
+
+def printer(ranks: Ranks) -> Callable[[str], None]:
+    """How a rank says something before it has a log: the first one prints, the others do not."""
+
+    def say(text: str) -> None:
+        if ranks.is_main:
+            print(text, flush=True)
+
+    return say
+
+
+def initial_weights(cfg: TrainConfig) -> dict | None:
+    """Weights of the file of --init_from, averaged where they are; None without the option.
+
+    Raises ValueError naming both.
+    """
+    if not cfg.init_from:
+        return None
+    contents = checkpoint.load_weights_file(Path(cfg.init_from), "--init_from")
+    weights, _ = checkpoint.weights_of(contents)
+    return weights
+
+
+def find_max_lr(parts: Parts, log: RunLog, stop: Interruption) -> None:
+    """Measure --max_lr auto, and give the parts what depends on it. Raises Interrupted."""
+    folder = log.run_dir / "lr_finder"
+    try:
+        found = range_test.find_max_lr(parts, range_test.Range(), folder, stop, log.say)
+    except Interrupted:
+        log_reasons(stop, log, parts.ranks, step=0)
+        raise
+    build.set_max_lr(parts, found.recommended)
+    log.event(0, f"--max_lr auto: {found.recommended:g} ({found}); curve in {folder}")
+    for warning in found.warnings:
+        log.event(0, f"warning: {warning}")
+
+
+def log_reasons(stop: Interruption, log: RunLog, ranks: Ranks, step: int) -> None:
+    """Log what asked any rank to save or stop, and take the save as granted; every rank must call
+    it."""
+    for reason in sorted(distributed.gather_names(stop.acknowledge_save(), ranks)):
+        log.event(step, reason)
+
+
+def log_start(run: Run) -> None:
+    """Say once what will happen: data, arithmetic, device, and where the run stands."""
+    parts, log, step = run.parts, run.log, run.parts.state.step
+    cfg, (train_set, val_set) = parts.cfg, parts.splits
+    log.say(
+        f"{cfg.data_dir}: {len(train_set)} training and {len(val_set)} validation images, "
+        f"{len(train_set.classes)} classes"
+    )
+    if missing := dataset_paths.missing_images(train_set.classes, len(train_set), len(val_set)):
+        log.say(f"warning: {missing}: results will not compare with published ones")
+    log.say(parts.plan.describe())
+    log.say(
+        f"{parts.ranks.device.type}, {parts.precision.name}, learning rate up to {cfg.max_lr:g}, "
+        f"run folder {cfg.run_dir}"
+    )
+    if unused := distributed.unused_gpus(parts.ranks):
+        log.say(f"warning: {unused} GPUs stay idle: torchrun --nproc_per_node=gpu uses all")
+    if run.saved_step >= 0:
+        log.event(step, f"resuming at step {step} of {parts.plan.stop_step}")

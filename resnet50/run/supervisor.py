@@ -1,0 +1,215 @@
+"""What `python train.py` is: torchrun with restarts, forwarded signals and a true exit code.
+
+torchrun ends with 1 whatever a rank ended with, so the outcome is read from the run's status.json,
+which carries this attempt's id. A crash is restarted from the newest checkpoint as long as
+checkpoints advance; a crash that repeats itself is not. SIGUSR1 has the ranks save and go on.
+
+Exit codes: 0 done, 1 crashed, 2 the user must change something, 3 diverged, 75 interrupted and
+resumable.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from resnet50.config.command_line import print_error
+from resnet50.config.train_config import TrainConfig
+from resnet50.config.train_flags import Request
+from resnet50.records import checkpoint, run_folder, status
+from resnet50.run import heartbeat
+from resnet50.run.resolve import resolve, with_data
+from resnet50.system import processes
+from resnet50.system.locking import FolderLock
+
+ATTEMPT = "TRAIN_ATTEMPT"  # environment variable: the id that status.json then carries
+POLL_S = 0.1
+REPORT_S = 2.0  # for the ranks to print where they hang
+NO_LIMIT = "--max_minutes 0 --max_steps 0 --target_top1 0"
+
+
+def supervise(request: Request, argv: Sequence[str], script: str) -> int:
+    """Check, and have torchrun run `script` with the words of argv; returns the exit code.
+
+    A run that is done is left alone, unless new limits let it go on.
+    """
+    try:
+        cfg = with_data(resolve(request))
+        run_dir = Path(cfg.run_dir)
+        lock = FolderLock(run_dir, status.SUPERVISOR_LOCK)
+        FolderLock(run_dir).release()  # a plain torchrun may be training there
+        if request.fresh:
+            run_folder.make_room(run_dir, request.overwrite)
+        ended, stored = status.read_status(run_dir), run_folder.read_settings(run_dir)
+    except (ValueError, OSError) as error:
+        return print_error("train.py", error)
+    if ended.get("state") == status.DONE and not is_prolonged(cfg, stored, ended["step"]):
+        no_limit = f"; without a limit: python train.py --run_dir {run_dir} {NO_LIMIT}"
+        print(
+            f"train.py: the run in {run_dir} is done at step {ended.get('step')}, best top-1 "
+            f"{ended.get('best_top1'):.2f}%. Give a new --run_dir to train another one"
+            f"{no_limit if cfg.max_minutes or cfg.max_steps or cfg.target_top1 else ''}"
+        )
+        return 0
+    flags = [word for word in argv if word not in ("--fresh", "--overwrite")]
+    command = [script, *flags, f"--run_dir={run_dir}", f"--data_dir={cfg.data_dir}"]
+    num_ranks = max(1, torch.cuda.device_count())
+    code = Supervisor(command, num_ranks, run_dir, hang_s=60 * cfg.hang_minutes).run()
+    if status.read_status(run_dir).get("state") == status.RUNNING:  # nobody was left to write it
+        was_interrupted = code == status.EXIT_CODES[status.INTERRUPTED]
+        state = status.INTERRUPTED if was_interrupted else status.CRASHED
+        status.write_status(run_dir, state=state)
+    lock.release()
+    return code
+
+
+def is_prolonged(cfg: TrainConfig, stored: dict[str, object], step: int) -> bool:
+    """Whether new limits let a run that ended at `step` go on."""
+    if any(getattr(cfg, name) != stored.get(name, 0) for name in ("max_minutes", "target_top1")):
+        return True
+    return cfg.max_steps != stored["max_steps"] and not 0 < cfg.max_steps <= step
+
+
+class Supervisor:
+    """Runs one command under torchrun until its run has an outcome."""
+
+    def __init__(
+        self, command: Sequence[str], num_ranks: int, run_dir: Path, *, hang_s: float
+    ) -> None:
+        """hang_s: seconds without a sign of life, after a first one, that make a run a hung one."""
+        self.command, self.num_ranks = list(command), num_ranks
+        self.run_dir, self.hang_s = run_dir, hang_s
+        self.num_signals = 0  # that ask to stop
+        self.wants_save = False
+
+    def run(self) -> int:
+        """Train to the end, restarting crashes that got further; returns the exit code."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGUSR1, self._on_save)
+        # A dropped SSH connection hangs up on us; training goes on, and the same command comes
+        # back.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        furthest = self._saved_step()
+        while True:
+            attempt, last_beat = uuid.uuid4().hex, heartbeat.read(self.run_dir)
+            self._watch(self._start(attempt), attempt)
+            state = status.state_of(self.run_dir, attempt)
+            if state in status.EXIT_CODES:
+                return status.EXIT_CODES[state]
+            if self.num_signals:
+                return status.EXIT_CODES[status.INTERRUPTED]
+            reached = max(self._step_since(last_beat), self._saved_step())
+            if reached <= furthest:
+                _say("training crashed without getting any further: not restarting")
+                return 1
+            furthest = reached
+            _say(f"training crashed; restarting from step {max(self._saved_step(), 0)}")
+
+    def _saved_step(self) -> int:
+        """Step of the newest checkpoint; -1 without one."""
+        return checkpoint.newest_step(run_folder.checkpoints_dir(self.run_dir))
+
+    def _step_since(self, last_beat: tuple[int, int]) -> int:
+        """The step that an attempt came to; -1 if it did not come to any."""
+        beat = heartbeat.read(self.run_dir)
+        return beat[1] if beat != last_beat else -1
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.num_signals += 1
+
+    def _on_save(self, signum: int, frame: FrameType | None) -> None:
+        self.wants_save = True
+
+    def _start(self, attempt: str) -> subprocess.Popen:
+        """torchrun in a session of its own, so that Ctrl-C comes to us alone and arrives once."""
+        parent_pid = os.getpid()
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        torchrun += ["--max-restarts=0", f"--nproc_per_node={self.num_ranks}"]
+        # Not SIGHUP: torchrun would take it up again and end the job when a connection drops.
+        torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]
+        environment = {ATTEMPT: attempt, processes.SUPERVISOR_PID: str(parent_pid)}
+        return subprocess.Popen(
+            [*torchrun, *self.command],
+            env=os.environ | environment,
+            start_new_session=True,
+            preexec_fn=lambda: _prepare_torchrun(parent_pid),
+        )
+
+    def _watch(self, torchrun: subprocess.Popen, attempt: str) -> None:
+        """Wait for torchrun; pass on a first signal politely, kill everything on a second, and what
+        hangs too."""
+        num_forwarded, last_beat = 0, heartbeat.read(self.run_dir)
+        changed_s: float | None = None  # when this attempt last gave a sign of life
+        while torchrun.poll() is None:
+            time.sleep(POLL_S)
+            beat = heartbeat.read(self.run_dir)
+            if beat != last_beat:
+                last_beat, changed_s = beat, time.monotonic()
+            elif changed_s is not None and time.monotonic() - changed_s > self.hang_s:
+                _end_hung(torchrun, self.hang_s)
+            if self.wants_save:
+                self.wants_save = False
+                self._pass_on_save(torchrun, attempt)
+            if self.num_signals > num_forwarded:
+                num_forwarded = self.num_signals
+                self._pass_on_stop(torchrun, attempt)
+
+    def _pass_on_save(self, torchrun: subprocess.Popen, attempt: str) -> None:
+        if status.state_of(self.run_dir, attempt):
+            _say("saving after this step, and going on")
+            _signal_ranks(torchrun.pid, signal.SIGUSR1)
+        else:
+            _say("nothing to save yet: training has not begun")
+
+    def _pass_on_stop(self, torchrun: subprocess.Popen, attempt: str) -> None:
+        # A rank that has not begun to train has nothing to save and does not listen yet.
+        if self.num_signals == 1 and status.state_of(self.run_dir, attempt):
+            _say("stopping after this step, saving first; once more to stop at once")
+            _signal_ranks(torchrun.pid, signal.SIGTERM)
+        else:
+            _say("stopping at once; the same command starts again where it last saved")
+            _signal_ranks(torchrun.pid, signal.SIGKILL)
+            torchrun.kill()
+
+
+def _prepare_torchrun(parent_pid: int) -> None:
+    """In the child, before it becomes torchrun, which a SIGUSR1 to everybody would otherwise kill.
+
+    The ranks inherit that, and ignore SIGUSR1 until they listen to it.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    processes.die_with_parent(parent_pid)
+
+
+def _signal_ranks(torchrun_pid: int, signum: signal.Signals) -> None:
+    """Signal torchrun's children and not torchrun, which would report our own stop as a failure."""
+    for children in Path(f"/proc/{torchrun_pid}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            try:
+                os.kill(int(pid), signum)
+            except ProcessLookupError:
+                continue
+
+
+def _end_hung(torchrun: subprocess.Popen, hang_s: float) -> None:
+    """Have the ranks print where they are, if they still can, and kill everything."""
+    _say(f"no step for {hang_s:g} s: ending this attempt; where it hangs:")
+    _signal_ranks(torchrun.pid, signal.SIGUSR2)
+    time.sleep(REPORT_S)
+    _signal_ranks(torchrun.pid, signal.SIGKILL)
+    torchrun.kill()
+
+
+def _say(text: str) -> None:
+    try:
+        print(f"train.py: {text}", flush=True)
+    except OSError:  # the terminal is gone
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the process's life)

@@ -1,0 +1,79 @@
+"""Files that are whole at any moment, and JSON in them. Standard library, Python 3.10.
+
+A file is written beside its place and renamed, so that a reader, and a kill at any moment, find the
+old one or the new one, never half of it. `sync` makes that true of a power cut too.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def replaced(path: Path, mode: str = "w", *, sync: bool) -> Iterator[IO]:
+    """A file to write into; it takes its place, and the old one's, when the block has ended.
+
+    sync: have the bytes and then the name on the disk before going on. Raises OSError (disk full,
+    read-only); whatever is raised in the block, the old file stands and nothing lies beside it.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with open(partial, mode) as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+        if sync:
+            sync_folder(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the folder's names on the disk: only then does a rename in it survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str, *, sync: bool) -> None:
+    """Replace a file by this text. Raises OSError, and then the old file stands."""
+    with replaced(path, sync=sync) as file:
+        file.write(text)
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """Replace a file by a JSON object, on the disk when this returns: a power cut would else leave
+    an empty file under the name. Raises OSError, and then the old file stands."""
+    write_text(path, json.dumps(values, indent=2) + "\n", sync=True)
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object, empty if there is no file. Raises ValueError naming a damaged file."""
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return values
+
+
+def read_records(path: Path) -> list[dict]:
+    """The whole lines of a log of JSON objects; a kill may have cut the last one."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records

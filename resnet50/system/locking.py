@@ -1,0 +1,51 @@
+"""Only one process at a time works in a folder. Standard library, Python 3.10."""
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+FLOCK = "hhqqi"  # struct flock of Linux on 64 bits
+
+
+class FolderLock:
+    """Only one process works in a folder; the kernel frees the lock however that process ends.
+
+    A POSIX record lock, since it stays with this process: loader processes forked later do not hold
+    it on (flock's would), so a killed rank frees it although its loaders have yet to die.
+    Raises ValueError naming the folder and the process that holds it.
+    """
+
+    def __init__(self, folder: Path, name: str = ".lock", option: str = "--run_dir") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / name, "a+")  # noqa: SIM115 (open as long as it locks)
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise ValueError(
+                f"{option} {folder} is in use by process {holder}: wait for it, stop it, "
+                f"or give another {option}"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def lock_holder(path: Path) -> int:
+    """Process id of whoever holds a FolderLock's file; 0 if nobody does. Takes no lock itself.
+
+    The kernel is asked: the number in the file outlives a process that was killed.
+    """
+    try:
+        with open(path, "rb") as file:
+            question = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, _, _, _, pid = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, question))
+    except FileNotFoundError:
+        return 0
+    return 0 if kind == fcntl.F_UNLCK else pid

@@ -1,0 +1,61 @@
+"""Processes that live and die together, whatever signals come. Standard library, Python 3.10."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+SUPERVISOR_PID = "TRAIN_SUPERVISOR_PID"  # environment variable from run/supervisor.py to its ranks
+
+
+def ignore_signals() -> None:
+    """Let a loader process live on when torchrun or the terminal signals its whole group.
+
+    Otherwise the loader dies before the rank has saved (faults seen in the field:
+    KempnerInstitute/KempnerForge#177, goodfire-ai/spd#677).
+    """
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
+
+
+@contextmanager
+def children_without_sigusr1() -> Iterator[None]:
+    """Programs started here never see SIGUSR1, of which they would die while they still import.
+
+    A signal mask is inherited; this process gets a SIGUSR1 that comes meanwhile at the end.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel SIGKILL this process when its parent dies. On Linux; elsewhere nothing.
+
+    parent_pid: who the parent must be; if it died before the call, this process exits with 1.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def die_with_launcher() -> None:
+    """`die_with_parent` for a rank, whose parent is torchrun.
+
+    Under our supervisor torchrun must still be the supervisor's child; a torchrun that died while
+    this rank was importing would leave it to some other parent.
+    """
+    parent_pid, supervisor_pid = os.getppid(), os.environ.get(SUPERVISOR_PID)
+    die_with_parent(parent_pid)
+    if supervisor_pid is not None:
+        stat = Path(f"/proc/{parent_pid}/stat").read_text()
+        if int(stat.rpartition(")")[2].split()[1]) != int(supervisor_pid):
+            os._exit(1)

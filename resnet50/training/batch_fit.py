@@ -1,0 +1,201 @@
+"""--device_batch_size auto: the largest micro-batch that fits into the device's memory.
+
+Tried in a process of its own, before this one touches the device: an allocation that fails leaves
+memory in pieces, and on a CPU the kernel may kill whoever asks for too much. Composer has the like
+as device_train_microbatch_size="auto", which changes batches in the middle of a run; here it is
+settled before the first step, recorded, and fixed for the run's life.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
+
+import torch
+
+from resnet50.config.fields import AUTO
+from resnet50.config.train_config import TrainConfig
+from resnet50.data.batch import Batch
+from resnet50.system import processes
+from resnet50.system.interruption import Interrupted, Interruption
+from resnet50.training import distributed, engine
+from resnet50.training.build import build_state
+from resnet50.training.device import choose_precision
+from resnet50.training.distributed import Ranks
+from resnet50.training.engine import StepContext
+from resnet50.training.plan import make_plan
+
+POLL_S = 0.2
+TRYING, FITS, FAILED = "trying", "fits", "failed"  # what the child reports
+INTERRUPTED = -1  # in place of a size, among ranks
+
+
+def candidates(images_per_rank: int) -> list[int]:
+    """Micro-batches that divide a rank's part of a step, each at most half of the one before.
+
+    One image alone is none: batch norm has no variance of it.
+    """
+    sizes = [images_per_rank]
+    while smaller := [n for n in range(2, sizes[-1] // 2 + 1) if images_per_rank % n == 0]:
+        sizes.append(smaller[-1])
+    return sizes
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host had no more memory: torch tells it in a dozen ways."""
+    words = ("out of memory", "alloc", "could not create a primitive", "could not create a memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        word in str(error).lower() for word in words
+    )
+
+
+def take_step(cfg: TrainConfig, device: torch.device, batch_sizes: Sequence[int]) -> None:
+    """Train on black pictures of the largest size; all of the memory that a run needs is in use."""
+    ranks = Ranks(device=device)
+    cfg = dataclasses.replace(cfg, max_lr=1e-9, device_batch_size=cfg.total_batch_size)
+    plan = make_plan(cfg, cfg.total_batch_size)  # one step an epoch
+    state = build_state(cfg, ranks, 1000, plan)
+    context = StepContext(cfg, choose_precision(cfg.amp, device), ranks, state.model)
+    # Where there are several ranks, DistributedDataParallel keeps every gradient once more.
+    copies = [torch.zeros_like(parameter) for parameter in state.model.parameters()]
+    for batch_size in batch_sizes:
+        shape = (batch_size, cfg.image_size, cfg.image_size, 3)
+        batch = Batch(
+            torch.zeros(shape, dtype=torch.uint8, device=device),
+            torch.zeros(batch_size, dtype=torch.int64, device=device),
+            torch.zeros(batch_size, dtype=torch.bool, device=device),
+            [],
+        )
+        sums = engine.train_step(state, [batch], context)
+    assert int(sums[engine.COUNT]) == batch_sizes[-1] and copies  # waits for the device
+
+
+def try_sizes(
+    reports: Connection, parent_pid: int, cfg: TrainConfig, device: torch.device, sizes: list[int]
+) -> None:
+    """The child: report every size before it is tried, and the first one that fits."""
+    processes.ignore_signals()
+    processes.die_with_parent(parent_pid)
+    for size in sizes:
+        reports.send((TRYING, size))
+        try:
+            take_step(cfg, device, (2, size))  # the small one first: it allocates the momentum
+        except Exception as error:
+            if not is_out_of_memory(error):
+                reports.send((FAILED, f"{type(error).__name__}: {error}"))
+                return
+            del error  # its traceback holds the tensors
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        else:
+            reports.send((FITS, size))
+            return
+
+
+def next_report(reports: Connection, stop: Interruption) -> tuple[str, object]:
+    """What the child says next. Raises EOFError when it has ended, and Interrupted."""
+    while not reports.poll(POLL_S):
+        if stop.requested:
+            raise Interrupted
+    try:
+        return reports.recv()
+    except EOFError:
+        # torchrun signals the whole process group, and a child that is still importing dies of it.
+        time.sleep(POLL_S)
+        if stop.requested:
+            raise Interrupted from None
+        raise
+
+
+def largest_that_fits(
+    cfg: TrainConfig, device: torch.device, sizes: Sequence[int], stop: Interruption
+) -> int:
+    """The first of the falling sizes that fits, 0 if none does. Raises Interrupted.
+
+    Linux may kill a child that asks for too much memory: the next one begins at the next size.
+    """
+    remaining = list(sizes)
+    while remaining:
+        fitting, last_tried = try_in_child(cfg, device, remaining, stop)
+        if fitting:
+            return fitting
+        if not last_tried:
+            what = "the process that tries sizes ended before the first one"
+            raise RuntimeError(f"--device_batch_size auto: {what}")
+        remaining = [size for size in remaining if size < last_tried]
+    return 0
+
+
+def try_in_child(
+    cfg: TrainConfig, device: torch.device, sizes: list[int], stop: Interruption
+) -> tuple[int, int]:
+    """What one child finds: the first size that fits, 0 if it ended without one, and the last size
+    that it tried, 0 if it did not come to any.
+
+    Raises RuntimeError for what is no lack of memory, and Interrupted.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    reports, far_end = spawn.Pipe(duplex=False)
+    arguments = (far_end, os.getpid(), cfg, device, sizes)
+    child = spawn.Process(target=try_sizes, args=arguments, daemon=True)
+    with processes.children_without_sigusr1():
+        child.start()
+    far_end.close()  # else the end of the child would not end what is read from it
+    last_tried = 0
+    try:
+        while True:
+            kind, what = next_report(reports, stop)
+            if kind == FITS:
+                return what, what
+            if kind == FAILED:
+                raise RuntimeError(f"--device_batch_size auto: {what}")
+            last_tried = what
+    except EOFError:
+        return 0, last_tried
+    finally:
+        child.kill()
+        child.join()
+
+
+def fit_batch_size(
+    cfg: TrainConfig, ranks: Ranks, stop: Interruption, say: Callable[[str], None]
+) -> TrainConfig:
+    """The settings with a number for --device_batch_size auto, the same on all ranks.
+
+    Raises ValueError if nothing fits, and Interrupted.
+    """
+    if cfg.device_batch_size != AUTO:
+        return cfg
+    sizes = candidates(cfg.total_batch_size // ranks.world_size)
+    say(f"device batch size: trying {sizes[0]} images of {cfg.image_size} px and halves of it")
+    try:
+        fitting = largest_that_fits(cfg, ranks.device, sizes, stop)
+    except Interrupted:
+        fitting = INTERRUPTED  # the other ranks wait for a number
+    fitting = distributed.least_before_connecting(fitting, ranks)
+    if fitting == INTERRUPTED:
+        raise Interrupted
+    if not fitting:
+        raise ValueError(
+            f"--device_batch_size auto: not even {sizes[-1]} images of {cfg.image_size} px fit "
+            "into the memory: take a smaller --image_size"
+        )
+    say(f"device batch size: {fitting} fit")
+    return dataclasses.replace(cfg, device_batch_size=fitting)
+
+
+def fit_batch_size_alone(cfg: TrainConfig) -> TrainConfig:
+    """`fit_batch_size` for a command of one process that Ctrl-C ends by KeyboardInterrupt:
+    afterwards it does, in a background job too, where it would be ignored."""
+    try:
+        return fit_batch_size(
+            cfg, distributed.read_ranks(), Interruption(), partial(print, file=sys.stderr)
+        )
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

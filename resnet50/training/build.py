@@ -1,0 +1,201 @@
+"""What takes training steps: data, loader processes, ranks, model, optimizer, put together.
+
+The order matters and is the point of this file: the loader processes are forked before CUDA, the
+process group and any thread exist, and begin to work at once; the optimizer exists before the
+learning rate's schedule.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import nn
+
+from model import ResNet, architecture_of, load_backbone
+from resnet50.config.fields import AUTO, shown
+from resnet50.config.train_config import TrainConfig
+from resnet50.data import crops
+from resnet50.data.batch import Batch
+from resnet50.data.loader import Loader, choose_num_workers
+from resnet50.data.splits import Split, Splits
+from resnet50.training import distributed, losses, optimization
+from resnet50.training.device import Precision, choose_precision, set_up_device
+from resnet50.training.distributed import Ranks
+from resnet50.training.engine import StepContext, TrainState
+from resnet50.training.learning_rate import LearningRate, LearningRateSettings
+from resnet50.training.plan import Plan, make_plan, train_keys
+
+TRAIN, EVAL = range(2)  # the streams of a loader
+
+
+@dataclass
+class Parts:
+    """Everything that training works with."""
+
+    cfg: TrainConfig
+    ranks: Ranks
+    plan: Plan
+    precision: Precision
+    splits: Splits
+    loader: Loader
+    batches: Iterator[Batch]
+    state: TrainState
+    network: nn.Module  # state.model, compiled and replicated
+
+    @property
+    def context(self) -> StepContext:
+        return StepContext(self.cfg, self.precision, self.ranks, self.network)
+
+
+def set_up(
+    cfg: TrainConfig,
+    ranks: Ranks,
+    splits: Splits,
+    first_step: int | None = None,
+    weights: dict | None = None,
+) -> Parts:
+    """Fork the loaders, join the other ranks, build the model: the one order that works.
+
+    first_step: the loaders begin to work for it at once; None: they wait for another request.
+    weights: those of the file of --init_from, where it counts. Raises ValueError for everything
+    that the user must change.
+    """
+    plan = make_plan(cfg, len(splits.train), ranks.world_size)
+    refuse_enlarging(cfg, splits.train)
+    loader = start_loader(cfg, ranks, splits)
+    first_step = plan.total_steps if first_step is None else first_step
+    keys = train_keys(cfg, plan, ranks.rank, first_step, plan.total_steps)
+    batches = loader.batches(TRAIN, keys)
+    # Later than the supervisor's own look at the run, which tells more of a hang.
+    distributed.connect(ranks, timedelta(minutes=1.5 * cfg.hang_minutes))
+    set_up_device(ranks.device, cfg.deterministic)
+    state = build_state(cfg, ranks, len(splits.train.classes), plan, weights)
+    model = torch.compile(state.model) if cfg.compile else state.model
+    return Parts(
+        cfg=cfg,
+        ranks=ranks,
+        plan=plan,
+        precision=choose_precision(cfg.amp, ranks.device),
+        splits=splits,
+        loader=loader,
+        batches=batches,
+        state=state,
+        network=distributed.replicate(model, ranks),
+    )
+
+
+def refuse_enlarging(cfg: TrainConfig, train_set: Split) -> None:
+    """Raise ValueError if a pack was made smaller than the crops that are asked for."""
+    side = train_set.largest_side or cfg.image_size
+    if side < cfg.image_size:
+        raise ValueError(
+            f"--image_size {cfg.image_size} is more than {train_set.root} holds, whose pictures "
+            f"were shrunk to {side} px: choose a smaller one, or pack the data again"
+        )
+
+
+def start_loader(cfg: TrainConfig, ranks: Ranks, splits: Splits) -> Loader:
+    """Fork the loader processes of the whole run, for training and for every evaluation."""
+    on_gpu = ranks.device.type == "cuda"
+    augmentation = crops.Augmentation(
+        cfg.min_crop_scale, cfg.flip, cfg.trivial_augment, cfg.random_erasing
+    )
+    return Loader(
+        [
+            crops.TrainImages(splits.train, cfg.seed, augmentation),
+            crops.EvalImages(splits.val, cfg.eval_resize),
+        ],
+        cfg.device_batch_size,
+        max(cfg.image_size, cfg.eval_crop),
+        choose_num_workers(cfg.num_workers, ranks.local_world_size, on_gpu),
+        ranks.device,
+    )
+
+
+def build_state(
+    cfg: TrainConfig,
+    ranks: Ranks,
+    num_classes: int,
+    plan: Plan,
+    weights: dict | None = None,
+) -> TrainState:
+    """A model fresh from the seed, or from `weights`, and what trains it.
+
+    Only the model's weights draw from torch's generator. Without a max_lr there is no schedule yet.
+    """
+    torch.manual_seed(cfg.seed)
+    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    model = ResNet(
+        cfg.layers, cfg.width, num_classes, cfg.zero_init_gamma, cfg.blurpool, cfg.base_width
+    )
+    if cfg.loss == "bce":
+        losses.start_bias_at_log_constant(model.fc)
+    if weights is not None:
+        init_from(model, weights, cfg)
+    model = model.to(ranks.device, memory_format=layout)
+    optimizer = optimization.build_optimizer(model, cfg)
+    learning_rate = None
+    if cfg.max_lr != AUTO:
+        learning_rate = LearningRate(optimizer, learning_rate_settings(cfg, plan))
+    is_fp16 = choose_precision(cfg.amp, ranks.device).dtype == torch.float16
+    return TrainState(
+        model=model,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        scaler=torch.amp.GradScaler(ranks.device.type, enabled=is_fp16),
+        ema=optimization.MovingAverage(model, cfg.ema_update_decay) if cfg.ema_decay else None,
+        epoch_sums=torch.zeros(5, dtype=torch.int64, device=ranks.device),
+    )
+
+
+def init_from(model: ResNet, weights: dict, cfg: TrainConfig) -> None:
+    """Take the weights of the file of --init_from; a classifier for other classes stays fresh.
+
+    Raises ValueError if they are another network's.
+    """
+    try:
+        check_architecture(weights, cfg)
+        load_backbone(model, weights)
+    except ValueError as error:
+        raise ValueError(f"--init_from {cfg.init_from}: {error}") from None
+
+
+def check_architecture(weights: dict, cfg: TrainConfig) -> None:
+    """Raise ValueError naming the options that would make these weights fit."""
+    theirs = architecture_of(weights)
+    differing = [
+        f"--{name} {shown(theirs[name])}"
+        for name in ("layers", "width", "base_width")
+        if theirs[name] != getattr(cfg, name)
+    ]
+    if differing:
+        raise ValueError(f"weights of another network: give {' '.join(differing)} too")
+
+
+def set_max_lr(parts: Parts, max_lr: float) -> None:
+    """Give parts whose max_lr has been found their optimizer, their schedule and their batches."""
+    cfg = parts.cfg = dataclasses.replace(parts.cfg, max_lr=max_lr)
+    state, plan = parts.state, parts.plan
+    state.optimizer = optimization.build_optimizer(state.model, cfg)
+    state.learning_rate = LearningRate(state.optimizer, learning_rate_settings(cfg, plan))
+    keys = train_keys(cfg, plan, parts.ranks.rank, 0, plan.total_steps)
+    parts.batches = parts.loader.batches(TRAIN, keys)
+
+
+def learning_rate_settings(cfg: TrainConfig, plan: Plan) -> LearningRateSettings:
+    """What fixes the learning rate of every step: the settings, epochs turned into steps."""
+    names = {item.name for item in dataclasses.fields(LearningRateSettings)}
+    settings = {name: value for name, value in dataclasses.asdict(cfg).items() if name in names}
+    warmup_steps = round(cfg.warmup_epochs * plan.steps_per_epoch)
+    on_plateau = cfg.schedule == "plateau"
+    settings["plateau_lr"] = cfg.plateau_lr or cfg.max_lr / (1 if on_plateau else 10)
+    curve_steps = warmup_steps if on_plateau else cfg.curve_epochs * plan.steps_per_epoch
+    return LearningRateSettings(
+        **settings,
+        warmup_steps=warmup_steps,
+        curve_steps=curve_steps,
+        total_steps=plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+    )

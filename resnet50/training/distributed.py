@@ -1,0 +1,190 @@
+"""Ranks: who am I, how do we agree, and who may write.
+
+The only reader of RANK, LOCAL_RANK and WORLD_SIZE. One process is world size 1, not another
+branch. NCCL carries CUDA tensors, gloo CPU tensors: gradients take the first way on a GPU, the
+small numbers that ranks agree on every step take the second, so that no step waits for the device.
+"""
+
+import itertools
+import json
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+# A rank that waits longer than this for the others gives up, and torchrun stops the job. Must
+# exceed the longest thing that one rank does alone: reading a directory of 1.3 M files.
+TIMEOUT = timedelta(minutes=10)
+
+_exchange_numbers = itertools.count()  # all ranks exchange equally often
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    device: torch.device = CPU
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+class PeerError(ValueError):
+    """Another rank cannot start; the text names it and says why."""
+
+
+def launched_by_torchrun() -> bool:
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def read_ranks() -> Ranks:
+    """What torchrun told this process; alone without torchrun. Starts nothing, touches no GPU."""
+    number = {
+        name: int(os.environ.get(name, default))
+        for name, default in (
+            ("RANK", "0"),
+            ("LOCAL_RANK", "0"),
+            ("WORLD_SIZE", "1"),
+            ("LOCAL_WORLD_SIZE", "1"),
+        )
+    }
+    num_gpus = torch.cuda.device_count()
+    device = torch.device("cuda", number["LOCAL_RANK"]) if num_gpus else torch.device("cpu")
+    if num_gpus and number["LOCAL_WORLD_SIZE"] > num_gpus:
+        raise ValueError(
+            f"{number['LOCAL_WORLD_SIZE']} ranks for {num_gpus} GPUs: "
+            f"torchrun --nproc_per_node={num_gpus}"
+        )
+    return Ranks(
+        number["RANK"],
+        number["LOCAL_RANK"],
+        number["WORLD_SIZE"],
+        number["LOCAL_WORLD_SIZE"],
+        device,
+    )
+
+
+def unused_gpus(ranks: Ranks) -> int:
+    """GPUs of this host that no rank uses."""
+    return max(0, torch.cuda.device_count() - ranks.local_world_size)
+
+
+def connect(ranks: Ranks, timeout: timedelta = TIMEOUT) -> None:
+    """Join the process group; nothing for a single rank. timeout: of every wait for the others."""
+    if ranks.device.type == "cuda":
+        torch.cuda.set_device(ranks.device)
+    if ranks.world_size > 1:
+        exchange_before_connecting("", ranks)  # in the group all would wait for one that gave up
+        backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timeout)
+
+
+def exchange_before_connecting(word: str, ranks: Ranks, problem: str = "") -> list[str]:
+    """Every rank's word, by way of torchrun's own store; every rank must call it equally often.
+
+    For what must be agreed on before the loader processes are forked, and so before `connect`.
+    Raises PeerError where another rank has a problem, and RuntimeError naming ranks that stay away.
+    """
+    if ranks.world_size == 1:
+        return [word]
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    except dist.DistError as error:
+        raise RuntimeError(f"rank {ranks.rank} cannot reach torchrun's store: {error}") from error
+    # torchrun's restarts share one store.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    prefix = f"exchange/{attempt}/{next(_exchange_numbers)}"
+    keys = [f"{prefix}/{rank}" for rank in range(ranks.world_size)]
+    if problem:
+        problem = f"rank {ranks.rank} on {socket.gethostname()}: {problem}"
+    store.set(keys[ranks.rank], json.dumps([word, problem]))
+    try:
+        words, problems = zip(*(json.loads(store.get(key)) for key in keys), strict=True)
+    except dist.DistError as error:
+        away = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        raise RuntimeError(f"waited {TIMEOUT} for ranks {away}: {error}") from error
+    if any(problems):
+        # All ranks end now, and the store with the torchrun that has it: not before all have read.
+        store.set(f"{keys[ranks.rank]}/read", "")
+        with suppress(dist.DistError):
+            store.wait([f"{key}/read" for key in keys])
+        raise PeerError(next(filter(None, problems)))
+    return list(words)
+
+
+def report_problem(error: Exception, ranks: Ranks) -> None:
+    """Have the ranks that wait for this one before `connect` hear why it ends."""
+    if not isinstance(error, PeerError) and not dist.is_initialized():
+        with suppress(PeerError, RuntimeError):
+            exchange_before_connecting("", ranks, str(error))
+
+
+def least_before_connecting(number: int, ranks: Ranks) -> int:
+    """The smallest of all ranks' numbers; every rank must call it."""
+    return min(int(word) for word in exchange_before_connecting(str(number), ranks))
+
+
+def disconnect() -> None:
+    """Leave the process group, if it was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The model in DistributedDataParallel; the model itself when there is one rank.
+
+    Buffers are not broadcast every step: batch-norm statistics come from rank 0's first micro-batch
+    and go round before they are used (`broadcast_buffers`).
+    """
+    if ranks.world_size == 1:
+        return model
+    device_ids = [ranks.local_rank] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(
+        model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+
+
+def sum_over_ranks(numbers: Tensor, ranks: Ranks) -> Tensor:
+    """Elementwise sum over all ranks, as a new tensor; every rank must call it."""
+    total = numbers.clone()
+    if ranks.world_size > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def agree(numbers: Sequence[int], ranks: Ranks) -> list[int]:
+    """Sums of small host numbers over all ranks, by way of gloo; every rank must call it."""
+    if ranks.world_size == 1:
+        return list(numbers)
+    return sum_over_ranks(torch.tensor(numbers, dtype=torch.int64), ranks).tolist()
+
+
+def gather_names(names: set[str], ranks: Ranks) -> set[str]:
+    """The union of every rank's names; every rank must call it."""
+    if ranks.world_size == 1:
+        return names
+    gathered: list[set[str]] = [set()] * ranks.world_size
+    dist.all_gather_object(gathered, names)
+    return set().union(*gathered)
+
+
+def broadcast_buffers(modules: Iterable[nn.Module], ranks: Ranks) -> None:
+    """Give every rank the buffers of rank 0; every rank must call it."""
+    if ranks.world_size > 1:
+        for module in modules:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)

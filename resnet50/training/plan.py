@@ -1,0 +1,177 @@
+"""The arithmetic of a run: steps, image sizes, and which images come when.
+
+Here epochs become steps, once; everywhere else time is steps. `step` counts batches consumed, which
+is also the position in the schedule. A checkpoint of step 1200 continues with batch 1200 (counted
+from 0). A step that gradient scaling skips counts.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from resnet50.config.train_config import TrainConfig
+from resnet50.data.sampling import BatchKey, epoch_order
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arithmetic of a run, derived once from settings, data and number of ranks."""
+
+    num_images: int
+    epochs: int
+    total_batch_size: int
+    device_batch_size: int
+    world_size: int
+    stop_step: int  # where this start ends: total_steps, or --max_steps if that is less
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; the rest, other images every epoch, is left out."""
+        return self.num_images // self.total_batch_size
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches in a step, over all ranks."""
+        return self.total_batch_size // self.device_batch_size
+
+    @property
+    def micro_batches_per_rank(self) -> int:
+        return self.num_micro_batches // self.world_size
+
+    def epoch_of(self, step: int) -> float:
+        """Epochs behind `step`, as a fraction."""
+        return step / self.steps_per_epoch
+
+    def ends_epoch(self, step: int) -> bool:
+        return step > 0 and step % self.steps_per_epoch == 0
+
+    def evaluates_at(self, step: int, every_epochs: int, early_end: bool = True) -> bool:
+        """Whether validation follows this step: every so many epochs, 0 being none, and in the end.
+
+        early_end: whether an end by --max_steps counts as one.
+        """
+        if step == (self.stop_step if early_end else self.total_steps):
+            return True
+        epoch = step // self.steps_per_epoch
+        return self.ends_epoch(step) and every_epochs > 0 and epoch % every_epochs == 0
+
+    def images_left(self, step: int, image_size_at: Callable[[int], int]) -> float:
+        """Training images from `step` to stop_step, each counting by its area against this epoch's.
+
+        image_size_at: side of an epoch's crops; time goes with their area.
+        """
+        now, left = step // self.steps_per_epoch, 0.0
+        for epoch in range(now, math.ceil(self.stop_step / self.steps_per_epoch)):
+            first = max(step, epoch * self.steps_per_epoch)
+            last = min(self.stop_step, (epoch + 1) * self.steps_per_epoch)
+            left += max(last - first, 0) * (image_size_at(epoch) / image_size_at(now)) ** 2
+        return left * self.total_batch_size
+
+    def describe_batch(self) -> str:
+        """How a step's images are split up."""
+        return (
+            f"batch {self.total_batch_size} = {self.world_size} ranks x "
+            f"{self.micro_batches_per_rank} micro-batches x {self.device_batch_size} images"
+        )
+
+    def describe(self) -> str:
+        """The arithmetic in one line, for the start of the log."""
+        sizes = ", ".join(map(str, possible_world_sizes(self.num_micro_batches)))
+        return (
+            f"{self.describe_batch()}; {self.steps_per_epoch} steps an epoch, {self.epochs} "
+            f"epochs, {self.total_steps} steps; may go on with {sizes} ranks"
+        )
+
+
+def possible_world_sizes(num_micro_batches: int) -> list[int]:
+    """Numbers of ranks that give every rank the same number of micro-batches."""
+    return [n for n in range(1, num_micro_batches + 1) if num_micro_batches % n == 0]
+
+
+def make_plan(cfg: TrainConfig, num_images: int, world_size: int = 1) -> Plan:
+    """Check that the batch divides over the ranks and the training images fill it at least once.
+
+    cfg: with a number for device_batch_size. Raises ValueError naming the option, the value and
+    what would do.
+    """
+    total, device = cfg.total_batch_size, cfg.device_batch_size
+    num_micro_batches = total // device
+    if num_micro_batches % world_size:
+        possible = ", ".join(map(str, possible_world_sizes(num_micro_batches)))
+        raise ValueError(
+            f"--total_batch_size {total} in micro-batches of {device} does not divide over "
+            f"{world_size} ranks: start {possible} of them (CUDA_VISIBLE_DEVICES picks GPUs), or "
+            "choose another --device_batch_size for a new run"
+        )
+    if num_images < total:
+        raise ValueError(
+            f"--total_batch_size {total} is more than the {num_images} training images: choose a "
+            "smaller one"
+        )
+    total_steps = num_images // total * cfg.epochs
+    stop_step = min(cfg.max_steps, total_steps) if cfg.max_steps else total_steps
+    return Plan(num_images, cfg.epochs, total, device, world_size, stop_step)
+
+
+def image_size_at(cfg: TrainConfig, epoch: int) -> int:
+    """Side of the training crops in an epoch, in pixels: small at first, since that is cheaper.
+
+    start_image_size up to grow_start_epoch, then linearly to image_size at grow_end_epoch, rounded
+    to a multiple; without a start_image_size always image_size. Progressive resizing as in
+    ffcv-imagenet's rn50_configs, where 160 to 192 px saves a fifth of the pixels, and in Composer
+    (88 to 176 px in steps of 4).
+    """
+    start, size, multiple = cfg.start_image_size, cfg.image_size, cfg.image_size_multiple
+    if not start or epoch >= cfg.grow_end_epoch:
+        return size
+    if epoch <= cfg.grow_start_epoch:
+        return start
+    share = (epoch - cfg.grow_start_epoch) / (cfg.grow_end_epoch - cfg.grow_start_epoch)
+    grown = multiple * round((start + share * (size - start)) / multiple)
+    return min(max(grown, start), size)
+
+
+def epoch_sizes(cfg: TrainConfig) -> list[int]:
+    """Side of the training crops in every epoch, in pixels."""
+    return [image_size_at(cfg, epoch) for epoch in range(cfg.epochs)]
+
+
+def train_keys(
+    cfg: TrainConfig, plan: Plan, rank: int, first_step: int, last_step: int
+) -> Iterator[BatchKey]:
+    """A rank's micro-batches for the steps from first_step up to and without last_step.
+
+    Micro-batch m of a step belongs to rank m % world_size, whatever the number of ranks.
+    """
+    total, device = plan.total_batch_size, plan.device_batch_size
+    order, order_epoch = None, -1
+    for step in range(first_step, last_step):
+        epoch, batch = divmod(step, plan.steps_per_epoch)
+        if epoch != order_epoch:
+            order, order_epoch = epoch_order(cfg.seed, epoch, plan.num_images), epoch
+        size = image_size_at(cfg, epoch)
+        first = batch * total + rank * device
+        for start in range(first, (batch + 1) * total, plan.world_size * device):
+            yield BatchKey(epoch, order[start : start + device], size)
+
+
+def eval_keys(
+    num_images: int, batch_size: int, image_size: int, rank: int = 0, world_size: int = 1
+) -> list[BatchKey]:
+    """A rank's evaluation batches: every image in exactly one batch of exactly one rank.
+
+    Whole batches go round the ranks, so that an image's result does not depend on their number.
+    Every rank gets as many, since they agree after each whether to go on: the last may be empty.
+    """
+    rounds = math.ceil(num_images / (batch_size * world_size))
+    starts = [(number * world_size + rank) * batch_size for number in range(rounds)]
+    return [
+        BatchKey(-1, np.arange(start, max(start, min(start + batch_size, num_images))), image_size)
+        for start in starts
+    ]

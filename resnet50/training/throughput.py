@@ -1,0 +1,277 @@
+"""How fast this host's loader, model and disk are, alone and together, for bench.py."""
+
+import math
+import mmap
+import os
+import platform
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import cycle, islice, repeat
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import dataset_paths
+from resnet50.config.train_config import TrainConfig
+from resnet50.data import sampling
+from resnet50.data.batch import Batch
+from resnet50.data.loader import SPARE_SLOTS, available_memory, choose_num_workers
+from resnet50.data.sampling import BatchKey
+from resnet50.data.splits import Split, Splits, open_dataset, open_split
+from resnet50.training import build, distributed, engine
+from resnet50.training.build import EVAL, TRAIN, Parts
+from resnet50.training.plan import eval_keys, make_plan, train_keys
+
+SAMPLE_IMAGES = 4096  # 300 MB of ImageNet: more than any processor's cache, and soon read
+NUM_CHUNKS = 5  # of a measurement, whose figure is their median
+ENDLESS = 10**9  # steps
+# Reads this fast, or not much slower than a second time, came from memory: the kernel had not
+# dropped them (it cannot on tmpfs and some overlays, nor what is not yet written).
+MEMORY_BYTES_PER_S, LEAST_SLOWDOWN = 3e9, 1.5
+
+
+class Rate(NamedTuple):
+    """images_per_s: median over chunks; wait_pct: part of the time that went in getting batches."""
+
+    images_per_s: float
+    wait_pct: float
+    num_chunks: int
+
+
+@dataclass
+class Bench:
+    """What train.py would work with on this host, and how long to measure it.
+
+    sample: (n,) int64, the images that the loader is measured on: the first of the run's order.
+    """
+
+    parts: Parts
+    val_set: Split | None
+    num_workers: int
+    sample: np.ndarray
+    seconds: float
+
+
+def open_data(data_dir: Path) -> Splits:
+    """The training split, and the validation split if there is one."""
+    try:
+        dataset_paths.split_path(data_dir, "val")
+    except ValueError:
+        return Splits(open_split(data_dir, "train"), None)
+    return open_dataset(data_dir)
+
+
+def set_up(cfg: TrainConfig, seconds: float) -> Bench:
+    """What train.py would set up, in its order: the loaders are forked before CUDA exists."""
+    ranks = distributed.read_ranks()
+    if ranks.world_size > 1:
+        raise ValueError("bench.py measures one GPU: start it without torchrun")
+    splits = open_data(Path(cfg.data_dir))
+    parts = build.set_up(cfg, ranks, splits._replace(val=splits.val or splits.train))
+    order = sampling.epoch_order(cfg.seed, 0, len(splits.train))
+    on_gpu = ranks.device.type == "cuda"
+    return Bench(
+        parts=parts,
+        val_set=splits.val,
+        num_workers=choose_num_workers(cfg.num_workers, ranks.local_world_size, on_gpu),
+        sample=order[: max(SAMPLE_IMAGES, cfg.total_batch_size)],
+        seconds=seconds,
+    )
+
+
+@contextmanager
+def phase(text: str) -> Iterator[None]:
+    """Say on stderr what is being measured, and in the end how long that took."""
+    print(f"{text} ...", end=" ", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        print(f"{time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def stream(bench: Bench, number: int, keys: Generator[BatchKey]) -> Iterator[Iterator[Batch]]:
+    """Batches from the workers for endless keys; in the end what was ordered is used up."""
+    batches = bench.parts.loader.batches(number, keys)
+    yield batches
+    keys.close()
+    deque(batches, maxlen=0)
+
+
+def measure(
+    bench: Bench, batches: Iterator[Batch], per_step: int, work: Callable[[list[Batch]], object]
+) -> Rate:
+    """Take per_step batches and work on them, again and again: for bench.seconds, once at least.
+
+    Before that come, for as long at most, the batches that lay ready and the device's first steps.
+    """
+
+    def chunk(max_steps: int, max_s: float) -> tuple[int, float, float]:
+        """Images, seconds waited for batches, seconds; of whole steps, until the device is done."""
+        num_images, wait_s, start = 0, 0.0, time.perf_counter()
+        for _ in range(max_steps):
+            asked = time.perf_counter()
+            step = list(islice(batches, per_step))
+            wait_s += time.perf_counter() - asked
+            work(step)
+            num_images += sum(len(batch.labels) for batch in step)
+            if time.perf_counter() - start >= max_s:
+                break
+        if bench.parts.ranks.device.type == "cuda":
+            torch.cuda.synchronize(bench.parts.ranks.device)
+        return num_images, wait_s, time.perf_counter() - start
+
+    num_ready = bench.num_workers + SPARE_SLOTS
+    chunk(2 + math.ceil(num_ready / per_step), bench.seconds)
+    chunks, end = [], time.perf_counter() + bench.seconds
+    while not chunks or time.perf_counter() < end:
+        chunks.append(chunk(ENDLESS, bench.seconds / NUM_CHUNKS))
+    images, waits_s, seconds = zip(*chunks, strict=True)
+    rates = [count / spent_s for count, spent_s in zip(images, seconds, strict=True)]
+    return Rate(statistics.median(rates), 100 * sum(waits_s) / sum(seconds), len(chunks))
+
+
+def sample_keys(bench: Bench, image_size: int) -> Generator[BatchKey]:
+    """The run's micro-batches as if the sample were all its images: read once, then in memory."""
+    cfg = replace(bench.parts.cfg, start_image_size=0, image_size=image_size)
+    plan = make_plan(cfg, len(bench.sample))
+    for key in train_keys(cfg, plan, 0, 0, ENDLESS):
+        yield key._replace(indices=bench.sample[key.indices])
+
+
+def measure_size(bench: Bench, size: int) -> dict[str, object]:
+    """Model alone, loader alone, and both, at one side of the crops in pixels."""
+    parts, state, context = bench.parts, bench.parts.state, bench.parts.context
+    count, device = parts.cfg.device_batch_size, parts.ranks.device
+    per_step = parts.plan.num_micro_batches
+
+    def train(micro_batches: list[Batch]) -> None:
+        engine.advance(state, engine.train_step(state, micro_batches, context))
+
+    def loaded(what: str, work: Callable[[list[Batch]], object]) -> Rate:
+        keys = sample_keys(bench, size)
+        with phase(f"{size} px, {what}"), stream(bench, TRAIN, keys) as batches:
+            return measure(bench, batches, per_step, work)
+
+    synthetic = Batch(
+        torch.randint(256, (count, size, size, 3), dtype=torch.uint8, device=device),
+        torch.randint(len(parts.splits.train.classes), (count,), device=device),
+        torch.rand(count, device=device) < 0.5,
+        [],
+    )
+    with phase(f"{size} px, model alone"):
+        model = measure(bench, repeat(synthetic), per_step, train)
+    loader, both = loaded("loader alone", lambda step: None), loaded("both", train)
+    return {
+        "image_size": size,
+        "loader_images_per_s": loader.images_per_s,
+        "model_images_per_s": model.images_per_s,
+        "both_images_per_s": both.images_per_s,
+        "data_wait_pct": both.wait_pct,
+        "num_chunks": [rate.num_chunks for rate in (loader, model, both)],
+    }
+
+
+@contextmanager
+def memory_advice(cfg: TrainConfig, size: int) -> Iterator[None]:
+    """Turn what torch raises for want of memory into a ValueError with advice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        smaller = max(1, cfg.device_batch_size // 2)
+        raise ValueError(
+            f"--device_batch_size {cfg.device_batch_size} at {size} px needs more memory than "
+            f"there is: try {smaller}, with the same --total_batch_size"
+        ) from None
+
+
+def measure_evaluation(bench: Bench) -> float:
+    """Images/s of train.py's evaluation: the first validation images, again and again."""
+    cfg, model = bench.parts.cfg, bench.parts.state.eval_model.eval()
+    num_images = min(len(bench.val_set), SAMPLE_IMAGES)
+    keys = eval_keys(num_images, cfg.device_batch_size, cfg.eval_crop)
+
+    @torch.inference_mode()
+    def evaluate(batches: list[Batch]) -> None:
+        for batch in batches:
+            engine.predict(model, batch, bench.parts.precision)
+
+    endless = (key for key in cycle(keys))
+    read(bench, bench.val_set, np.arange(num_images), bench.seconds)  # the disk is not meant here
+    with phase("evaluation"), stream(bench, EVAL, endless) as batches:
+        return measure(bench, batches, 1, evaluate).images_per_s
+
+
+def drop_from_memory(places: Sequence[tuple[Path, int, int]]) -> None:
+    """Have the kernel forget these parts of files; it only forgets whole pages."""
+    page = mmap.PAGESIZE
+    for path, offset, size in places:
+        start, end = offset // page * page, math.ceil((offset + size) / page) * page
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
+
+
+def read(bench: Bench, split: Split, images: np.ndarray, limit_s: float) -> tuple[int, float]:
+    """Read images as the workers do, in as many threads; how many until time was up (one batch at
+    least), seconds."""
+    batches = np.array_split(images, math.ceil(len(images) / bench.parts.cfg.device_batch_size))
+    start = time.perf_counter()
+
+    def read_batch(number: int, indices: np.ndarray) -> int:
+        if number and time.perf_counter() > start + limit_s:
+            return 0
+        split.will_need(indices)
+        for index in indices.tolist():
+            with suppress(Exception):  # whatever Pillow raises for a damaged one
+                split.open(index)
+        return len(indices)
+
+    with ThreadPoolExecutor(max(1, bench.num_workers)) as readers:
+        num_read = sum(readers.map(read_batch, range(len(batches)), batches))
+    return num_read, time.perf_counter() - start
+
+
+def measure_disk(bench: Bench) -> dict[str, object]:
+    """Images/s and MB/s of the sample with nothing of it in memory; None where that fails.
+
+    Leaves what it has read in memory, and in bench.sample, so that the disk does not slow down
+    what is measured next.
+    """
+    split = bench.parts.splits.train
+    places = split.extents(bench.sample)
+    split_bytes = round(sum(num_bytes for _, _, num_bytes in places) / len(places) * len(split))
+    drop_from_memory(places)
+    with phase("disk"):
+        num_images, cold_s = read(bench, split, bench.sample, bench.seconds)
+        num_again, warm_s = read(bench, split, bench.sample[:num_images], cold_s)
+    bench.sample = bench.sample[: max(num_images, bench.parts.cfg.total_batch_size)]
+    num_bytes = sum(num_bytes for _, _, num_bytes in places[:num_images])
+    slowdown = (cold_s / num_images) / (warm_s / max(num_again, 1))
+    measured = num_bytes / cold_s < MEMORY_BYTES_PER_S and slowdown >= LEAST_SLOWDOWN
+    available = available_memory()
+    return {
+        "images_per_s": num_images / cold_s if measured else None,
+        "mb_per_s": num_bytes / 1e6 / cold_s if measured else None,
+        "num_images": num_images,
+        "split_bytes": split_bytes,
+        "available_bytes": available,
+        "fits_in_memory": split_bytes <= available,
+    }
+
+
+def cpu_name() -> str:
+    """What /proc/cpuinfo calls the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

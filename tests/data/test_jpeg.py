@@ -1,0 +1,124 @@
+"""Decoding only what a crop needs gives the pixels that decoding everything gives."""
+
+import functools
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from support.jpegs import KINDS, encoded, picture, pillow
+
+from resnet50.data import jpeg
+
+
+@st.composite
+def boxes(draw, width: int, height: int, multiple: int = 1) -> tuple[int, int, int, int]:
+    left = draw(st.integers(0, width // multiple - 1)) * multiple
+    top = draw(st.integers(0, height // multiple - 1)) * multiple
+    right = draw(st.integers(left // multiple + 1, width // multiple)) * multiple
+    bottom = draw(st.integers(top // multiple + 1, height // multiple)) * multiple
+    return left, top, right, bottom
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(sorted(KINDS)), st.integers(0, 20), st.data())
+def test_a_whole_pictures_crop_is_pillows_bit_for_bit(kind, seed, choice):
+    data = encoded(seed, kind)
+    whole, reference = jpeg.WholePicture(data), pillow(data)
+    assert whole.size == (reference.shape[1], reference.shape[0])
+    left, top, right, bottom = choice.draw(boxes(*whole.size))
+    assert np.array_equal(whole.crop(left, top, right, bottom), reference[top:bottom, left:right])
+
+
+@pytest.mark.parametrize(
+    "mode, form", [("RGB", "PNG"), ("CMYK", "JPEG"), ("I;16", "PNG"), ("P", "GIF")]
+)
+def test_other_pictures_are_what_pillow_makes_of_them(mode, form):
+    image = picture(3).convert(mode) if mode != "I;16" else picture(3).convert("I").convert(mode)
+    file = io.BytesIO()
+    image.save(file, form)
+    whole = jpeg.WholePicture(file.getvalue())
+    assert np.array_equal(whole.crop(5, 6, 70, 80, 2), pillow(file.getvalue())[6:80, 5:70])
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(KINDS)), st.floats(0, 1), st.integers(0, 9))
+def test_of_a_file_that_was_cut_short_is_made_what_pillow_makes(kind, share, missing):
+    data = encoded(1, kind)
+    data = data[: min(int(share * len(data)), len(data) - missing)]
+    try:
+        reference = pillow(data)
+    except OSError:
+        with pytest.raises(OSError):
+            jpeg.WholePicture(data).crop(0, 0, 9, 9)
+        return
+    assert np.array_equal(jpeg.WholePicture(data).pixels(), reference)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\xd8\xff\xc0\0\x11", b"no"]
+)
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(OSError):
+        jpeg.WholePicture(data)
+
+
+@functools.cache
+def tiled(seed: int, quality: int = 90) -> jpeg.TiledPicture:
+    pixels = np.asarray(picture(seed))
+    header, tiles, lengths = jpeg.encode_tiles(pixels, quality)
+    size = pixels.shape[1], pixels.shape[0]
+    return jpeg.TiledPicture(jpeg.TileHeader(header), memoryview(tiles), lengths, size)
+
+
+def test_all_tiles_behind_their_header_are_an_ordinary_jpeg():
+    pixels = np.asarray(picture(4))
+    header, tiles, lengths = jpeg.encode_tiles(pixels, 90)
+    assert lengths.sum() == len(tiles) and lengths.dtype == np.uint16
+    height, width = pixels.shape[:2]
+    data = jpeg.TileHeader(header).sized(lengths.shape[1] * 32, height) + tiles
+    image = Image.open(io.BytesIO(data))
+    assert image.format == "JPEG" and image.size == (-(-width // 32) * 32, height)
+    assert np.array_equal(np.asarray(image)[:, :width], tiled(4).pixels())
+    file = io.BytesIO()
+    padded = np.pad(pixels, ((0, 0), (0, image.width - width), (0, 0)), mode="edge")
+    Image.fromarray(padded).save(file, "JPEG", quality=90, subsampling="4:2:0")
+    assert np.array_equal(pillow(file.getvalue()), np.asarray(image))  # restarts change no pixel
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 20), st.data())
+def test_a_crop_of_tiles_is_the_whole_pictures_but_for_its_edges_chroma(seed, choice):
+    picture = tiled(seed)
+    left, top, right, bottom = choice.draw(boxes(*picture.size))
+    crop = picture.crop(left, top, right, bottom).astype(int)
+    whole = picture.pixels()[top:bottom, left:right]
+    assert crop.shape == whole.shape
+    # Only the pixels beside the outermost tiles' edges are made from other neighbors.
+    inner = np.ones(crop.shape[:2], bool)
+    for axis, first, last in ((0, top % 16, bottom % 16), (1, left % 32, right % 32)):
+        edge = [0] * (first == 0) + [crop.shape[axis] - 1] * (last == 0)
+        np.swapaxes(inner, 0, axis)[edge] = False
+    assert np.array_equal(crop[inner], whole[inner])
+    assert np.abs(crop - whole).mean() < 6
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10), st.sampled_from([2, 4]), st.booleans(), st.data())
+def test_a_reduced_crop_is_the_crop_averaged(seed, shrink, is_tiled, choice):
+    source = tiled(seed) if is_tiled else jpeg.WholePicture(encoded(seed, "4:2:0"))
+    left, top, right, bottom = choice.draw(boxes(*source.size, multiple=shrink))
+    small = source.crop(left, top, right, bottom, shrink).astype(float)
+    full = source.crop(left, top, right, bottom).astype(float)
+    rows, columns = (bottom - top) // shrink, (right - left) // shrink
+    assert small.shape == (rows, columns, 3)
+    averaged = full.reshape(rows, shrink, columns, shrink, 3).mean(axis=(1, 3))
+    assert abs(small.mean() - averaged.mean()) < 4
+    assert np.abs(small - averaged).mean() < 14  # of noise with a deviation of 15
+
+
+def test_the_spliced_bytes_are_a_valid_jpeg_for_pillow_too():
+    data = bytes(tiled(2)._splice(1, 4, 1, 3))
+    assert np.array_equal(pillow(data), tiled(2).crop(32, 16, 96, 64))

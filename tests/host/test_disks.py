@@ -1,0 +1,200 @@
+"""Which disk is the data volume: listings as lsblk gives them on EC2; and what counts as blank.
+
+Model strings and serial numbers as docs.aws.amazon.com/ebs describes them; sizes of the instance
+types' own NVMe from their product pages.
+"""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from host import disks
+
+GB = 10**9
+
+
+def entry(
+    path: str, kind: str, size_gb: float, model=None, serial=None, mounts=(), parts=()
+) -> dict:
+    """One device of lsblk's JSON."""
+    listed = {
+        "path": path, "type": kind, "size": int(size_gb * GB), "model": model, "serial": serial,
+        "mountpoints": list(mounts) or [None],
+    }  # fmt: skip
+    return {**listed, "children": list(parts)} if parts else listed
+
+
+def part(path: str, *mounts: str, kind: str = "part", parts=()) -> dict:
+    return entry(path, kind, 90, mounts=mounts, parts=parts)
+
+
+def ebs(name: str, serial: str, *parts: dict, mounts=(), size_gb=300) -> dict:
+    return entry(f"/dev/{name}", "disk", size_gb, disks.EBS, serial, mounts, parts)
+
+
+def store(name: str, *parts: dict, mounts=(), size_gb=225) -> dict:
+    serial = f"AWS22F{name[4]}1234"
+    return entry(f"/dev/{name}", "disk", size_gb, disks.INSTANCE_STORE, serial, mounts, parts)
+
+
+def root(name: str = "nvme0n1", size_gb=90) -> dict:
+    boot = [part(f"/dev/{name}p14"), part(f"/dev/{name}p15", "/boot/efi")]
+    return ebs(name, "vol0root", part(f"/dev/{name}p1", "/"), *boot, size_gb=size_gb)
+
+
+SNAPS = [entry(f"/dev/loop{n}", "loop", 0.07, mounts=[f"/snap/core20/{n}"]) for n in range(3)]
+DATA, OTHER = ebs("nvme1n1", "vol0aaa111"), ebs("nvme2n1", "vol0bbb222")
+FORMATTED = ebs("nvme1n1", "vol0aaa111", part("/dev/nvme1n1p1"))
+RAID = part("/dev/md0", "/data", kind="raid0")
+LVM = part("/dev/mapper/vg.01-lv_ephemeral", "/opt/dlami/nvme", kind="lvm")
+
+CHOSEN = {
+    "g4dn.xlarge: one EBS volume beside root and instance store": (
+        [*SNAPS, root(), store("nvme1n1", size_gb=125), ebs("nvme2n1", "vol0aaa111")],
+        "",
+        "/dev/nvme2n1",
+    ),
+    "g5.4xlarge: instance store taken by the Deep Learning AMI": (
+        [root(), store("nvme2n1", LVM, size_gb=600), DATA],
+        "",
+        "/dev/nvme1n1",
+    ),
+    "g6.12xlarge: four instance-store disks": (
+        [root(), DATA, *(store(f"nvme{n}n1", size_gb=940) for n in range(2, 6))],
+        "",
+        "/dev/nvme1n1",
+    ),
+    "p4d.24xlarge: eight, and root found last": (
+        [
+            *(store(f"nvme{n}n1", size_gb=1000) for n in range(8)),
+            ebs("nvme8n1", "vol0aaa111"),
+            root("nvme9n1"),
+        ],
+        "",
+        "/dev/nvme8n1",
+    ),
+    "root on nvme1, data on nvme0": (
+        [ebs("nvme0n1", "vol0aaa111"), root("nvme1n1")],
+        "",
+        "/dev/nvme0n1",
+    ),
+    "a volume from a snapshot, with a partition and data on it": (
+        [root(), FORMATTED],
+        "",
+        "/dev/nvme1n1",
+    ),
+    "two EBS volumes, one of them in use": (
+        [root(), ebs("nvme1n1", "vol0ccc333", mounts=["/home"]), OTHER],
+        "",
+        "/dev/nvme2n1",
+    ),
+    "two EBS volumes, by id": ([root(), DATA, OTHER], "vol-0bbb222", "/dev/nvme2n1"),
+    "the same ids in swapped order": (
+        [root(), ebs("nvme1n1", "vol0bbb222"), ebs("nvme2n1", "vol0aaa111")],
+        "vol-0bbb222",
+        "/dev/nvme1n1",
+    ),
+    "by device": ([root(), DATA, OTHER], "/dev/nvme1n1", "/dev/nvme1n1"),
+    "by partition": ([root(), FORMATTED], "/dev/nvme1n1p1", "/dev/nvme1n1p1"),
+    "another maker's disk, by device": (
+        [root(), entry("/dev/sdb", "disk", 500, "Some SSD", "S1")],
+        "/dev/sdb",
+        "/dev/sdb",
+    ),
+}
+REFUSED = {
+    "no data volume": ([root()], "", "no data volume is attached", "holds the root file system"),
+    "no disk": ([], "", "no disk at all", "--data_dir"),
+    "instance store only": (
+        [root(), store("nvme1n1")],
+        "",
+        "no data volume",
+        "every stop of the host",
+    ),
+    "two free volumes": ([root(), DATA, OTHER], "", "vol-0aaa111", "vol-0bbb222"),
+    "the only other one is swap": (
+        [root(), ebs("nvme1n1", "vol0a", mounts=["[SWAP]"])],
+        "",
+        "swap space",
+    ),
+    "the only other one is RAID": ([root(), ebs("nvme1n1", "vol0a", RAID)], "", "mounted at /data"),
+    "unmounted LVM": (
+        [root(), ebs("nvme1n1", "vol0a", part("/dev/mapper/vg-lv", kind="lvm"))],
+        "",
+        "is part of lvm",
+    ),
+    "another maker's disk": (
+        [root(), entry("/dev/sdb", "disk", 500, "Some SSD", "S1")],
+        "",
+        "is no EBS volume (Some SSD)",
+    ),
+    "an id that is not attached": (
+        [root(), DATA],
+        "vol-0ccc333",
+        "no such volume is attached",
+        "vol-0aaa111",
+    ),
+    "root by id": ([root(), DATA], "vol-0root", "holds the root file system"),
+    "root by device": ([root(), DATA], "/dev/nvme0n1", "holds the root file system"),
+    "a free partition of root's disk": (
+        [root(), DATA],
+        "/dev/nvme0n1p14",
+        "holds the root file system",
+    ),
+    "instance store by device": ([root(), store("nvme1n1")], "/dev/nvme1n1", "--cache"),
+    "one mounted elsewhere": (
+        [root(), ebs("nvme1n1", "vol0a", mounts=["/home"])],
+        "vol-0a",
+        "is mounted at /home",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHOSEN)
+def test_the_right_volume(case):
+    listed, wanted, path = CHOSEN[case]
+    assert disks.choose(disks.parse({"blockdevices": listed}), wanted).path == path
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_that_names_the_candidates(case):
+    listed, wanted, *texts = REFUSED[case]
+    with pytest.raises(ValueError) as refusal:
+        disks.choose(disks.parse({"blockdevices": listed}), wanted)
+    for text in texts:
+        assert text in str(refusal.value)
+
+
+HOSTS = st.permutations(range(6))
+
+
+@given(order=HOSTS, num_ebs=st.integers(1, 3), num_stores=st.integers(0, 3))
+def test_names_and_order_do_not_matter(order, num_ebs, num_stores):
+    """However the kernel numbers them: one free volume is found, and of several none is guessed."""
+    names = [f"nvme{number}n1" for number in order]
+    listed = [root(names.pop())]
+    listed += [ebs(names.pop(), f"vol0e{n}") for n in range(num_ebs)]
+    listed += [store(names.pop()) for _ in range(min(num_stores, len(names)))]
+    found = disks.parse({"blockdevices": sorted(listed, key=lambda disk: disk["path"])})
+    if num_ebs == 1:
+        assert disks.choose(found, "").volume_id == "vol-0e0"
+    else:
+        with pytest.raises(ValueError, match=f"{num_ebs} volumes could be it"):
+            disks.choose(found, "")
+    assert disks.choose(found, "vol-0e0").volume_id == "vol-0e0"
+
+
+@given(size=st.integers(1, 64 << 30))
+def test_what_is_read_lies_on_the_device_and_covers_its_ends(size):
+    places = list(disks.places(size))
+    assert all(offset >= 0 and length > 0 and offset + length <= size for offset, length in places)
+    assert min(offset for offset, _ in places) == 0
+    assert max(offset + length for offset, length in places) == size
+    if size <= disks.READ_WHOLE_BYTES:
+        assert sum(length for _, length in places) == size
+    else:
+        assert len(places) > disks.NUM_SAMPLES
+
+
+def test_this_hosts_own_disks_can_be_listed():
+    assert isinstance(disks.read(), list)

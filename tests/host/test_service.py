@@ -1,0 +1,252 @@
+"""Training without a terminal: hang-ups, stops, kills, and what --status says of them."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.commands import (
+    environment,
+    host_words,
+    processes_mentioning,
+    run,
+    tiny_flags,
+    train_words,
+    wait_for,
+)
+from support.needs import needs
+from support.runs import newest_checkpoint, status_of
+
+from host import service, systemd_unit
+from host.background import Launch
+from resnet50.records.status import supervisor_of
+
+pytestmark = pytest.mark.usefixtures("no_leftovers")
+
+
+def words(do: str, run_dir: Path, *flags: object) -> list[object]:
+    return host_words("service", do, f"--run_dir={run_dir}", *flags)
+
+
+def call(do: str, run_dir: Path, *flags: object, **more: str):
+    return run(words(do, run_dir, *flags), cwd=run_dir.parent, **more)
+
+
+def training(data_dir: Path, run_dir: Path, *flags: object) -> list[object]:
+    return ["--", *train_words(*tiny_flags(data_dir, run_dir), *flags)]
+
+
+def end(run_dir: Path) -> None:
+    """Wait until nothing of it is left."""
+    wait_for(lambda: not processes_mentioning(str(run_dir)), what="the end of training")
+    # A process that dies has no command line any more before it lets its lock go.
+    wait_for(lambda: not supervisor_of(run_dir), what="a free lock")
+
+
+def test_it_trains_to_the_end_and_says_so(image_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    started = call("start", run_dir, "--way=setsid", *training(image_folder, run_dir))
+    assert started.code == 0, started.err
+    assert "step " in started.out and "log: " in started.out
+    end(run_dir)
+    status = call("status", run_dir)
+    assert status.code == 0 and f"{run_dir}: done" in status.out
+    assert "step 12 of 12" in status.out and "best top-1" in status.out
+    assert "final top-1" in (run_dir / "console.log").read_text()
+    again = call("start", run_dir, "--way=setsid", *training(image_folder, run_dir))
+    assert again.code == 0 and f"{run_dir}: done" in again.out
+    end(run_dir)
+    assert "is done at step 12" in again.out
+    other = training(image_folder, run_dir, "--epochs=9")
+    refused = call("start", run_dir, "--way=setsid", *other)
+    assert refused.code == 2 and "cannot go on with other settings" in refused.out
+    end(run_dir)
+
+
+@pytest.mark.parametrize("way", ["setsid", pytest.param("tmux", marks=needs("tmux"))])
+def test_a_dropped_connection_does_not_end_it(image_folder, tmp_path, way):
+    """Started from a terminal that hangs up on everything that it started."""
+    run_dir = tmp_path / "run"
+    own_tmux = {"TMUX_TMPDIR": str(tmp_path)}
+    terminal, other_end = pty.openpty()
+    command = words(
+        "start", run_dir, f"--way={way}", *training(image_folder, run_dir, "--epochs=200")
+    )
+    shell = subprocess.Popen(
+        ["sh", "-c", '"$@"; sleep 600', "sh", *map(str, command)], cwd=tmp_path,
+        env=environment(**own_tmux), stdin=other_end, stdout=other_end, stderr=other_end,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )  # fmt: skip
+    os.close(other_end)
+    wait_for(lambda: status_of(run_dir).get("step", 0) > 2, what="the first steps")
+    os.killpg(shell.pid, signal.SIGHUP)
+    os.close(terminal)
+    shell.wait(timeout=30)
+    step = status_of(run_dir)["step"]
+    wait_for(lambda: status_of(run_dir)["step"] > step, what="a step after the hang-up")
+
+    status = call("status", run_dir, **own_tmux)
+    assert f"training, process {supervisor_of(run_dir)}" in status.out
+    if way == "tmux":
+        assert "tmux session" in status.out
+    stopped = call("stop", run_dir, **own_tmux)
+    assert stopped.code == 0 and "interrupted" in stopped.out, stopped.err
+    wait_for(lambda: not processes_mentioning(str(run_dir)), what="the end of the shell")
+    assert newest_checkpoint(run_dir).stem == f"step_{status_of(run_dir)['step']:09d}"
+
+
+def test_after_everything_was_killed_the_same_command_resumes(image_folder, tmp_path):
+    """What a reboot without systemd leaves."""
+    run_dir = tmp_path / "run"
+    command = ("start", run_dir, "--way=setsid", *training(image_folder, run_dir, "--epochs=200"))
+    assert call(*command).code == 0
+    wait_for(lambda: any((run_dir / "checkpoints").glob("step_*[1-9]*.pt")), what="a checkpoint")
+    for pid in processes_mentioning(str(run_dir)):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    end(run_dir)
+    gone = call("status", run_dir)
+    assert gone.code == 0 and "gone: it was killed" in gone.out
+    step = int(newest_checkpoint(run_dir).stem.removeprefix("step_"))
+    assert call(*command).code == 0
+    assert f"step {step}" in (run_dir / "console.log").read_text()
+    assert "trains" in call(*command).out or supervisor_of(run_dir)
+    assert call("stop", run_dir).code == 0
+    end(run_dir)
+    assert status_of(run_dir)["step"] >= step
+
+
+def test_a_mistake_shows_at_once(image_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    command = training(image_folder, run_dir, "--total_batch_size=-3")
+    result = call("start", run_dir, "--way=setsid", *command)
+    assert result.code == 1
+    end(run_dir)
+    assert "--total_batch_size" in result.err and "training ended while starting" in result.err
+
+
+@pytest.mark.parametrize(
+    "state, shuts_down",
+    [("done", True), ("diverged", True), ("interrupted", False), ("crashed", False)],
+)
+def test_the_host_is_shut_down_only_when_nothing_more_will_happen(tmp_path, state, shuts_down):
+    (tmp_path / "status.json").write_text(json.dumps({"state": state}))
+    result = call("after", tmp_path, "--then=stop-host", "--way=systemd", "--dry_run")
+    assert result.code == 0 and ("+ shutdown -h +1" in result.out) == shuts_down
+    # Else the next boot would train a diverged run again, or shut the host down again.
+    assert ("+ systemctl disable" in result.out) == shuts_down
+    assert "shutdown" not in call("after", tmp_path, "--then=nothing", "--dry_run").out
+
+
+def test_a_start_that_trains_nothing_does_not_shut_the_host_down(image_folder, tmp_path):
+    """Though its status says done: it is that of the start before."""
+    run_dir, said, stubs = tmp_path / "run", tmp_path / "shutdowns", tmp_path / "bin"
+    stubs.mkdir()
+    for name in ("shutdown", "sudo"):
+        (stubs / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{said}\n')
+        (stubs / name).chmod(0o755)
+    flags = ["--way=setsid", "--then=stop-host"]
+    path = {"PATH": f"{stubs}:{os.environ['PATH']}"}
+    first = call("start", run_dir, *flags, *training(image_folder, run_dir), **path)
+    assert first.code == 0 and "SHUT DOWN" in first.out, first.err
+    end(run_dir)
+    wait_for(said.exists)
+    before = said.read_text()
+    assert before.endswith("shutdown -h +1\n") and before.count("shutdown") == 1
+    for more, code in (("--epochs=3", 0), ("--max_lr=abc", 2), ("--epochs=9", 2)):
+        again = call("start", run_dir, *flags, *training(image_folder, run_dir, more), **path)
+        assert again.code == code, again.out + again.err
+        end(run_dir)
+        time.sleep(1)  # what comes after it has no process of the run's name
+        assert said.read_text() == before
+    assert "--max_lr" in (run_dir / "console.log").read_text()
+
+
+def test_what_will_happen_to_the_host_is_said_first(tmp_path):
+    flags = ("--then=stop-host", "--way=systemd", "--dry_run", "--", "/usr/bin/true")
+    result = call("start", tmp_path / "run", *flags)
+    assert result.out.startswith("when training has ended, this host is SHUT DOWN")
+
+
+@pytest.mark.parametrize(
+    "do, flags, text",
+    [
+        ("status", [], "no run in"),
+        ("logs", [], "nothing was started"),
+        ("start", [], "needs a command"),
+        ("stop", ["--", "true"], "needs a command"),
+        ("status", ["--way=cron"], "invalid choice"),
+    ],
+)
+def test_mistakes_end_with_2(tmp_path, do, flags, text):
+    result = call(do, tmp_path / "run", *flags)
+    assert result.code == 2 and text in result.err
+
+
+def test_damaged_status_is_named(tmp_path):
+    (tmp_path / "status.json").write_text("{")
+    result = call("status", tmp_path)
+    assert result.code == 2 and "status.json cannot be read" in result.err
+
+
+WORD = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=12)
+
+
+@given(words=st.lists(WORD, max_size=5))
+def test_a_unit_gives_every_word_to_the_program_as_it_is(words):
+    """Read back by systemd.service(5)'s rules: quotes, backslashes, doubled % and $."""
+    line = systemd_unit.join(words)
+    found, current, quoted, i = [], None, False, 0
+    while i < len(line):
+        char = line[i]
+        if char == '"':
+            quoted, current = not quoted, current or ""
+        elif char == " " and not quoted:
+            found, current = ([*found, current] if current is not None else found), None
+        else:
+            i += char == "\\"
+            assert char not in "%$" or line[i + 1] == char
+            i += char in "%$"
+            current = (current or "") + line[i]
+        i += 1
+    assert [*found, current] if current is not None else found == words
+
+
+@needs("systemd-analyze")
+def test_the_unit_passes_systemds_own_check(tmp_path):
+    unit = tmp_path / f"{service.NAME}.service"
+    unit.write_text(
+        systemd_unit.text(
+            name=service.NAME, command=["/usr/bin/env", "python3", "train.py", "--x=50% of $HOME"],
+            folder=tmp_path, run_dir=tmp_path / "run", log=tmp_path / "a folder" / "console.log",
+            user="root",
+            before=["/usr/bin/env", "true"],
+            after=["/usr/bin/env", "python3", "-c", 'print("a b")'],
+        )
+    )  # fmt: skip
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60
+    )
+    assert checked.returncode == 0 and unit.name not in checked.stderr, checked.stderr
+    text = unit.read_text()
+    for setting in ("Restart=on-failure", "RestartPreventExitStatus=2 3", "KillMode=mixed"):
+        assert setting in text
+    assert "git" not in text  # a resumed run keeps its code
+
+
+def test_waiting_for_the_first_step_ends(tmp_path, monkeypatch):
+    """A supervisor that never gets to a step is said to be starting, not waited for for ever."""
+    monkeypatch.setattr(service, "START_S", 1.0)
+    (tmp_path / "console.log").write_text("loading\n")
+    started, launch = time.monotonic(), Launch(tmp_path, [], "", "nothing", "")
+    assert service.wait_for_first_step(launch, 0, lambda: True) == 2  # no run to show yet
+    assert service.wait_for_first_step(launch, 0, lambda: False) == 1
+    assert time.monotonic() - started < 60

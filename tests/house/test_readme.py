@@ -1,0 +1,231 @@
+"""Every command of README and guide: run where it can be, checked flag by flag where it cannot."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import photo_corpus
+import pytest
+import time_to_accuracy
+from PIL import Image
+from support.commands import REPOSITORY, environment
+from support.pictures import make_folder
+from torch.distributed.run import get_args_parser
+
+import app
+import bench
+import dataset_paths
+import evaluate
+import export
+import lr_finder
+import prepare_data
+from resnet50.config import recipe, train_flags
+from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
+from resnet50.config.train_config import TrainConfig
+from resnet50.training.plan import make_plan
+
+PAGES = ("README.md", "ImageNet_Setup_Guide.md")
+BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+COMMANDS = [
+    (page, line.partition("   #")[0].strip())
+    for page in PAGES
+    for block in BLOCK.findall((REPOSITORY / page).read_text())
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+def run_benchmark(*words: object) -> str:
+    """What a command of the repository prints; it must end well."""
+    result = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def check_benchmark(words: list[str]) -> None:
+    """Run a benchmark in a short form; of photo_corpus.py, which downloads, read the flags."""
+    match words:
+        case ["python", "benchmarks/photo_corpus.py", *flags]:
+            photo_corpus.build_parser().parse_args(flags)
+        case ["python", "benchmarks/loader.py" | "benchmarks/crop_quality.py" as script, *flags]:
+            quick = {
+                "benchmarks/loader.py": ["--image_sizes=64", "--rounds=1", "--images_per_round=50"],
+                "benchmarks/crop_quality.py": ["--image_sizes=64", "--num_crops=5"],
+            }
+            with tempfile.TemporaryDirectory() as folder:
+                photos = make_folder(Path(folder) / "photos", 20, 1)
+                places = [f"--data_dir={photos}", f"--work_dir={folder}/work"]
+                out = run_benchmark(script, *flags, *quick[script], *places)
+            assert "px, " in out
+        case ["python", "benchmarks/time_to_accuracy.py" as script, *flags]:
+            time_to_accuracy.build_parser().parse_args(flags)
+            with tempfile.TemporaryDirectory() as folder:
+                photos = make_folder(Path(folder) / "photos", 24, 2)  # the plain batch is 64
+                quick = ["--recipe=tiny", "--minutes=0.02", "--seeds=1", f"--data_dir={photos}"]
+                out = run_benchmark(script, *flags, *quick, f"--out={folder}/out")
+                assert "| seed |" in out and Path(folder, "out/curves.png").is_file()
+        case ["python", "benchmarks/app_screenshots.py", picture, *flags]:
+            assert (REPOSITORY / picture).is_file()  # run in test_app.py
+            check_help(words[1], flags)
+        case ["python", "benchmarks/save_and_resume.py" as script, *flags]:
+            check_help(script, flags)  # minutes of a ResNet50: run by hand
+        case ["python", "benchmarks/progress_picture.py" as script, *flags]:
+            check_help(script, flags)
+            with tempfile.TemporaryDirectory() as folder:
+                photos, path = make_folder(Path(folder) / "photos", 400, 2), Path(folder, "out.png")
+                out = run_benchmark(
+                    script, f"--data_dir={photos}", f"--out={path}", "--recipe=tiny", "--percent=5"
+                )
+                assert "epoch 2/" in out and path.is_file()
+        case ["python", "benchmarks/recipe_costs.py", "--picture", path]:
+            assert (REPOSITORY / path).is_file()  # run in test_recipes.py
+        case ["python", "benchmarks/recipe_costs.py"]:
+            out = run_benchmark(*words[1:])
+            table = out[out.index("| recipe") : out.index("| machine")]
+            assert table.strip() in (REPOSITORY / "README.md").read_text()
+        case ["python", "benchmarks/loop_overhead.py", *flags]:
+            quick = ["--tiny", "--image_size=32", "--batch_size=4", "--steps=2", "--rounds=1"]
+            out = run_benchmark(*words[1:2], *flags, *quick)
+            assert "train.py" in out and "ratio" in out
+        case _:
+            raise AssertionError(f"this test does not know how to check: {words}")
+
+
+def check_help(script: str, flags: list[str]) -> None:
+    """Every flag is one that --help has."""
+    words = [sys.executable, script, "--help"]
+    text = subprocess.run(
+        words, cwd=REPOSITORY, env=environment(), check=True, capture_output=True, text=True
+    ).stdout
+    assert all(flag in text for flag in flags if flag.startswith("--"))
+
+
+def check_setup(flags: list[str]) -> None:
+    """A dry run of setup_and_train.sh; of what looks at a run there must be an option."""
+    looks = flags[0] in ("--status", "--attach", "--logs", "--stop")
+    result = subprocess.run(
+        ["./setup_and_train.sh", *(["--help"] if looks else ["--dry_run", *flags])],
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert result.returncode == 0 and "usage: " not in result.stderr, result.stderr
+    assert flags[0] in result.stdout if looks else "\n+ " in result.stdout
+
+
+def check_torchrun(flags: list[str]) -> None:
+    """torchrun's own parser knows them; HOST:PORT is for the reader to fill in."""
+    parsed = get_args_parser().parse_args([*flags, "train.py"])
+    if parsed.nnodes != "1:1":
+        assert parsed.rdzv_backend == "c10d" and parsed.rdzv_endpoint and parsed.rdzv_id
+
+
+def check(words: list[str]) -> None:
+    """Read a command's flags with the parser of its script; ends the program on an unknown one."""
+    if words[0] == "torchrun":
+        script = words.index("train.py")
+        check_torchrun(words[1:script])
+        words = ["python", *words[script:]]
+    if words[0] == "sbatch":  # test_slurm.py runs it
+        script = words.index("launch/slurm.sbatch")
+        words = ["python", "train.py", f"--run_dir={words[script + 1]}", *words[script + 2 :]]
+    match words:
+        case ["./setup_and_train.sh", *flags]:
+            check_setup(flags)
+        case ["scp", "setup_and_train.sh", _] | ["ssh", _]:
+            pass
+        case ["aria2c", _, _, link]:
+            assert link.removeprefix("magnet:?xt=urn:btih:") in dataset_paths.HOW_TO_GET_IMAGENET
+        case ["kaggle", *words]:
+            command = " ".join(["kaggle", *words[:-2]])  # without the folder to write to
+            assert command in dataset_paths.HOW_TO_GET_IMAGENET
+        case ["python", "train.py", *flags]:
+            presets = {name: preset.summary for name, preset in RECIPES.items()}
+            settings = train_flags.parse(train_flags.build_parser(presets, ""), flags).settings
+            preset = RECIPES[settings.get("recipe", "onecycle50")].settings
+            size = settings.get("total_batch_size", preset["total_batch_size"])
+            settings = {**preset, **settings, "device_batch_size": size}
+            make_plan(TrainConfig(**settings), 10**6)
+        case ["python", "evaluate.py", *flags]:
+            evaluate.build_parser().parse_args(flags)
+        case ["tmux", "new-session", "-d", "-s", _, inner]:
+            check(shlex.split(inner))
+        case ["python", "prepare_data.py", *flags]:
+            parser = prepare_data.build_parser()
+            prepare_data.check(parser, parser.parse_args(flags))
+        case ["python", "bench.py", *flags]:
+            bench.build_parser().parse_args(flags)
+        case ["python", "lr_finder.py", *flags]:
+            lr_finder.build_parser().parse_args(flags)
+        case ["python", script, *_] if script.startswith("benchmarks/"):
+            check_benchmark(words)
+        case ["python", "dataset_paths.py"]:
+            assert (REPOSITORY / words[1]).is_file()
+        case ["python", "-m", "pytest", *flags]:
+            subprocess.run(
+                [sys.executable, *words[1:], "--collect-only", "-q"],
+                cwd=REPOSITORY, env=environment(CUDA_VISIBLE_DEVICES=""), check=True,
+            )  # fmt: skip
+        case ["python", "export.py", *flags]:
+            export.build_parser().parse_args(flags)
+        case ["python", "app.py", *flags]:
+            app.build_parser().parse_args(flags)
+        case ["source", path]:
+            assert path.endswith("/bin/activate")
+        case ["cd", path]:
+            assert path.endswith("/ResNet50_ImageNet1K_Training")
+        case ["sudo", "-iu", "ubuntu", "git", "clone", _, folder]:
+            assert folder == "ResNet50_ImageNet1K_Training"
+        case ["sudo", "-iu", "ubuntu", script, *flags]:
+            assert script == "ResNet50_ImageNet1K_Training/setup_and_train.sh"
+            check_setup(flags)
+        case _:
+            raise AssertionError(f"this test does not know how to check: {words}")
+
+
+@pytest.mark.parametrize("page, command", COMMANDS, ids=[f"{p}: {c}" for p, c in COMMANDS])
+def test_command_is_understood(page, command):
+    check(shlex.split(command))
+
+
+def test_the_two_commands_come_first():
+    first = [command for page, command in COMMANDS if page == "README.md"][:2]
+    assert first == ["./setup_and_train.sh --demo", "./setup_and_train.sh --test"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_picture_a_page_names_is_there(page):
+    text = (REPOSITORY / page).read_text()
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text):
+        assert (REPOSITORY / target).is_file(), target
+        if target.endswith(".png"):
+            Image.open(REPOSITORY / target).verify()
+    for name in re.findall(r"`([a-z_]+\.(?:py|sh))`", text):
+        assert (REPOSITORY / name).is_file(), name
+
+
+def test_the_reading_order_names_every_room():
+    text = (REPOSITORY / "README.md").read_text()
+    order = text[text.index("## Reading order") : text.index("## Measured")]
+    rooms = {path.parent.name for path in REPOSITORY.glob("resnet50/*/__init__.py")}
+    named = set(re.findall(r"^ *(\w+)/ ", order, re.MULTILINE))
+    assert named == rooms | {"resnet50", "host", "launch", "benchmarks", "findings", "tests"}
+
+
+def test_the_recipe_table_names_every_recipe():
+    text = (REPOSITORY / "README.md").read_text()
+    assert recipe.as_markdown(RECIPES, DEFAULT_RECIPE) in text
+    assert set(re.findall(r"^\| `(\w[\w-]+)`", text, re.MULTILINE)) == set(RECIPES)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_within_a_page_leads_to_a_heading(page):
+    text = (REPOSITORY / page).read_text()
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
