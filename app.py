@@ -68,10 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--host", default=host, help=f"address to listen on [{host}]")
     add("--port", type=int, default=port, metavar="N", help=f"port, 1-65535 [{port}]")
-    add(
-        "--max_mb", "--max-mb", type=float, default=20, metavar="X",
-        help="largest upload, million bytes [20]",
-    )  # fmt: skip
+    add("--max_mb", type=float, default=20, metavar="X", help="largest upload, million bytes [20]")
     return parser
 
 

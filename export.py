@@ -39,6 +39,7 @@ from resnet50.export import comparison, hub, pruning
 from resnet50.export import formats as export_formats
 from resnet50.export.comparison import Variant
 from resnet50.export.formats import FILES, INT8, ONNX, SAFETENSORS, TENSORRT
+from resnet50.export.hub import Target
 from resnet50.inference import pretrained
 from resnet50.inference.pretrained import Pretrained
 from resnet50.records import checkpoint
@@ -222,7 +223,7 @@ def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
     check_arguments(args)
     formats = chosen_formats(args)
     check_out(args.out, formats)
-    hub.check(args.hub, formats, args.private, args.dry_run)
+    hub.check(Target(args.hub, args.private, args.dry_run), formats)
     split = splits.open_split(args.data_dir, args.split) if args.data_dir else None
     loaded = pretrained.load(args.weights, args.raw)
     if split is not None:
@@ -281,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{named(result['kind'])} written to {args.out}")
         if args.hub:
             places = [args.weights, args.out, args.data_dir]
-            hub.publish(args.hub, loaded, result, places, args.private, args.dry_run)
+            hub.publish(Target(args.hub, args.private, args.dry_run), loaded, result, places)
     except (ValueError, OSError) as error:
         return print_error("export.py", error)
     return 0

@@ -3,11 +3,25 @@
 from resnet50.config.recipe import Recipe
 
 OURS = "this project"
+# From scratch on 10,000 to 100,000 pictures: larger crops than ImageNet's, more regularization.
+ONE_SMALL_GPU = {
+    "min_crop_scale": 0.25,
+    "total_batch_size": 256,
+    "device_batch_size": 128,
+    "max_lr": 0.2,
+    "nesterov": True,
+    "weight_decay": 5e-4,
+    "label_smoothing": 0.1,
+    "mixup_alpha": 0.2,
+    "random_erasing": 0.1,
+    "ema_decay": 0.998,
+}
 
 SMALL: dict[str, Recipe] = {
     "tiny-imagenet": Recipe(
         summary="Tiny-ImageNet, 200 classes, 100,000 images of 64 px; for one small GPU",
         settings={
+            **ONE_SMALL_GPU,
             "epochs": 60,
             # Its pictures are enlarged: at 64 px ResNet50's last stage would see 2x2.
             "start_image_size": 96,
@@ -15,16 +29,6 @@ SMALL: dict[str, Recipe] = {
             "grow_start_epoch": 20.0,
             "grow_end_epoch": 45.0,
             "eval_resize_size": 128,
-            "min_crop_scale": 0.25,
-            "total_batch_size": 256,
-            "device_batch_size": 128,
-            "max_lr": 0.2,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "label_smoothing": 0.1,
-            "mixup_alpha": 0.2,
-            "random_erasing": 0.1,
-            "ema_decay": 0.998,
         },
         top1=None,
         top5=None,
@@ -34,22 +38,13 @@ SMALL: dict[str, Recipe] = {
     "mini-imagenet": Recipe(
         summary="mini-ImageNet, 100 classes, 60,000 images less validation; for one small GPU",
         settings={
+            **ONE_SMALL_GPU,
             "epochs": 80,
             "start_image_size": 128,
             "image_size": 160,
             "grow_start_epoch": 30.0,
             "grow_end_epoch": 60.0,
             "eval_image_size": 192,
-            "min_crop_scale": 0.25,
-            "total_batch_size": 256,
-            "device_batch_size": 128,
-            "max_lr": 0.2,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "label_smoothing": 0.1,
-            "mixup_alpha": 0.2,
-            "random_erasing": 0.1,
-            "ema_decay": 0.998,
         },
         top1=None,
         top5=None,
@@ -59,20 +54,17 @@ SMALL: dict[str, Recipe] = {
     "imagenette": Recipe(
         summary="Imagenette, 10 classes, 9,469 images; for one small GPU",
         settings={
+            **ONE_SMALL_GPU,
             "epochs": 80,
             "start_image_size": 96,
             "image_size": 128,
             "grow_start_epoch": 30.0,
             "grow_end_epoch": 60.0,
             "eval_image_size": 160,
-            "min_crop_scale": 0.25,
             "total_batch_size": 64,
             "device_batch_size": 64,
             "max_lr": 0.05,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "label_smoothing": 0.1,
-            "random_erasing": 0.1,
+            "mixup_alpha": 0.0,
             "ema_decay": 0.995,
         },
         top1=None,

@@ -14,6 +14,8 @@ from typing import Literal
 from resnet50.config import checks
 from resnet50.config.fields import check_value, setting, shown
 
+LEAST_CHECKPOINTS = 2  # the newest may be damaged: then a run goes on from the one before
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -213,7 +215,10 @@ class TrainConfig:
         "`python train.py`", above=0, may_change=True,
     )  # fmt: skip
     keep_checkpoints: int = setting(
-        3, "newest checkpoints to keep, besides the best", at_least=2, may_change=True
+        3,
+        "newest checkpoints to keep, besides the best",
+        at_least=LEAST_CHECKPOINTS,
+        may_change=True,
     )
     max_bad_images: int = setting(
         20, "stop when more files than this cannot be decoded", at_least=0, may_change=True

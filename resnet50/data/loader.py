@@ -52,7 +52,8 @@ class Loader:
         dtype = slot_dtype(batch_size, image_size)
         self._depth = num_workers + SPARE_SLOTS if num_workers else 1
         num_slots = self._depth * len(fills)
-        check_limits(num_slots * dtype.itemsize, num_workers)
+        check_memory(num_slots * dtype.itemsize, num_workers)
+        allow_open_files(num_workers)
         self._memory = mmap.mmap(-1, num_slots * dtype.itemsize)
         records = np.frombuffer(self._memory, dtype)
         self._slots = [Slot(number, records[number]) for number in range(num_slots)]
@@ -185,14 +186,21 @@ class Stream:
             self._requested.append(slot)
 
 
-def check_limits(num_bytes: int, num_workers: int) -> None:
-    """Raise ValueError if memory or file descriptors do not suffice; raises the soft limit."""
+def check_memory(num_bytes: int, num_workers: int) -> None:
+    """Raise ValueError if there is too little memory for the batches."""
     available = available_memory()
     if num_bytes > available:
         raise ValueError(
             f"--num_workers {num_workers} need {num_bytes / 2**30:.1f} GiB for batches, "
             f"{available / 2**30:.1f} GiB are free: take fewer, or a smaller --device_batch_size"
         )
+
+
+def allow_open_files(num_workers: int) -> None:
+    """Raise this process's own limit of open files as far as the pipes of the workers need.
+
+    Raises ValueError if the system does not allow it.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = len(os.listdir("/proc/self/fd")) + 4 * num_workers + 64
     if soft < needed:

@@ -43,6 +43,15 @@ REMEDIES = {
 
 
 @dataclass(frozen=True)
+class Target:
+    """Where to publish, USER/NAME, for whom, and whether to send it. name: None for nowhere."""
+
+    name: str | None
+    private: bool
+    dry_run: bool
+
+
+@dataclass(frozen=True)
 class Shipment:
     """What goes into one repository. kind: "model" or "space"; files: names in the folder."""
 
@@ -51,13 +60,14 @@ class Shipment:
     files: Sequence[str]
 
 
-def check(name: str | None, formats: Sequence[str], private: bool, dry_run: bool) -> None:
+def check(target: Target, formats: Sequence[str]) -> None:
     """Raise ValueError for what would fail after the export: the flags, the package, the token.
 
     Asks the Hub whose token it is, unless it is a dry run.
     """
+    name = target.name
     if name is None:
-        for flag, is_given in (("--private", private), ("--dry_run", dry_run)):
+        for flag, is_given in (("--private", target.private), ("--dry_run", target.dry_run)):
             if is_given:
                 raise ValueError(f"{flag} needs --hub USER/NAME")
         return
@@ -75,7 +85,7 @@ def check(name: str | None, formats: Sequence[str], private: bool, dry_run: bool
         raise ValueError(f"--hub {name}: must be USER/NAME")
     if SAFETENSORS not in formats:
         raise ValueError(f"--hub {name}: --formats must have {SAFETENSORS}, which others load")
-    if dry_run:
+    if target.dry_run:
         return
     with one_line_errors(name):
         if get_token() is None:
@@ -202,18 +212,14 @@ def send(name: str, shipment: Shipment, private: bool) -> None:
 
 
 def publish(
-    name: str,
-    loaded: Pretrained,
-    result: Mapping,
-    places: Sequence[Path | str | None],
-    private: bool,
-    dry_run: bool,
+    target: Target, loaded: Pretrained, result: Mapping, places: Sequence[Path | str | None]
 ) -> None:
     """Write card and Space beside the export, check and list all files, and send them if it is not
     a dry run. Raises ValueError.
 
-    name: USER/NAME; result: what export.py found; places: paths that no file may name.
+    result: what export.py found; places: paths that no file may name.
     """
+    name, private, dry_run = target.name, target.private, target.dry_run
     source, out = str(result["weights"]), Path(str(result["out"]))
     files = write_beside(name, source, out, loaded, result)
     space_files = space.write(out / SPACE_DIR, name, private)

@@ -43,14 +43,15 @@ def heat(fc: nn.Linear, features: Tensor, label: int) -> Tensor:
     return torch.einsum("c,chw->hw", weights, features).relu()
 
 
-def overlay(crop: np.ndarray, heat: Tensor, side: int) -> Image.Image:
-    """A square crop, uint8 (S, S, 3), enlarged to `side` pixels, with the heat (h, w) laid over it.
+def overlay(crop: np.ndarray, heat_map: Tensor, side: int) -> Image.Image:
+    """A square crop, uint8 (S, S, 3), enlarged to `side` pixels, with the heat map (h, w) laid over
+    it.
 
     The coldest places show the picture alone, the hottest the brightest color.
     """
     size, cubic = (side, side), Image.Resampling.BICUBIC
     picture = np.asarray(Image.fromarray(crop).resize(size, cubic))
-    relative = (heat / heat.max().clamp_min(1e-12)).float().numpy()
+    relative = (heat_map / heat_map.max().clamp_min(1e-12)).float().numpy()
     values = np.asarray(Image.fromarray(relative).resize(size, cubic)).clip(0, 1)[..., None]
     points = np.linspace(0, 1, len(COLORS))
     channels = zip(*COLORS, strict=True)

@@ -25,8 +25,6 @@ TRAILER_BYTES = len(b"\nsha256 ") + 64 + len(b"\n")
 BEST = "best.pt"
 # What exFAT, and buckets mounted as folders, answer.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
-LEAST_KEPT = 2  # the newest may be damaged, and then the one before it is what a run goes on from
-BYTES_A_TENSOR = 512  # of a file: name, shape, alignment
 
 
 class DamagedCheckpointError(ValueError):
@@ -68,7 +66,7 @@ def save(folder: Path, step: int, state: dict) -> Path:
 
     Raises OSError as `write` does.
     """
-    _make_folder(folder)
+    make_folder(folder)
     path = step_path(folder, step)
     write(path, state)
     return path
@@ -89,28 +87,6 @@ def write(path: Path, state: dict) -> None:
         file.write(b"\nsha256 " + hashing.sha256.hexdigest().encode() + b"\n")
 
 
-def make_room(folder: Path, state: dict) -> None:
-    """See that the disk has room for a file of this state, before anything of it is written.
-
-    Where it has not, the oldest checkpoints go, down to two. Raises OSError if that is too little.
-    """
-    _make_folder(folder)
-    needed = size_of(state)
-    while shutil.disk_usage(folder).free < needed:
-        steps = steps_in(folder)
-        if len(steps) <= LEAST_KEPT:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        step_path(folder, steps[0]).unlink()
-
-
-def size_of(state: object) -> int:
-    """Bytes of the tensors in a state, and a little for all else in the file."""
-    if isinstance(state, torch.Tensor):
-        return state.numel() * state.element_size() + BYTES_A_TENSOR
-    items = state.values() if isinstance(state, dict) else state
-    return sum(map(size_of, items)) if isinstance(state, dict | list | tuple) else 0
-
-
 def _os_error(error: BaseException | None) -> OSError | None:
     """The OSError among an exception and what led to it."""
     while error is not None and not isinstance(error, OSError):
@@ -118,7 +94,7 @@ def _os_error(error: BaseException | None) -> OSError | None:
     return error
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make the folder of a run's checkpoints, and see that a power cut leaves it where it is."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)

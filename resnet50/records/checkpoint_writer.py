@@ -4,13 +4,19 @@ One thread, one file at a time. What it meets, a full disk above all, is kept un
 `take_failure` after a while, or after `wait` where the file must be there before going on.
 """
 
+import errno
+import os
+import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from resnet50.config.train_config import LEAST_CHECKPOINTS
 from resnet50.records import checkpoint
+
+BYTES_A_TENSOR = 512  # of a file: name, shape, alignment
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class CheckpointWriter:
 
     def _write(self, step: int, state: dict, is_best: bool) -> None:
         try:
-            checkpoint.make_room(self.folder, state)
+            make_room(self.folder, state)
             path = checkpoint.save(self.folder, step, state)
             if is_best:
                 checkpoint.mark_best(path)
@@ -70,6 +76,28 @@ class CheckpointWriter:
             self._failure = Failure(step, error)
         except BaseException as error:
             self._bug = error  # for the loop, where it ends the run as any other would
+
+
+def make_room(folder: Path, state: dict) -> None:
+    """See that the disk has room for a file of this state, before anything of it is written.
+
+    Where it has not, the oldest checkpoints go, down to two. Raises OSError if that is too little.
+    """
+    checkpoint.make_folder(folder)
+    needed = size_of(state)
+    while shutil.disk_usage(folder).free < needed:
+        steps = checkpoint.steps_in(folder)
+        if len(steps) <= LEAST_CHECKPOINTS:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        checkpoint.step_path(folder, steps[0]).unlink()
+
+
+def size_of(state: object) -> int:
+    """Bytes of the tensors in a state, and a little for all else in the file."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size() + BYTES_A_TENSOR
+    items = state.values() if isinstance(state, dict) else state
+    return sum(map(size_of, items)) if isinstance(state, dict | list | tuple) else 0
 
 
 def on_host(value: object) -> object:

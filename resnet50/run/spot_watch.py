@@ -72,9 +72,10 @@ class SpotWatch:
         request_save: Callable[[str], None],
         *,
         must_answer: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._request_stop, self._request_save = request_stop, request_save
-        self._must_answer = must_answer
+        self._must_answer, self._clock = must_answer, clock
         self._endpoint = os.environ.get(ENDPOINT) or DEFAULT_ENDPOINT
         self._token, self._token_until = "", 0.0
         self._recommended = ""
@@ -106,7 +107,7 @@ class SpotWatch:
     def _read(self, path: str) -> bytes:
         """What the service has there; empty for everything but a good answer."""
         for _ in range(2):  # again with a new token, if this one is refused
-            if time.monotonic() >= self._token_until and not self._renew_token():
+            if self._clock() >= self._token_until and not self._renew_token():
                 return b""
             code, body = ask(self._endpoint, "GET", path, {"X-aws-ec2-metadata-token": self._token})
             if code != 401:
@@ -120,7 +121,7 @@ class SpotWatch:
         token = body.decode("ascii", "replace").strip()
         if code != 200 or not TOKEN.fullmatch(token):
             return False
-        self._token, self._token_until = token, time.monotonic() + TOKEN_S - RENEW_S
+        self._token, self._token_until = token, self._clock() + TOKEN_S - RENEW_S
         return True
 
 

@@ -13,8 +13,6 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-SCHEDULES = ("onecycle", "warmup_cosine", "step", "plateau")
-
 
 @dataclass(frozen=True)
 class LearningRateSettings:
@@ -23,7 +21,8 @@ class LearningRateSettings:
     Unused values are those of the other schedules. "onecycle" has no warm-up of its own.
     """
 
-    schedule: str  # one of SCHEDULES; "plateau" is a warm-up of curve_steps, then the plateau phase
+    # "onecycle", "warmup_cosine", "step", or "plateau": a warm-up of curve_steps, then the plateau
+    schedule: str
     max_lr: float
     curve_steps: int  # steps that the curve covers
     total_steps: int  # all steps; a plateau phase covers those after the curve
@@ -51,8 +50,6 @@ class LearningRateSettings:
 
 def refuse_impossible(settings: LearningRateSettings) -> None:
     """Raise ValueError, naming setting and value, for what torch refuses obscurely or too late."""
-    if settings.schedule not in SCHEDULES:
-        raise ValueError(f"schedule {settings.schedule!r} is none of {', '.join(SCHEDULES)}")
     rising_steps = settings.pct_start * settings.curve_steps
     if settings.schedule == "onecycle" and rising_steps == 1:
         raise ValueError(

@@ -63,27 +63,26 @@ def test_killed_and_resumed_equals_straight(straight, image_folder, tmp_path, ki
 def test_killed_at_random_moments_equals_straight(image_folder, tmp_path, num_ranks):
     """SIGKILL of every process at once, again and again, until a start gets to the end."""
     rng = random.Random(num_ranks)
-    ends = []
-    for name in ("straight", "killed"):
-        flags = [*tiny_flags(image_folder, tmp_path / name), "--num_workers=1", "--epochs=12"]
-        words = (
-            torchrun_words(num_ranks, "train.py", *flags) if num_ranks > 1 else train_words(*flags)
-        )
-        alone = ONE_RANK if num_ranks == 1 else {}
-        for _ in range(3 if name == "killed" else 0):
-            process = start(words, tmp_path, **alone)
-            goal = len(steps_logged(tmp_path / name)) + rng.randrange(1, 5)
-            wait_for(
-                lambda goal=goal, process=process, name=name: (
-                    len(steps_logged(tmp_path / name)) >= goal or process.poll() is not None
-                )
-            )
-            assert process.poll() is None, "it ended before the kill, which then shows nothing"
-            kill(process)
-        result = run(words, tmp_path, **alone)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for run_dir, num_kills in ((straight, 0), (killed, 3)):
+        flags = [*tiny_flags(image_folder, run_dir), "--num_workers=1", "--epochs=12"]
+        words, variables = train_words(*flags), ONE_RANK
+        if num_ranks > 1:
+            words, variables = torchrun_words(num_ranks, "train.py", *flags), {}
+        for _ in range(num_kills):
+            kill_after(rng.randrange(1, 5), words, run_dir, variables)
+        result = run(words, tmp_path, **variables)
         assert result.code == 0, result.err
-        ends.append(tmp_path / name)
-    assert_same_end(*ends)
+    assert_same_end(straight, killed)
+
+
+def kill_after(num_steps: int, words: list[object], run_dir: Path, variables: dict) -> None:
+    """Start a run, and end it when it has logged so many more steps."""
+    goal = len(steps_logged(run_dir)) + num_steps
+    process = start(words, run_dir.parent, **variables)
+    wait_for(lambda: len(steps_logged(run_dir)) >= goal or process.poll() is not None)
+    assert process.poll() is None, "it ended before the kill, which then shows nothing"
+    kill(process)
 
 
 def test_a_signal_saves_the_step_it_came_in(straight, image_folder, tmp_path):

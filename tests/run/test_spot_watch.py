@@ -24,8 +24,8 @@ def heard(service, monkeypatch) -> list[str]:
     return []
 
 
-def watch_of(heard: list[str], must_answer: bool = False) -> spot_watch.SpotWatch:
-    return spot_watch.SpotWatch(heard.append, heard.append, must_answer=must_answer)
+def watch_of(heard: list[str], **more: object) -> spot_watch.SpotWatch:
+    return spot_watch.SpotWatch(heard.append, heard.append, **more)
 
 
 def test_a_notice_is_heard_and_ends_the_watch(service, heard):
@@ -47,8 +47,9 @@ def test_a_recommendation_is_passed_on_once_and_the_next_one_too(service, heard)
     assert watch.poll() and heard[2:] == [STOPPING]
 
 
-def test_one_token_serves_until_it_is_refused_or_old(service, heard, monkeypatch):
-    watch = watch_of(heard)
+def test_one_token_serves_until_it_is_refused_or_old(service, heard):
+    now = [0.0]
+    watch = watch_of(heard, clock=lambda: now[0])
     for _ in range(3):
         watch.poll()
     assert service.num_tokens == 1 and len(service.asked) == 7
@@ -56,8 +57,7 @@ def test_one_token_serves_until_it_is_refused_or_old(service, heard, monkeypatch
     service.tokens.clear()
     service.give_notice()
     assert watch.poll() and service.num_tokens == 2
-    later = time.monotonic() + spot_watch.TOKEN_S - spot_watch.RENEW_S
-    monkeypatch.setattr(watch, "_token_until", watch._token_until - later)
+    now[0] = spot_watch.TOKEN_S - spot_watch.RENEW_S
     assert watch.poll() and service.num_tokens == 3  # before the old one is refused
     assert [code for _, _, code in service.asked].count(401) == 1
 

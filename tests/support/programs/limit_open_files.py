@@ -5,4 +5,4 @@ import resource
 from resnet50.data import loader
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
-loader.check_limits(1, 64)
+loader.allow_open_files(64)
