@@ -35,7 +35,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from resnet50.data import batch, crops, sampling, splits, transforms
+from resnet50.data import batch, crops, sampling, splits
 from resnet50.data.pack import PackedImages
 from resnet50.packing import encode
 from resnet50.packing.encode import Encoding, SplitJob
@@ -138,7 +138,7 @@ def our_crops(split: splits.Split, indices: np.ndarray, side: int, scale: float)
 def draw_boxes(indices: np.ndarray, sizes: Sequence, scale: float) -> np.ndarray:
     """The rectangles that crops.TrainImages draws, (N, 4)."""
     draws = sampling.uniforms(0, 0, indices, crops.FLIP)
-    return transforms.crop_boxes(draws, np.array(sizes), scale)
+    return crops.crop_boxes(draws, np.array(sizes), scale)
 
 
 def ffcv_crops(

@@ -1,9 +1,13 @@
 """How the images of a split become training and evaluation batches.
 
-Which image comes when, and its crop, are pure functions (sampling.py); the work is done in other
-processes (loader.py).
+Which rectangle of a picture a crop is, and what else is done to it, is a pure function of random
+numbers, and these of (seed, epoch, index) (sampling.py). The work is done in other processes
+(loader.py).
+
+Shape letters: B batch, H and W height and width in pixels, S side of a square crop.
 """
 
+import math
 import re
 from typing import NamedTuple
 
@@ -17,8 +21,11 @@ from resnet50.data import augment, sampling, transforms
 from resnet50.data.batch import Slot
 from resnet50.data.splits import Split
 
+MIN_RATIO, MAX_RATIO = 3 / 4, 4 / 3
+CROP_ATTEMPTS = 10
+CROP_DRAWS = 2 * CROP_ATTEMPTS + 2  # uniform numbers that `crop_boxes` uses up for one picture
 # Which of an image's random numbers are for what. New ones go to the end, so that the old stay.
-FLIP = transforms.CROP_DRAWS
+FLIP = CROP_DRAWS
 TRIVIAL = slice(FLIP + 1, FLIP + 1 + augment.TRIVIAL_DRAWS)
 ERASING = slice(TRIVIAL.stop, TRIVIAL.stop + augment.ERASING_DRAWS)
 CHUNK = 32  # pictures that are open at once: encoded, so a few megabytes
@@ -76,7 +83,7 @@ class TrainImages:
                 note_undecodable(slot, self._split, index, error)
         sizes = np.array([picture.size if picture else (1, 1) for picture in pictures])
         crop_draws, min_crop_scale = draws[:, :FLIP], self._augmentation.min_crop_scale
-        boxes = transforms.crop_boxes(crop_draws, sizes, min_crop_scale)
+        boxes = crop_boxes(crop_draws, sizes, min_crop_scale)
         boxes, shrinks = (array.tolist() for array in reduce_boxes(boxes, images.shape[1]))
         for place, picture in enumerate(pictures):
             try:
@@ -125,6 +132,33 @@ def note_undecodable(slot: Slot, split: Split, index: int, error: Exception) -> 
     """Name an image that cannot be decoded; Pillow raises a dozen types for damaged data."""
     reason = re.sub(r"<_io\.BytesIO object at \w+>", "file", str(error))
     slot.add_fault(f"{split.name(index)}: {type(error).__name__}: {reason}")
+
+
+def crop_boxes(draws: np.ndarray, sizes: np.ndarray, min_scale: float) -> np.ndarray:
+    """Random rectangles, torchvision's RandomResizedCrop for a whole batch at once.
+
+    draws: (B, CROP_DRAWS) uniform in [0, 1); sizes: (B, 2) int widths and heights.
+    Returns (B, 4) int64: left, top, right, bottom. A rectangle has between min_scale and 1 of the
+    picture's area and an aspect ratio between 3/4 and 4/3; the first of ten attempts that fits is
+    taken, else the largest centered rectangle of an allowed ratio.
+    """
+    widths, heights = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
+    area = widths * heights * (min_scale + (1 - min_scale) * draws[:, :CROP_ATTEMPTS])
+    log_min, log_max = math.log(MIN_RATIO), math.log(MAX_RATIO)
+    ratio = np.exp(log_min + (log_max - log_min) * draws[:, CROP_ATTEMPTS : 2 * CROP_ATTEMPTS])
+    crop_w, crop_h = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (crop_w > 0) & (crop_h > 0) & (crop_w <= widths) & (crop_h <= heights)
+
+    rows, first = np.arange(len(draws)), fits.argmax(axis=1)
+    widths, heights = widths[:, 0], heights[:, 0]
+    found = fits[rows, first]
+    width = np.where(found, crop_w[rows, first], np.minimum(widths, np.rint(heights * MAX_RATIO)))
+    height = np.where(found, crop_h[rows, first], np.minimum(heights, np.rint(widths / MIN_RATIO)))
+    left = np.floor(draws[:, -2] * (widths - width + 1))
+    top = np.floor(draws[:, -1] * (heights - height + 1))
+    left = np.where(found, left, (widths - width) // 2)
+    top = np.where(found, top, (heights - height) // 2)
+    return np.stack([left, top, left + width, top + height], axis=1).astype(np.int64)
 
 
 def reduce_boxes(boxes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from resnet50.data import transforms
+from resnet50.data import crops, transforms
 from resnet50.data.batch import normalize
 
 
@@ -51,9 +51,9 @@ def plain_crop(draws: np.ndarray, width: int, height: int, min_scale: float) -> 
 @settings(max_examples=300)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.floats(0.01, 1), st.integers(0, 2**32))
 def test_crop_boxes_are_torchvisions_rule_for_each_picture(width, height, min_scale, seed):
-    draws = np.random.default_rng(seed).random((3, transforms.CROP_DRAWS))
+    draws = np.random.default_rng(seed).random((3, crops.CROP_DRAWS))
     sizes = np.array([[width, height], [height, width], [width, width]])
-    boxes = transforms.crop_boxes(draws, sizes, min_scale)
+    boxes = crops.crop_boxes(draws, sizes, min_scale)
     for row, (w, h), box in zip(draws, sizes, boxes, strict=True):
         assert box.tolist() == plain_crop(row, int(w), int(h), min_scale)
         assert 0 <= box[0] < box[2] <= w and 0 <= box[1] < box[3] <= h
