@@ -46,13 +46,21 @@ MAX_RUNNING, MAX_WAITING = 1, 64
 KEEP_UPLOADS_S = 3600
 # What the page says of its model, where it is known.
 MODEL_LINE = {
-    "name": "**{}**", "num_classes": "{} classes", "top1": "top-1 {:.2f}%", "top5": "top-5 {:.2f}%",
-    "kind": "{}", "image_size": "{} px",
-}  # fmt: skip
+    "name": "**{}**",
+    "num_classes": "{} classes",
+    "top1": "top-1 {:.2f}%",
+    "top5": "top-5 {:.2f}%",
+    "kind": "{}",
+    "image_size": "{} px",
+}
 RUN_LINE = {
-    "recipe": "recipe {}", "epochs": "{:g} epochs", "data": "on {}",
-    "num_train_images": "{:,} training pictures", "hours": "{:.4g} h", "commit": "commit {:.7}",
-}  # fmt: skip
+    "recipe": "recipe {}",
+    "epochs": "{:g} epochs",
+    "data": "on {}",
+    "num_train_images": "{:,} training pictures",
+    "hours": "{:.4g} h",
+    "commit": "commit {:.7}",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -188,9 +196,13 @@ def build_page(loaded: Pretrained) -> "gradio.Blocks":
             )
             classes = gradio.Label(label="Classes", min_width=size["min_width"], elem_id="classes")
             heat_map = gradio.Image(
-                label="What speaks for the first class", interactive=False, elem_id="heat_map",
-                buttons=["fullscreen"], alt_text="colored where the model looked", **size,
-            )  # fmt: skip
+                label="What speaks for the first class",
+                interactive=False,
+                elem_id="heat_map",
+                buttons=["fullscreen"],
+                alt_text="colored where the model looked",
+                **size,
+            )
         uploads.accept_only(picture)
         if examples:
             uploads.offer(examples, picture)

@@ -50,23 +50,39 @@ DATASETS: Mapping[str, Dataset] = {
     "imagenet": Dataset("ImageNet-1K (ILSVRC 2012)", 1000, 1_281_167, 50_000),
     "fashion-mnist": Dataset("Fashion-MNIST", 10, 60_000, 10_000),
     "tiny-imagenet": Dataset(
-        "Tiny-ImageNet-200", 200, 100_000, 10_000,
-        "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de",
+        "Tiny-ImageNet-200",
+        200,
+        100_000,
+        10_000,
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        "90528d7ca1a48142e341f4ef8d21d0de",
     ),
     "imagenette": Dataset(
-        "Imagenette", 10, 9_469, 3_925,
-        f"{FASTAI}/imagenette2.tgz", "fe2fc210e6bb7c5664d602c3cd71e612",
+        "Imagenette",
+        10,
+        9_469,
+        3_925,
+        f"{FASTAI}/imagenette2.tgz",
+        "fe2fc210e6bb7c5664d602c3cd71e612",
     ),
     "imagenette-320": Dataset(
-        "Imagenette", 10, 9_469, 3_925,
-        f"{FASTAI}/imagenette2-320.tgz", "3df6f0d01a2c9592104656642f5e78a3",
+        "Imagenette",
+        10,
+        9_469,
+        3_925,
+        f"{FASTAI}/imagenette2-320.tgz",
+        "3df6f0d01a2c9592104656642f5e78a3",
     ),
     "imagenette-160": Dataset(
-        "Imagenette", 10, 9_469, 3_925,
-        f"{FASTAI}/imagenette2-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412",
+        "Imagenette",
+        10,
+        9_469,
+        3_925,
+        f"{FASTAI}/imagenette2-160.tgz",
+        "e793b78cc4c9e9a4ccc0c1155377a412",
     ),
     "mini-imagenet": Dataset("mini-ImageNet", 100, 60_000, 0),
-}  # fmt: skip
+}
 # md5 of archives that may lie there already, by file name: torchvision's datasets/imagenet.py.
 ARCHIVE_MD5: Mapping[str, str] = {
     "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
@@ -85,9 +101,17 @@ ImageNet may not be handed out by a URL; its terms are at image-net.org/download
 Then: python prepare_data.py FOLDER_OR_ZIP --out /mnt/imagenet/imagenet"""
 
 IMAGENETTE_CLASSES = (
-    "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
-    "n03394916", "n03417042", "n03425413", "n03445777", "n03888257",
-)  # fmt: skip
+    "n01440764",
+    "n02102040",
+    "n02979186",
+    "n03000684",
+    "n03028079",
+    "n03394916",
+    "n03417042",
+    "n03425413",
+    "n03445777",
+    "n03888257",
+)
 FASHION_MNIST_CLASSES = (
     "t-shirt",
     "trouser",

@@ -53,15 +53,31 @@ def build_parser() -> argparse.ArgumentParser:
     add("--download", action="store_true", help="get the named data set; for imagenet says how")
     add("--search", type=Path, metavar="DIR", help="where a named data set may lie already")
     add("--source_dir", type=Path, metavar="DIR", help="fashion-mnist: folder with its four files")
-    add("--long_side", "--max_resolution", type=int, default=None, metavar="N",
-        help="shrink training images to at most so many pixels a side; 0: keep [500]")  # fmt: skip
-    add("--short_side", type=int, default=0, metavar="N",
-        help="shrink training images until their shorter side is this; 0: keep [0]")  # fmt: skip
+    add(
+        "--long_side",
+        "--max_resolution",
+        type=int,
+        default=None,
+        metavar="N",
+        help="shrink training images to at most so many pixels a side; 0: keep [500]",
+    )
+    add(
+        "--short_side",
+        type=int,
+        default=0,
+        metavar="N",
+        help="shrink training images until their shorter side is this; 0: keep [0]",
+    )
     add("--quality", type=int, default=90, metavar="Q", help="JPEG quality of these [90]")
     add("--store", choices=(TILES, ORIGINAL), help=f"how to store training images [{TILES}]")
     add("--val_store", choices=(TILES, ORIGINAL), help=f"and validation images [{ORIGINAL}]")
-    add("--val_pct", type=float, default=10.0, metavar="X",
-        help="of CLASS/* without splits, percent of each class to validate with [10]")  # fmt: skip
+    add(
+        "--val_pct",
+        type=float,
+        default=10.0,
+        metavar="X",
+        help="of CLASS/* without splits, percent of each class to validate with [10]",
+    )
     add("--write_annotations", action="store_true", help="write train.csv and val.csv to --out too")
     add("--skip_md5", action="store_true", help="take known archives whatever their md5 is")
     add("--num_workers", type=int, metavar="N", help="processes [all cores]")

@@ -240,9 +240,11 @@ def print_table(rows: Sequence[dict]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table for every image size; 2 if something must be changed."""
     parser = argparse.ArgumentParser(
-        prog="crop_quality.py", description=__doc__, allow_abbrev=False,
+        prog="crop_quality.py",
+        description=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add_corpus_options(parser)
     add = parser.add_argument
     add("--image_sizes", type=int, nargs="+", default=[224, 128], metavar="N", help="px")

@@ -91,9 +91,11 @@ def base_candidate(work: Work) -> Candidate:
     """The loader of the tutorials."""
     steps, corpus = torchvision.transforms, work.corpus
     chain = [
-        steps.RandomResizedCrop(work.size, scale=(work.scale, 1.0)), steps.RandomHorizontalFlip(),
-        steps.ToTensor(), steps.Normalize(transforms.IMAGENET_MEAN, transforms.IMAGENET_STD),
-    ]  # fmt: skip
+        steps.RandomResizedCrop(work.size, scale=(work.scale, 1.0)),
+        steps.RandomHorizontalFlip(),
+        steps.ToTensor(),
+        steps.Normalize(transforms.IMAGENET_MEAN, transforms.IMAGENET_STD),
+    ]
     dataset = torchvision.datasets.ImageFolder(corpus.folder.root, steps.Compose(chain))
     dataset.samples = list(zip(corpus.files, corpus.labels, strict=True))
 
@@ -129,9 +131,15 @@ def rival_candidate(work: Work, long_side: int, rival: Rival) -> Candidate:
     name = f"{library} {store} {work.size} {work.scale}"
     files = rival.store(corpus.files, corpus.labels, long_side, corpus.cache)
     rival.ask(
-        "make", name=name, files=files, labels=corpus.labels, order=work.rounds.ravel().tolist(),
-        image_size=work.size, min_crop_scale=work.scale, batch_size=BATCH,
-    )  # fmt: skip
+        "make",
+        name=name,
+        files=files,
+        labels=corpus.labels,
+        order=work.rounds.ravel().tolist(),
+        image_size=work.size,
+        min_crop_scale=work.scale,
+        batch_size=BATCH,
+    )
 
     def run(number: int) -> float:
         return rival.ask("run", name=name, num_batches=work.rounds.shape[1])["seconds"]
@@ -162,10 +170,12 @@ def compare(candidates: Sequence[Candidate], seconds: np.ndarray, work: Work) ->
     for candidate, own in zip(candidates, seconds.T, strict=True):
         num_bytes = sum(Path(file).stat().st_size for file in candidate.files)
         row = {
-            "pipeline": candidate.name, "store": candidate.store, "seconds": own.tolist(),
+            "pipeline": candidate.name,
+            "store": candidate.store,
+            "seconds": own.tolist(),
             "bytes_per_image": num_bytes / len(work.corpus.folder),
             "images_per_s": spread(work.rounds[0].size / own),
-        }  # fmt: skip
+        }
         for other, times in zip(candidates, seconds.T, strict=True):
             is_same = other.family in LONG_SIDES and other.store == candidate.store
             if is_same or other.family == "base":
@@ -247,9 +257,11 @@ def machine() -> str:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(
-        prog="loader.py", description=__doc__, allow_abbrev=False,
+        prog="loader.py",
+        description=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     crop_quality.add_corpus_options(parser)
     add = parser.add_argument
     add("--image_sizes", type=int, nargs="+", default=[224, 160, 128], metavar="N", help="px")

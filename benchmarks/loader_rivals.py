@@ -47,8 +47,11 @@ class Rival:
         with open(log, "w") as errors:
             self._process = subprocess.Popen(
                 [python, __file__, library],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-            )  # fmt: skip
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
         answer = self._answer()
         if "missing" in answer:
             self.close()
@@ -128,9 +131,13 @@ def start_rivals(
 
 
 def make_ffcv(
-    files: list[str], labels: list[int], order: list[int], image_size: int, min_crop_scale: float,
+    files: list[str],
+    labels: list[int],
+    order: list[int],
+    image_size: int,
+    min_crop_scale: float,
     batch_size: int,
-) -> Callable[[int], None]:  # fmt: skip
+) -> Callable[[int], None]:
     """What makes a number of batches with https://github.com/libffcv/ffcv."""
     import numpy as np
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
@@ -141,13 +148,17 @@ def make_ffcv(
         (image_size, image_size), scale=(min_crop_scale, 1.0), ratio=(MIN_RATIO, MAX_RATIO)
     )
     loader = Loader(
-        files[0], batch_size=batch_size, num_workers=1, os_cache=True,
-        order=OrderOption.SEQUENTIAL, indices=np.resize(np.array(order, np.uint64), MAX_IMAGES),
+        files[0],
+        batch_size=batch_size,
+        num_workers=1,
+        os_cache=True,
+        order=OrderOption.SEQUENTIAL,
+        indices=np.resize(np.array(order, np.uint64), MAX_IMAGES),
         pipelines={
             "image": [crop, RandomHorizontalFlip(), ToTensor(), ToTorchImage()],
             "label": [IntDecoder(), ToTensor(), Squeeze()],
         },
-    )  # fmt: skip
+    )
     # Its thread would work ahead while others are measured: each batch waits to be asked for.
     turns, schedule_epoch = threading.Semaphore(0), loader.memory_manager.schedule_epoch
 
@@ -169,26 +180,40 @@ def make_ffcv(
 
 
 def make_dali(
-    files: list[str], labels: list[int], order: list[int], image_size: int, min_crop_scale: float,
+    files: list[str],
+    labels: list[int],
+    order: list[int],
+    image_size: int,
+    min_crop_scale: float,
     batch_size: int,
-) -> Callable[[int], None]:  # fmt: skip
+) -> Callable[[int], None]:
     """What makes a number of batches with https://github.com/NVIDIA/DALI; needs no GPU."""
     from nvidia.dali import fn, pipeline_def, types
 
     # Nothing is done ahead: others are measured meanwhile, and one core gains nothing by it.
     @pipeline_def(
-        batch_size=batch_size, num_threads=1, device_id=None, prefetch_queue_depth=1,
-        exec_async=False, exec_pipelined=False, exec_dynamic=False, seed=0,
-    )  # fmt: skip
+        batch_size=batch_size,
+        num_threads=1,
+        device_id=None,
+        prefetch_queue_depth=1,
+        exec_async=False,
+        exec_pipelined=False,
+        exec_dynamic=False,
+        seed=0,
+    )
     def crops() -> tuple:
         """Images and their labels; DALI makes a graph of it."""
         data, numbers = fn.readers.file(
             files=[files[i] for i in order], labels=[labels[i] for i in order]
         )
         images = fn.decoders.image_random_crop(
-            data, device="cpu", output_type=types.RGB, num_attempts=10,
-            random_area=[min_crop_scale, 1.0], random_aspect_ratio=[MIN_RATIO, MAX_RATIO],
-        )  # fmt: skip
+            data,
+            device="cpu",
+            output_type=types.RGB,
+            num_attempts=10,
+            random_area=[min_crop_scale, 1.0],
+            random_aspect_ratio=[MIN_RATIO, MAX_RATIO],
+        )
         images = fn.resize(
             images, size=[image_size, image_size], interp_type=types.INTERP_LINEAR, antialias=True
         )
@@ -205,9 +230,13 @@ def make_dali(
 
 
 def make_webdataset(
-    files: list[str], labels: list[int], order: list[int], image_size: int, min_crop_scale: float,
+    files: list[str],
+    labels: list[int],
+    order: list[int],
+    image_size: int,
+    min_crop_scale: float,
     batch_size: int,
-) -> Callable[[int], None]:  # fmt: skip
+) -> Callable[[int], None]:
     """What makes a number of batches with https://github.com/webdataset/webdataset.
 
     It reads its .tar from front to back, over and over, so that the pictures of a round are the
@@ -219,10 +248,14 @@ def make_webdataset(
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    chain = transforms.Compose([
-        transforms.RandomResizedCrop(image_size, scale=(min_crop_scale, 1.0)),
-        transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD),
-    ])  # fmt: skip
+    chain = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(image_size, scale=(min_crop_scale, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
     # In a list, since in a plain string it would take braces in the path for a pattern.
     dataset = webdataset.WebDataset(files, shardshuffle=False).decode("pil").to_tuple("jpg", "cls")
     samples = itertools.chain.from_iterable(itertools.repeat(dataset))

@@ -125,9 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = TrainConfig(
         layers=(1, 1, 1, 1) if args.tiny else (3, 4, 6, 3),
         width=8 if args.tiny else 64,
-        image_size=args.image_size, total_batch_size=args.batch_size,
-        device_batch_size=args.batch_size, log_every_steps=10**9, run_dir="unused",
-    )  # fmt: skip
+        image_size=args.image_size,
+        total_batch_size=args.batch_size,
+        device_batch_size=args.batch_size,
+        log_every_steps=10**9,
+        run_dir="unused",
+    )
     device = distributed.read_ranks().device
     shape = (args.batch_size, args.image_size, args.image_size, 3)
     batch = Batch(

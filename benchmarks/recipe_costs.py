@@ -52,17 +52,45 @@ class Host:
 # One of each family, with 8 and more virtual cores a GPU, since those have to decode: g5.xlarge and
 # g6.xlarge have 4 (g5.xlarge costs 1.006).
 HOSTS = (
-    Host("g4dn.2xlarge", 1, "T4", 250, 0.752, 8,
-         "mosaicml/composer issue 136: about 2,000 on 8 GPUs (g4dn.metal), channels_last"),
-    Host("g5.4xlarge", 1, "A10G", 810, 1.624, 16,
-         "a training log of 185 epochs on g5.xlarge: fp16, channels_last, DALI (Sagar063, "
-         "imagenet1kfull_g5x_1gpu_dali_nvme)"),
-    Host("g6.12xlarge", 4, "L4", 4 * 810 * 300 / 600, 4.6016, 48,
-         "ASSUMED, no training figure found: the A10G's x 300 / 600, the GB/s of their memories, "
-         "and 4 GPUs four times as fast as one"),
-    Host("p4d.24xlarge", 8, "A100", 16_621, 21.9576, 96,
-         "NVIDIA DeepLearningExamples, resnet50v1.5 README: 8 GPUs, AMP, DALI (one GPU: 2,470)"),
-)  # fmt: skip
+    Host(
+        "g4dn.2xlarge",
+        1,
+        "T4",
+        250,
+        0.752,
+        8,
+        "mosaicml/composer issue 136: about 2,000 on 8 GPUs (g4dn.metal), channels_last",
+    ),
+    Host(
+        "g5.4xlarge",
+        1,
+        "A10G",
+        810,
+        1.624,
+        16,
+        "a training log of 185 epochs on g5.xlarge: fp16, channels_last, DALI (Sagar063, "
+        "imagenet1kfull_g5x_1gpu_dali_nvme)",
+    ),
+    Host(
+        "g6.12xlarge",
+        4,
+        "L4",
+        4 * 810 * 300 / 600,
+        4.6016,
+        48,
+        "ASSUMED, no training figure found: the A10G's x 300 / 600, the GB/s of their memories, "
+        "and 4 GPUs four times as fast as one",
+    ),
+    Host(
+        "p4d.24xlarge",
+        8,
+        "A100",
+        16_621,
+        21.9576,
+        96,
+        "NVIDIA DeepLearningExamples, resnet50v1.5 README: 8 GPUs, AMP, DALI (one GPU: 2,470)",
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,18 @@ def make_data(source: Path, folder: Path) -> None:
 def settings(data_dir: Path, run_dir: Path, args: argparse.Namespace) -> TrainConfig:
     """A run with all that a checkpoint may hold."""
     return TrainConfig(
-        data_dir=str(data_dir), run_dir=str(run_dir), image_size=args.image_size, epochs=2,
-        total_batch_size=256, device_batch_size=32, ema_decay=0.999, num_workers=1,
-        eval_resize_size=args.image_size, log_every_steps=10**9, spot_watch="off",
-    )  # fmt: skip
+        data_dir=str(data_dir),
+        run_dir=str(run_dir),
+        image_size=args.image_size,
+        epochs=2,
+        total_batch_size=256,
+        device_batch_size=32,
+        ema_decay=0.999,
+        num_workers=1,
+        eval_resize_size=args.image_size,
+        log_every_steps=10**9,
+        spot_watch="off",
+    )
 
 
 def take_steps(run: run_start.Run, count: int) -> float:

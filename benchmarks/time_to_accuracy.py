@@ -73,8 +73,11 @@ def watch(command: Sequence[object], log: Path, started: float) -> list[Point]:
     points = []
     process = subprocess.Popen(
         [sys.executable, "-u", *map(str, command)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     with log.open("w") as file:
         for line in process.stdout:
             file.write(line)
@@ -103,9 +106,12 @@ def as_folder(data_dir: Path, work: Path) -> Path:
 def run_plain(args: argparse.Namespace, seed: int, bf16: bool, name: str) -> list[Point]:
     """The plain loop on the folder, at the size that the recipe is tested at."""
     command = [
-        REPOSITORY / "benchmarks" / "plain_loop.py", f"--data_dir={args.folder}",
-        f"--image_size={args.image_size}", f"--minutes={args.minutes}", f"--seed={seed}",
-    ]  # fmt: skip
+        REPOSITORY / "benchmarks" / "plain_loop.py",
+        f"--data_dir={args.folder}",
+        f"--image_size={args.image_size}",
+        f"--minutes={args.minutes}",
+        f"--seed={seed}",
+    ]
     command += ["--bf16"] if bf16 else []
     return watch(command, args.out / f"{name}_{seed}.log", time.monotonic())
 
@@ -119,9 +125,14 @@ def run_ours(args: argparse.Namespace, seed: int) -> list[Point]:
         watch([REPOSITORY / "prepare_data.py", *words], args.out / f"pack_{seed}.log", started)
     run_dir = args.work / f"run_{seed}"
     command = [
-        REPOSITORY / "train.py", f"--data_dir={packed}", f"--run_dir={run_dir}",
-        f"--recipe={args.recipe}", f"--seed={seed}", "--max_minutes=0", "--log_every_s=60",
-    ]  # fmt: skip
+        REPOSITORY / "train.py",
+        f"--data_dir={packed}",
+        f"--run_dir={run_dir}",
+        f"--recipe={args.recipe}",
+        f"--seed={seed}",
+        "--max_minutes=0",
+        "--log_every_s=60",
+    ]
     points = watch([*command, *args.flags], args.out / f"train_{seed}.log", started)
     shutil.copy(run_dir / "metrics.csv", args.out / f"train_{seed}.csv")
     shutil.copy(run_dir / "curves.png", args.out / f"train_{seed}.png")
@@ -158,9 +169,13 @@ def draw(path: Path, results: dict[str, dict[str, list[Point]]], title: str) -> 
         for number, points in enumerate(runs.values()):
             minutes = [0, *(point.seconds / 60 for point in points)]
             axis.plot(
-                minutes, [0, *(point.top1 for point in points)], color=COLORS[name], marker="o",
-                markersize=3, label=None if number else name,
-            )  # fmt: skip
+                minutes,
+                [0, *(point.top1 for point in points)],
+                color=COLORS[name],
+                marker="o",
+                markersize=3,
+                label=None if number else name,
+            )
     axis.set(xlabel="minutes since the start", ylabel="validation top-1, %", ylim=(0, None))
     axis.set_title(title)
     axis.grid(alpha=0.3)

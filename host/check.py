@@ -28,8 +28,11 @@ CUDA_12, CUDA_12_DRIVER, CUDA_12_COMPUTE = "https://download.pytorch.org/whl/cu1
 GLIBC = (2, 28)  # the manylinux tag of PyTorch's wheels
 PCI_DEVICES, NVIDIA_VENDOR = Path("/sys/bus/pci/devices"), "0x10de"
 MIN_MEMORY_GB, CORES_PER_GPU, MIN_FILES = 12, 4, 1024
-QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,compute_cap,memory.total",
-         "--format=csv,noheader,nounits")  # fmt: skip
+QUERY = (
+    "nvidia-smi",
+    "--query-gpu=name,driver_version,compute_cap,memory.total",
+    "--format=csv,noheader,nounits",
+)
 DRIVER_REMEDY = (
     "start the host from a Deep Learning Base AMI (Ubuntu), which has one, or install it and "
     "reboot: sudo apt-get install nvidia-driver-580-server"

@@ -54,9 +54,12 @@ class Clone:
             "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
         }
         done = subprocess.run(
-            command, env=os.environ | quiet | environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True,
-        )  # fmt: skip
+            command,
+            env=os.environ | quiet | environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
         if done.returncode:
             said = (done.stderr or done.stdout).strip()
             raise ValueError(f"git {' '.join(words)} failed: {said}")

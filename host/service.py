@@ -212,8 +212,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--run_dir", type=Path, required=True, metavar="DIR", help="run folder")
     add("--way", choices=(SYSTEMD, TMUX, SETSID), help="to keep it running [the best there is]")
     add("--before", default="", metavar="LINE", help="command that comes before each start")
-    add("--then", choices=("nothing", "stop-host"), default="nothing",
-        help="when training has ended; stop-host shuts the machine down")  # fmt: skip
+    add(
+        "--then",
+        choices=("nothing", "stop-host"),
+        default="nothing",
+        help="when training has ended; stop-host shuts the machine down",
+    )
     add("--last_attempt", default="", help=argparse.SUPPRESS)  # from `start` to `after`
     add("--dry_run", action="store_true", help="print what would be done")
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -34,9 +34,13 @@ def all_reduce(rank: int, world_size: int, store: str) -> None:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group(
-        "nccl", f"file://{store}", timeout=TIMEOUT, rank=rank, world_size=world_size,
+        "nccl",
+        f"file://{store}",
+        timeout=TIMEOUT,
+        rank=rank,
+        world_size=world_size,
         device_id=device,
-    )  # fmt: skip
+    )
     ranks = torch.tensor(rank, device=device)
     dist.all_reduce(ranks)
     dist.destroy_process_group()

@@ -42,9 +42,16 @@ WantedBy=multi-user.target
 
 
 def text(
-    *, name: str, command: Sequence[str], folder: Path, run_dir: Path, log: Path, user: str,
-    before: Sequence[str] = (), after: Sequence[str] = (),
-) -> str:  # fmt: skip
+    *,
+    name: str,
+    command: Sequence[str],
+    folder: Path,
+    run_dir: Path,
+    log: Path,
+    user: str,
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
+) -> str:
     """The unit file.
 
     command: absolute path of the program and its words; before, after: commands that run as root

@@ -96,8 +96,11 @@ def test_every_relu_is_a_module_used_once():
 def test_architecture_is_read_off_a_state_dict(layers, width, num_classes):
     state = ResNet(layers, width, num_classes).state_dict()
     assert architecture_of(state) == {
-        "layers": layers, "width": width, "base_width": 64, "num_classes": num_classes,
-    }  # fmt: skip
+        "layers": layers,
+        "width": width,
+        "base_width": 64,
+        "num_classes": num_classes,
+    }
     with pytest.raises(ValueError, match=r"no tensor conv1\.weight"):
         architecture_of({"features.0.weight": torch.zeros(1)})
 

@@ -186,24 +186,34 @@ class TrainConfig:
 
     # The run
     num_workers: int = setting(
-        -1, "loader processes per GPU; -1: from the CPU cores", at_least=-1, at_most=1024,
+        -1,
+        "loader processes per GPU; -1: from the CPU cores",
+        at_least=-1,
+        at_most=1024,
         may_change=True,
-    )  # fmt: skip
+    )
     max_steps: int = setting(
-        0, "stop after this many optimizer steps, schedule unchanged; 0: after all epochs",
-        at_least=0, may_change=True,
-    )  # fmt: skip
-    max_minutes: float = setting(
-        0.0, "stop after this much time, schedule unchanged; 0: no limit", at_least=0,
+        0,
+        "stop after this many optimizer steps, schedule unchanged; 0: after all epochs",
+        at_least=0,
         may_change=True,
-    )  # fmt: skip
+    )
+    max_minutes: float = setting(
+        0.0,
+        "stop after this much time, schedule unchanged; 0: no limit",
+        at_least=0,
+        may_change=True,
+    )
     eval_every_epochs: int = setting(
         1, "evaluate after every so many epochs, and at the end; 0: at the end only", at_least=0
     )
     target_top1: float = setting(
-        0.0, "stop when the validation top-1 has reached so many percent; 0: not", at_least=0,
-        at_most=100, may_change=True,
-    )  # fmt: skip
+        0.0,
+        "stop when the validation top-1 has reached so many percent; 0: not",
+        at_least=0,
+        at_most=100,
+        may_change=True,
+    )
     save_every_steps: int = setting(
         0, "checkpoint every so many steps; 0: by time only", at_least=0, may_change=True
     )
@@ -211,9 +221,12 @@ class TrainConfig:
         5.0, "checkpoint every so many minutes, besides every epoch's end", above=0, may_change=True
     )
     hang_minutes: float = setting(
-        10.0, "a run that makes no step for so many minutes is ended, and started again by "
-        "`python train.py`", above=0, may_change=True,
-    )  # fmt: skip
+        10.0,
+        "a run that makes no step for so many minutes is ended, and started again by "
+        "`python train.py`",
+        above=0,
+        may_change=True,
+    )
     keep_checkpoints: int = setting(
         3,
         "newest checkpoints to keep, besides the best",
@@ -224,13 +237,17 @@ class TrainConfig:
         20, "stop when more files than this cannot be decoded", at_least=0, may_change=True
     )
     log_every_steps: int = setting(
-        20, "steps between two lines of log.jsonl and updates of the display", at_least=1,
+        20,
+        "steps between two lines of log.jsonl and updates of the display",
+        at_least=1,
         may_change=True,
-    )  # fmt: skip
+    )
     log_every_s: float = setting(
-        10.0, "seconds between two printed lines where there is no terminal", at_least=0,
+        10.0,
+        "seconds between two printed lines where there is no terminal",
+        at_least=0,
         may_change=True,
-    )  # fmt: skip
+    )
     spot_watch: str = setting(
         "auto",
         "save and stop when EC2 takes this spot instance back; auto: where its metadata service "
@@ -239,13 +256,16 @@ class TrainConfig:
         may_change=True,
     )
     tensorboard: bool = setting(
-        False, "also write the curves for TensorBoard, into the run's folder (needs its package)",
+        False,
+        "also write the curves for TensorBoard, into the run's folder (needs its package)",
         may_change=True,
-    )  # fmt: skip
+    )
     price_per_hour: float = setting(
-        0.0, "price of this machine in dollars per hour, for the dollars so far", at_least=0,
+        0.0,
+        "price of this machine in dollars per hour, for the dollars so far",
+        at_least=0,
         may_change=True,
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):

@@ -43,10 +43,16 @@ HEADER = struct.Struct("<8s4I4Q2I")
 BLOCK = 4096  # the records begin at a multiple of it
 INDEX = np.dtype(
     [
-        ("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("width", "<u2"), ("height", "<u2"),
-        ("table_size", "<u4"), ("table_crc", "<u4"), ("payload_crc", "<u4"),
+        ("offset", "<u8"),
+        ("size", "<u4"),
+        ("label", "<u4"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("table_size", "<u4"),
+        ("table_crc", "<u4"),
+        ("payload_crc", "<u4"),
     ]
-)  # fmt: skip
+)
 TILES, ORIGINAL = "tiles", "original"
 
 
@@ -104,9 +110,18 @@ class PackedImages:
         if zlib.crc32(header[:-4]).to_bytes(4, "little") != header[-4:]:
             raise self._damaged("its header fails its checksum")
         (
-            _, version, json_bytes, json_crc, index_crc,
-            records_offset, index_offset, num_images, written_bytes, _, _,
-        ) = HEADER.unpack(header)  # fmt: skip
+            _,
+            version,
+            json_bytes,
+            json_crc,
+            index_crc,
+            records_offset,
+            index_offset,
+            num_images,
+            written_bytes,
+            _,
+            _,
+        ) = HEADER.unpack(header)
         if version != VERSION:
             raise ValueError(f"{self.root} has format {version}, this program reads {VERSION}")
         if file_bytes != written_bytes:
@@ -236,9 +251,18 @@ def seal(file: BinaryIO, about: dict, index: np.ndarray) -> None:
     index_offset = file.seek(0, os.SEEK_END)
     file.write(raw)
     header = HEADER.pack(
-        MAGIC, VERSION, len(text), zlib.crc32(text), zlib.crc32(raw),
-        records_offset(about), index_offset, len(index), index_offset + len(raw), 0, 0,
-    )[:-4]  # fmt: skip
+        MAGIC,
+        VERSION,
+        len(text),
+        zlib.crc32(text),
+        zlib.crc32(raw),
+        records_offset(about),
+        index_offset,
+        len(index),
+        index_offset + len(raw),
+        0,
+        0,
+    )[:-4]
     file.seek(0)
     file.write(header + zlib.crc32(header).to_bytes(4, "little") + text)
 

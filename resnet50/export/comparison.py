@@ -237,9 +237,14 @@ def row_of(variant: Variant, first: Variant) -> dict[str, object]:
 def as_table(rows: Sequence[dict]) -> str:
     """Markdown of the rows; a dash for what was not measured."""
     formats = {
-        "mb": ".1f", "latency_ms": ".2f", "speed": ".2f", "images_per_s": ".1f", "top1": ".2f",
-        "agreement": ".2f", "max_difference": ".1e",
-    }  # fmt: skip
+        "mb": ".1f",
+        "latency_ms": ".2f",
+        "speed": ".2f",
+        "images_per_s": ".1f",
+        "top1": ".2f",
+        "agreement": ".2f",
+        "max_difference": ".1e",
+    }
     lines = [HEADER, "|---" * (1 + len(formats)) + "|"]
     for row in rows:
         cells = [

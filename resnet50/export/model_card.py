@@ -23,9 +23,13 @@ IMAGENET = "ILSVRC/imagenet-1k"  # the Hub's name of the data
 ESSENTIAL = ("epochs", "total_batch_size", "image_size", "optimizer", "max_lr", "schedule")
 NUM_NAMES = 10  # class names that the card lists
 FACTS = {
-    "recipe": "recipe `{}`", "epochs": "{:g} epochs", "step": "{:,} steps", "hours": "{:.4g} hours",
-    "num_train_images": "{:,} training images", "commit": "code at commit `{}`",
-}  # fmt: skip
+    "recipe": "recipe `{}`",
+    "epochs": "{:g} epochs",
+    "step": "{:,} steps",
+    "hours": "{:.4g} hours",
+    "num_train_images": "{:,} training images",
+    "commit": "code at commit `{}`",
+}
 OURS = "The weights were trained with this project's code and are under its license, MIT."
 TORCHVISIONS = "The weights are torchvision's, under its license, BSD 3-Clause."
 FOREIGN = (

@@ -159,9 +159,14 @@ def draw_worst(path: Path, rows: Sequence[dict]) -> None:
             text = f" {short(row['mostly_taken_for'])}, {row['times']} of {row['images']}"
             inside = row["top1"] > 60
             axis.text(
-                row["top1"], place, text, va="center", ha="right" if inside else "left",
-                color="white" if inside else "black", fontsize=8,
-            )  # fmt: skip
+                row["top1"],
+                place,
+                text,
+                va="center",
+                ha="right" if inside else "left",
+                color="white" if inside else "black",
+                fontsize=8,
+            )
     axis.grid(axis="x", alpha=0.3)
     figure.savefig(path)
     plt.close(figure)

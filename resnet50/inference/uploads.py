@@ -78,10 +78,15 @@ def offer(pictures: list[str], picture: "gradio.Image") -> None:
     import gradio
 
     rows = gradio.Dataset(
-        components=[gradio.Image(visible=False)], samples=[[path] for path in pictures],
-        label="Examples", type="index",
-    )  # fmt: skip
+        components=[gradio.Image(visible=False)],
+        samples=[[path] for path in pictures],
+        label="Examples",
+        type="index",
+    )
     rows.click(
-        lambda number: pictures[number], rows, picture, show_progress="hidden",
+        lambda number: pictures[number],
+        rows,
+        picture,
+        show_progress="hidden",
         api_visibility="private",
-    )  # fmt: skip
+    )

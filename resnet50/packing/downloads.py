@@ -19,15 +19,17 @@ SILENCE_S = 20.0  # of a server, before a download is given up
 # folder with both of ImageNet's tars is found by the first of them.
 FOUND_AS = {
     "imagenet": (
-        "ILSVRC2012_img_train.tar", "imagenet-object-localization-challenge.zip",
-        "imagenet-object-localization-challenge", "ILSVRC",
+        "ILSVRC2012_img_train.tar",
+        "imagenet-object-localization-challenge.zip",
+        "imagenet-object-localization-challenge",
+        "ILSVRC",
     ),
     "tiny-imagenet": ("tiny-imagenet-200.zip", "tiny-imagenet-200.tar", "tiny-imagenet-200"),
     "imagenette": ("imagenette2.tgz", "imagenette2"),
     "imagenette-320": ("imagenette2-320.tgz", "imagenette2-320"),
     "imagenette-160": ("imagenette2-160.tgz", "imagenette2-160"),
     "mini-imagenet": ("mini-imagenet.zip", "mini-imagenet.tar", "miniimagenet.zip", "miniimagenet"),
-}  # fmt: skip
+}
 SEARCH_DEPTH = 3
 
 
@@ -116,9 +118,15 @@ def md5_of(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with (
         open(path, "rb") as file,
-        tqdm(total=path.stat().st_size, desc=f"md5 of {path.name}", unit="B", unit_scale=True,
-             disable=None, leave=False) as bar,
-    ):  # fmt: skip
+        tqdm(
+            total=path.stat().st_size,
+            desc=f"md5 of {path.name}",
+            unit="B",
+            unit_scale=True,
+            disable=None,
+            leave=False,
+        ) as bar,
+    ):
         while block := file.read(1 << 22):
             digest.update(block)
             bar.update(len(block))

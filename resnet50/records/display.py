@@ -56,9 +56,14 @@ class Display:
                 self._bar_of(step).update(self._plan.total_batch_size)
 
     def show(
-        self, step: int, lr: float, loss: float, speed: Mapping[str, float], left_s: float,
+        self,
+        step: int,
+        lr: float,
+        loss: float,
+        speed: Mapping[str, float],
+        left_s: float,
         cost_usd: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """The numbers beside the bar, or the plain line where there is none."""
         text = (
             f"loss {loss:.3f} lr {lr:.4g} waiting {speed['data_wait_pct']:.0f}% left "

@@ -8,9 +8,20 @@ from pathlib import Path
 from resnet50.records.results import Results
 
 COLUMNS = (
-    "epoch", "step", "seconds", "lr", "train_loss", "train_top1", "train_top5", "val_loss",
-    "val_top1", "val_top5", "images_per_s", "data_wait_pct", "cost_usd",
-)  # fmt: skip
+    "epoch",
+    "step",
+    "seconds",
+    "lr",
+    "train_loss",
+    "train_top1",
+    "train_top5",
+    "val_loss",
+    "val_top1",
+    "val_top5",
+    "images_per_s",
+    "data_wait_pct",
+    "cost_usd",
+)
 
 
 def as_csv(rows: Sequence[dict], columns: Sequence[str] = COLUMNS) -> str:

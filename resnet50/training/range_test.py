@@ -169,9 +169,13 @@ def measure(
     try:
         with torch.random.fork_rng(), quiet(parts.ranks.is_main):
             finder.range_test(
-                _Batches(batches), start_lr=rates.start_lr, end_lr=rates.end_lr,
-                num_iter=rates.num_iter, smooth_f=0, diverge_th=math.inf,
-            )  # fmt: skip
+                _Batches(batches),
+                start_lr=rates.start_lr,
+                end_lr=rates.end_lr,
+                num_iter=rates.num_iter,
+                smooth_f=0,
+                diverge_th=math.inf,
+            )
     except ExplodedError:
         say(f"range test: ended after {len(finder.history['loss'])} steps: the loss exploded")
     finally:

@@ -345,12 +345,21 @@ def test_mistakes_in_the_address_end_it_before_the_model_is_loaded(capsys):
 def test_a_run_is_shown_with_its_figures_and_no_folder_of_this_machine(tmp_path):
     run_dir = tmp_path / "secret" / "imagenet"
     state = {
-        "model": random_weights(), "ema": random_weights(), "step": 5005, "commit": "a" * 40,
-        "config": {"recipe": "onecycle50", "data_dir": "/secret/data/imagenet", "image_size": 176,
-                   "eval_image_size": 224, "eval_resize_size": 256},
+        "model": random_weights(),
+        "ema": random_weights(),
+        "step": 5005,
+        "commit": "a" * 40,
+        "config": {
+            "recipe": "onecycle50",
+            "data_dir": "/secret/data/imagenet",
+            "image_size": 176,
+            "eval_image_size": 224,
+            "eval_resize_size": 256,
+        },
         "rows": [{"val_top1": 76.5, "val_top5": 93.0, "epoch": 50.0, "seconds": 9000.0}],
-        "classes": NAMES, "data": {"train": {"num_images": 1_281_167}},
-    }  # fmt: skip
+        "classes": NAMES,
+        "data": {"train": {"num_images": 1_281_167}},
+    }
     checkpoint.mark_best(checkpoint.save(run_dir / "checkpoints", 5005, state))
     text = app.describe(app.load_model(str(run_dir)))
     assert text == (

@@ -19,9 +19,17 @@ from resnet50.config.train_config import TrainConfig
 from resnet50.training import engine
 
 PROMISED = {
-    "loader_images_per_s", "model_images_per_s", "both_images_per_s", "data_wait_pct", "limit",
-    "image_size", "sizes", "disk", "recipe", "machine",
-}  # fmt: skip
+    "loader_images_per_s",
+    "model_images_per_s",
+    "both_images_per_s",
+    "data_wait_pct",
+    "limit",
+    "image_size",
+    "sizes",
+    "disk",
+    "recipe",
+    "machine",
+}
 RATES = ("loader_images_per_s", "model_images_per_s", "both_images_per_s")
 rates = st.floats(0.1, 1e6)
 
@@ -127,9 +135,15 @@ def test_nothing_that_counts_is_slower_than_the_limit(loader, model, disk, fits)
 
 def test_growing_crops_and_a_disk_that_counts_are_projected_epoch_by_epoch():
     cfg = TrainConfig(
-        epochs=4, start_image_size=64, image_size=128, grow_start_epoch=1, grow_end_epoch=2,
-        total_batch_size=10, eval_every_epochs=3, price_per_hour=2.0,
-    )  # fmt: skip
+        epochs=4,
+        start_image_size=64,
+        image_size=128,
+        grow_start_epoch=1,
+        grow_end_epoch=2,
+        total_batch_size=10,
+        eval_every_epochs=3,
+        price_per_hour=2.0,
+    )
     disk = {"images_per_s": 25.0, "fits_in_memory": True}
     measured = {64: 50.0, 128: 20.0}
     plan = bench.project(cfg, 1009, 300, measured, disk, 100.0)

@@ -100,8 +100,10 @@ def test_pictures_without_classes_and_kaggles_form(image_folder, run_dir, tmp_pa
     assert result.code == 0 and "cannot be decoded" in result.err, result.err
     assert "top1" not in json.loads(result.out)
     assert [row["image"] for row in rows_of(tmp_path / "c.csv")] == [
-        "test/b.JPEG", "test/broken.jpg", "test/deep/a.jpg",
-    ]  # fmt: skip
+        "test/b.JPEG",
+        "test/broken.jpg",
+        "test/deep/a.jpg",
+    ]
     rows = rows_of(tmp_path / "s.csv")
     assert [row["ImageId"] for row in rows] == ["b", "broken", "a"]
     width, height = Image.open(tmp_path / "test" / "b.JPEG").size

@@ -104,8 +104,11 @@ def test_the_table_has_what_evaluate_finds_and_says_which_weights(
         assert found[0][key] == found[1][key], key
     rows = result["models"]
     assert [row["model"] for row in rows] == [
-        "PyTorch", "model.safetensors", "model.onnx", "model_int8.onnx",
-    ]  # fmt: skip
+        "PyTorch",
+        "model.safetensors",
+        "model.onnx",
+        "model_int8.onnx",
+    ]
     assert [row["top1"] for row in rows[:3]] == pytest.approx([found[0]["top1"]] * 3)
     assert all(row["latency_ms"] > 0 and row["images_per_s"] > 0 for row in rows)
     assert all(row["speed"] == rows[0]["latency_ms"] / row["latency_ms"] for row in rows)

@@ -437,7 +437,7 @@ def hopeless_class(place: Path) -> list:
         (lambda place: [place, "--verify", place], "give a SOURCE to pack, or --verify DIR"),
         (lambda place: ["--source_dir", place, place], "--source_dir goes with fashion-mnist"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_gets_one_clear_message_and_costs_nothing(make, message, tmp_path):
     words = make(tmp_path)
     before = tree(tmp_path)

@@ -54,18 +54,34 @@ def fails(words: list[object], cwd: Path, *texts: str, code: int = 2, **more: st
 def test_the_run_folder_has_what_it_promises(done):
     names = {path.name for path in done.iterdir()}
     assert names >= {
-        "config.json", "status.json", "log.jsonl", "metrics.csv", "metrics.md", "curves.png",
+        "config.json",
+        "status.json",
+        "log.jsonl",
+        "metrics.csv",
+        "metrics.md",
+        "curves.png",
         "checkpoints",
-    }  # fmt: skip
+    }
     record = json.loads((done / "config.json").read_text())
     assert record["settings"]["epochs"] == 3 and record["settings"]["device_batch_size"] == 8
     assert {"command_line", "commit", "versions", "gpus"} <= record.keys()
     with open(done / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
-        "epoch", "step", "seconds", "lr", "train_loss", "train_top1", "train_top5", "val_loss",
-        "val_top1", "val_top5", "images_per_s", "data_wait_pct", "cost_usd",
-    ]  # fmt: skip
+        "epoch",
+        "step",
+        "seconds",
+        "lr",
+        "train_loss",
+        "train_top1",
+        "train_top5",
+        "val_loss",
+        "val_top1",
+        "val_top5",
+        "images_per_s",
+        "data_wait_pct",
+        "cost_usd",
+    ]
     assert [row["epoch"] for row in rows] == ["1.0", "2.0", "3.0"]
     assert all(0 <= float(row["val_top1"]) <= float(row["val_top5"]) <= 100 for row in rows)
     assert float(rows[-1]["cost_usd"]) == pytest.approx(float(rows[-1]["seconds"]) / 3600, abs=1e-4)

@@ -124,7 +124,7 @@ REFUSED = [
             ({"schedule": "plateau", "epochs": 9, "warmup_epochs": 5.5}, 1, 3),
         )
     ],
-]  # fmt: skip
+]
 
 
 def refusal(changes: dict) -> tuple[str, str, int]:
@@ -252,9 +252,12 @@ def test_every_schedule_that_is_accepted_can_be_followed_to_its_end(changes, ste
 
 @settings(max_examples=200)
 @given(
-    st.integers(1, 12), st.integers(0, 12), st.integers(0, 4), st.integers(0, 4),
+    st.integers(1, 12),
+    st.integers(0, 12),
+    st.integers(0, 4),
+    st.integers(0, 4),
     st.sampled_from(["onecycle", "plateau"]),
-)  # fmt: skip
+)
 def test_an_accepted_plateau_can_lower_the_rate_before_the_end(
     epochs, extra, every, patience, kind
 ):

@@ -33,7 +33,7 @@ PUBLISHED = {
     "mild": (32, 2048, 2.048, 0.875, 5e-4, 0.08, 224, 76.6, None),
     "mild28": (28, 2048, 2.048, 0.875, 5e-4, 0.08, 224, 75.9, None),
     "v2": (600, 1024, 0.5, 0.9, 2e-5, 0.1, 224, 80.674, 95.166),
-}  # fmt: skip
+}
 
 
 def config_of(name: str) -> TrainConfig:
@@ -78,9 +78,16 @@ def test_settings_are_valid(name):
 def test_the_numbers_are_the_published_ones(name):
     cfg, recipe = config_of(name), RECIPES[name]
     found = (
-        cfg.epochs, cfg.total_batch_size, cfg.max_lr, cfg.momentum, cfg.weight_decay,
-        cfg.label_smoothing, cfg.eval_crop, recipe.top1, recipe.top5,
-    )  # fmt: skip
+        cfg.epochs,
+        cfg.total_batch_size,
+        cfg.max_lr,
+        cfg.momentum,
+        cfg.weight_decay,
+        cfg.label_smoothing,
+        cfg.eval_crop,
+        recipe.top1,
+        recipe.top5,
+    )
     assert found == PUBLISHED[name]
     assert not cfg.nesterov and cfg.min_crop_scale == 0.08 and cfg.flip
     assert cfg.optimizer == "sgd"
@@ -94,8 +101,12 @@ def test_what_else_each_published():
         assert not config_of(name).zero_init_gamma  # torchvision's resnet50() has it off
     assert config_of("classic90").decay_norms and not config_of("v2").decay_norms
     assert {name for name in PUBLISHED if config_of(name).blurpool} == {
-        "fast16", "fast32", "fast88", "mild", "mild28",
-    }  # fmt: skip
+        "fast16",
+        "fast32",
+        "fast88",
+        "mild",
+        "mild28",
+    }
     v2 = config_of("v2")
     assert (v2.image_size, v2.eval_resize, v2.trivial_augment) == (176, 232, True)
     assert (v2.mixup_alpha, v2.cutmix_alpha, v2.random_erasing) == (0.2, 1.0, 0.1)
@@ -131,10 +142,13 @@ def test_sizes_follow_ffcv_s_ramp(name, at_160, at_192):
     # numpy's interpolation between start_ramp and end_ramp, rounded to 32 px, as published
     ramp = {"fast16": (11, 13), "fast32": (23, 27), "fast88": (65, 76)}[name]
     theirs = [
-        160 if epoch <= ramp[0] else 192 if epoch >= ramp[1]
+        160
+        if epoch <= ramp[0]
+        else 192
+        if epoch >= ramp[1]
         else int(np.round(np.interp(epoch, ramp, [160, 192]) / 32)) * 32
         for epoch in range(at_160 + at_192)
-    ]  # fmt: skip
+    ]
     ours = recipe_costs.epoch_sizes(config_of(name))
     assert ours == theirs == [160] * at_160 + [192] * at_192
 
@@ -258,8 +272,10 @@ def test_advice_takes_the_cheapest_that_is_good_enough():
         enough = [name for name in PUBLISHED if RECIPES[name].top1 >= level]
         cheapest = min(enough, key=dollars.__getitem__)
         assert sentence == f"`{cheapest}`"
-        assert any(line.startswith(f"* {level}% and less: {sentence}")
-                   for line in recipe_costs.advice(costs))  # fmt: skip
+        assert any(
+            line.startswith(f"* {level}% and less: {sentence}")
+            for line in recipe_costs.advice(costs)
+        )
 
 
 def test_the_costs_use_the_sizes_that_training_uses():

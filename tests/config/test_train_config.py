@@ -78,9 +78,15 @@ def test_presets_are_valid_and_the_published_run_is_kept():
         TrainConfig(**recipe.settings)
     published = TrainConfig(**RECIPES["onecycle50"].settings)
     expected = {
-        "epochs": 50, "total_batch_size": 256, "momentum": 0.9, "max_lr": 0.175,
-        "weight_decay": 1e-4, "anneal_strategy": "cos", "image_size": 224, "nesterov": False,
-    }  # fmt: skip
+        "epochs": 50,
+        "total_batch_size": 256,
+        "momentum": 0.9,
+        "max_lr": 0.175,
+        "weight_decay": 1e-4,
+        "anneal_strategy": "cos",
+        "image_size": 224,
+        "nesterov": False,
+    }
     assert {name: getattr(published, name) for name in expected} == expected
     assert "74.99" in RECIPES["onecycle50"].result and "92.42" in RECIPES["onecycle50"].result
 

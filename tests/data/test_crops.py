@@ -203,10 +203,11 @@ def test_a_pack_of_originals_gives_the_pixels_of_its_folder(image_folder, tmp_pa
         packed = pack(image_folder, split, tmp_path, store="original")
         assert splits.fingerprint(packed) == splits.fingerprint(folder)
         ours, reference = (
-            batches_of(crops.TrainImages(s, 0, crops.Augmentation())) if split == "train"
+            batches_of(crops.TrainImages(s, 0, crops.Augmentation()))
+            if split == "train"
             else [one_batch(crops.EvalImages(s, 40), range(len(s)))]
             for s in (packed, folder)
-        )  # fmt: skip
+        )
         assert_same_batches(ours, reference)
 
 

@@ -146,9 +146,12 @@ def test_a_state_whose_records_are_gone_is_not_believed(tmp_path):
     pictures = [Picture(f"{CLASSES[i // 2]}/{i}.jpg", i // 2, i) for i in range(NUM_IMAGES)]
     header, _, _ = jpeg.encode_tiles(np.zeros((16, 32, 3), np.uint8), 90)
     about = {
-        "split": "train", "classes": list(CLASSES), "store": "tiles",
-        "settings": Encoding().settings(), "jpeg_header": base64.b64encode(header).decode(),
-    }  # fmt: skip
+        "split": "train",
+        "classes": list(CLASSES),
+        "store": "tiles",
+        "settings": Encoding().settings(),
+        "jpeg_header": base64.b64encode(header).decode(),
+    }
     job = SplitJob("train", pictures, CLASSES, read, Encoding())
     end = int(pack._index["offset"][-1] + pack._index["size"][-1])
     position = [NUM_IMAGES, NUM_IMAGES, end]

@@ -30,9 +30,14 @@ from resnet50.inference import pretrained
 PLANTED, OF_THE_RUN = "hf_" + "Planted" * 5, ("curves.png", "metrics.csv", "metrics.md")
 SECRET = "no-shape-but-in-a-variable"
 MODEL_FILES = {
-    "model.safetensors", "model.onnx", "model_int8.onnx", "config.json", "README.md", "recipe.json",
+    "model.safetensors",
+    "model.onnx",
+    "model_int8.onnx",
+    "config.json",
+    "README.md",
+    "recipe.json",
     *OF_THE_RUN,
-}  # fmt: skip
+}
 MODULES = {
     "": {"__init__"},
     "config": {"__init__", "command_line"},
@@ -42,11 +47,16 @@ MODULES = {
     "system": {"__init__", "files"},
 }
 SPACE_FILES = {
-    "README.md", "requirements.txt", "weights.txt", "LICENSE", "app.py", "model.py",
+    "README.md",
+    "requirements.txt",
+    "weights.txt",
+    "LICENSE",
+    "app.py",
+    "model.py",
     "resnet50/data/imagenet_classes.csv",
     *(str(Path("resnet50", room, f"{name}.py")) for room in MODULES for name in MODULES[room]),
     *(f"images/examples/{name}.jpg" for name in ("pants", "shoes", "t-shirt")),
-}  # fmt: skip
+}
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}  # of the Hub
 QUICK = ["--num_rounds=1", "--batch_size=4"]
 
@@ -133,9 +143,7 @@ def test_repository_and_space_arrive_as_they_lie_here(pushed):
     model["theirs.md"] = b"kept"
     assert [made.get("sdk") for made in hub.created] == [None, "gradio"]
     assert [(made["organization"], made["name"]) for made in hub.created] == [("me", "mine")] * 2
-    assert said.endswith(
-        f"model: {hub.address}/me/mine\nspace: {hub.address}/spaces/me/mine\n"
-    )  # fmt: skip
+    assert said.endswith(f"model: {hub.address}/me/mine\nspace: {hub.address}/spaces/me/mine\n")
 
 
 def test_the_weights_that_arrived_give_the_same_logits(pushed, run_dir, tmp_path):
@@ -164,10 +172,16 @@ def test_the_card_is_one_of_the_hubs_and_has_the_runs_figures(pushed, run_dir):
     )
     assert top1.dataset_name == about["data"]
     for text in (
-        "ResNet14 for the 3 classes", "](curves.png)", "| model_int8.onnx |", "| ema_decay | 0.9 |",
-        "| max_lr | 0.05 |", f"commit `{about['commit']}`", '"me/mine", "model.onnx"', "MIT",
+        "ResNet14 for the 3 classes",
+        "](curves.png)",
+        "| model_int8.onnx |",
+        "| ema_decay | 0.9 |",
+        "| max_lr | 0.05 |",
+        f"commit `{about['commit']}`",
+        '"me/mine", "model.onnx"',
+        "MIT",
         "3: ant, bee, cat;",
-    ):  # fmt: skip
+    ):
         assert text in card.text, text
     recipe = json.loads(files["recipe.json"])
     assert recipe["ema_decay"] == 0.9 and recipe["layers"] == [1, 1, 1, 1]

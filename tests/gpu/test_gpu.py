@@ -91,11 +91,21 @@ def test_a_deterministic_run_repeats_and_resumes_to_the_bit(image_folder, tmp_pa
 
 def test_a_deterministic_resnet50_resumes_to_the_bit_as_well(image_folder, tmp_path):
     more = [
-        "--recipe=demo", "--epochs=2", "--image_size=96", "--start_image_size=64",
-        "--grow_end_epoch=2", "--eval_resize_size=96", "--total_batch_size=16",
-        "--device_batch_size=8", "--blurpool", "--mixup_alpha=0.2", "--cutmix_alpha=1",
-        "--random_erasing=0.5", "--trivial_augment", "--save_every_steps=1",
-    ]  # fmt: skip
+        "--recipe=demo",
+        "--epochs=2",
+        "--image_size=96",
+        "--start_image_size=64",
+        "--grow_end_epoch=2",
+        "--eval_resize_size=96",
+        "--total_batch_size=16",
+        "--device_batch_size=8",
+        "--blurpool",
+        "--mixup_alpha=0.2",
+        "--cutmix_alpha=1",
+        "--random_erasing=0.5",
+        "--trivial_augment",
+        "--save_every_steps=1",
+    ]
     first = straight_run(image_folder, tmp_path / "first", "bf16", "--deterministic", *more)
     flags = gpu_flags(image_folder, tmp_path / "run", "bf16", "--deterministic", *more)
     process = start(train_words(*flags), tmp_path, **ONE_RANK)
@@ -195,8 +205,10 @@ def test_the_largest_micro_batch_is_found_beside_another_program(image_folder, t
     free, _ = torch.cuda.mem_get_info()
     hog = subprocess.Popen(
         program_words("fill_gpu", free - 3 * 10**9),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert hog.stdout.readline() == "full\n"
         flags = [f"--data_dir={image_folder}", f"--run_dir={tmp_path / 'run'}", "--epochs=2"]
@@ -219,9 +231,12 @@ def test_evaluation_on_gpu_and_cpu_counts_alike(image_folder, tmp_path):
     counted = []
     for visible in (os.environ.get("CUDA_VISIBLE_DEVICES", "0"), ""):
         words = [
-            sys.executable, REPOSITORY / "evaluate.py", f"--data_dir={image_folder}",
-            f"--weights={newest_checkpoint(run_dir)}", f"--json={tmp_path / 'e.json'}",
-        ]  # fmt: skip
+            sys.executable,
+            REPOSITORY / "evaluate.py",
+            f"--data_dir={image_folder}",
+            f"--weights={newest_checkpoint(run_dir)}",
+            f"--json={tmp_path / 'e.json'}",
+        ]
         result = run(words, tmp_path, CUDA_VISIBLE_DEVICES=visible)
         assert result.code == 0, result.err
         counted.append(json.loads((tmp_path / "e.json").read_text()))

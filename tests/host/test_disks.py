@@ -18,9 +18,13 @@ def entry(
 ) -> dict:
     """One device of lsblk's JSON."""
     listed = {
-        "path": path, "type": kind, "size": int(size_gb * GB), "model": model, "serial": serial,
+        "path": path,
+        "type": kind,
+        "size": int(size_gb * GB),
+        "model": model,
+        "serial": serial,
         "mountpoints": list(mounts) or [None],
-    }  # fmt: skip
+    }
     return {**listed, "children": list(parts)} if parts else listed
 
 

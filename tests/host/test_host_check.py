@@ -63,8 +63,9 @@ def call(folder: Path, script: str, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         host_words("check", *flags),
         env=os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_a_good_host_is_described(tmp_path):

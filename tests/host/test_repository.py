@@ -11,15 +11,21 @@ import pytest
 from support.commands import host_words
 
 SCRIPT = host_words("repository")
-WHO = {f"GIT_{who}_{what}": "someone@localhost" for who in ("AUTHOR", "COMMITTER")
-       for what in ("NAME", "EMAIL")}  # fmt: skip
+WHO = {
+    f"GIT_{who}_{what}": "someone@localhost"
+    for who in ("AUTHOR", "COMMITTER")
+    for what in ("NAME", "EMAIL")
+}
 
 
 def git(folder: Path, *words: str) -> str:
     done = subprocess.run(
-        ["git", "-C", str(folder), *words], check=True, capture_output=True, text=True,
+        ["git", "-C", str(folder), *words],
+        check=True,
+        capture_output=True,
+        text=True,
         env=os.environ | WHO,
-    )  # fmt: skip
+    )
     return done.stdout.strip()
 
 
@@ -57,10 +63,12 @@ class Clones:
     def update(self, way: str = "", *flags: str) -> subprocess.CompletedProcess:
         words = ["--on_local_changes", way] if way else []
         return subprocess.run(
-            [*SCRIPT, f"--folder={self.here}", f"--runs={self.here}/runs",
-             *words, *flags],
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
-        )  # fmt: skip
+            [*SCRIPT, f"--folder={self.here}", f"--runs={self.here}/runs", *words, *flags],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+        )
 
     def backup(self) -> str:
         """The one backup ref."""

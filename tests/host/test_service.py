@@ -79,10 +79,15 @@ def test_a_dropped_connection_does_not_end_it(image_folder, tmp_path, way):
         "start", run_dir, f"--way={way}", *training(image_folder, run_dir, "--epochs=200")
     )
     shell = subprocess.Popen(
-        ["sh", "-c", '"$@"; sleep 600', "sh", *map(str, command)], cwd=tmp_path,
-        env=environment(**own_tmux), stdin=other_end, stdout=other_end, stderr=other_end,
-        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    )  # fmt: skip
+        ["sh", "-c", '"$@"; sleep 600', "sh", *map(str, command)],
+        cwd=tmp_path,
+        env=environment(**own_tmux),
+        stdin=other_end,
+        stdout=other_end,
+        stderr=other_end,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
     os.close(other_end)
     wait_for(lambda: status_of(run_dir).get("step", 0) > 2, what="the first steps")
     os.killpg(shell.pid, signal.SIGHUP)
@@ -225,13 +230,16 @@ def test_the_unit_passes_systemds_own_check(tmp_path):
     unit = tmp_path / f"{service.NAME}.service"
     unit.write_text(
         systemd_unit.text(
-            name=service.NAME, command=["/usr/bin/env", "python3", "train.py", "--x=50% of $HOME"],
-            folder=tmp_path, run_dir=tmp_path / "run", log=tmp_path / "a folder" / "console.log",
+            name=service.NAME,
+            command=["/usr/bin/env", "python3", "train.py", "--x=50% of $HOME"],
+            folder=tmp_path,
+            run_dir=tmp_path / "run",
+            log=tmp_path / "a folder" / "console.log",
             user="root",
             before=["/usr/bin/env", "true"],
             after=["/usr/bin/env", "python3", "-c", 'print("a b")'],
         )
-    )  # fmt: skip
+    )
     checked = subprocess.run(
         ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60
     )

@@ -235,7 +235,7 @@ def test_a_format_that_was_killed_is_done_over(host, tmp_path):
     killed = host.call(
         *host_words("volume", f"--mount={MOUNT}", f"--volume={loop}", "--format_if_blank"),
         env=os.environ | {"PATH": f"{stand_in}:{path}"},
-    )  # fmt: skip
+    )
     assert killed.returncode == 2 and "mkfs.ext4" in killed.stderr
     assert host.volume(loop).returncode == 2
     result = host.volume(loop, "--format_if_blank")

@@ -81,9 +81,13 @@ def bare_path(tmp_path_factory) -> str:
 def run_tests(bare_path: str, *words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
     return subprocess.run(
-        command, cwd=REPOSITORY, env=environment(PATH=bare_path), capture_output=True, text=True,
+        command,
+        cwd=REPOSITORY,
+        env=environment(PATH=bare_path),
+        capture_output=True,
+        text=True,
         timeout=1700,
-    )  # fmt: skip
+    )
 
 
 def test_without_them_tests_skip_by_name(bare_path):

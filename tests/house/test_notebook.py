@@ -28,9 +28,20 @@ CELLS = {cell.id: cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells}
 CODE = {name: cell.source for name, cell in CELLS.items() if cell.cell_type == "code"}
 # The scripts do the work; what else is imported shows their results.
 MAY_IMPORT = {
-    "json", "math", "os", "shlex", "subprocess", "sys", "importlib", "pathlib",
-    "IPython", "PIL", "google", "app", "resnet50",
-}  # fmt: skip
+    "json",
+    "math",
+    "os",
+    "shlex",
+    "subprocess",
+    "sys",
+    "importlib",
+    "pathlib",
+    "IPython",
+    "PIL",
+    "google",
+    "app",
+    "resnet50",
+}
 
 
 def client_for(folder: Path) -> NotebookClient:
@@ -79,8 +90,11 @@ def test_it_runs_in_a_clone_and_goes_on_without_one(image_folder, tmp_path, no_l
     assert f"working in {clone}" in text_of(cells["code-and-packages"])
     num_pictures = {name: len(shown(cells[name], "image/png")) for name in CODE}
     assert {name: count for name, count in num_pictures.items() if count} == {
-        "learning-rate": 1, "curves": 1, "mistakes": 3, "pictures": 4,
-    }  # fmt: skip
+        "learning-rate": 1,
+        "curves": 1,
+        "mistakes": 3,
+        "pictures": 4,
+    }
     assert "top-5" in shown(cells["curves"], "text/markdown")[0]
     tables = shown(cells["pictures"], "text/markdown")
     assert len(tables) == 4
@@ -143,8 +157,10 @@ def test_a_script_that_fails_stops_the_notebook(capsys):
 
 def test_each_data_set_has_its_recipe(monkeypatch):
     for data, recipe in {
-        "fashion-mnist": "demo", "tiny-imagenet": "tiny-imagenet", "imagenette-160": "imagenette",
-    }.items():  # fmt: skip
+        "fashion-mnist": "demo",
+        "tiny-imagenet": "tiny-imagenet",
+        "imagenette-160": "imagenette",
+    }.items():
         monkeypatch.setenv("QUICKSTART_DATA", data)
         names: dict = {}
         exec(CODE["settings"], names)

@@ -42,8 +42,11 @@ def run_benchmark(*words: object) -> str:
     """What a command of the repository prints; it must end well."""
     result = subprocess.run(
         [sys.executable, *map(str, words)],
-        cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -111,9 +114,12 @@ def check_setup(flags: list[str]) -> None:
     looks = flags[0] in ("--status", "--attach", "--logs", "--stop")
     result = subprocess.run(
         ["./setup_and_train.sh", *(["--help"] if looks else ["--dry_run", *flags])],
-        cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     assert result.returncode == 0 and "usage: " not in result.stderr, result.stderr
     assert flags[0] in result.stdout if looks else "\n+ " in result.stdout
 
@@ -169,8 +175,10 @@ def check(words: list[str]) -> None:
         case ["python", "-m", "pytest", *flags]:
             subprocess.run(
                 [sys.executable, *words[1:], "--collect-only", "-q"],
-                cwd=REPOSITORY, env=environment(CUDA_VISIBLE_DEVICES=""), check=True,
-            )  # fmt: skip
+                cwd=REPOSITORY,
+                env=environment(CUDA_VISIBLE_DEVICES=""),
+                check=True,
+            )
         case ["python", "export.py", *flags]:
             export.build_parser().parse_args(flags)
         case ["python", "app.py", *flags]:

@@ -22,16 +22,35 @@ from support.imports import (
 from resnet50.export import space
 
 COMMANDS = (
-    "train", "lr_finder", "prepare_data", "evaluate", "bench", "export", "app",
-)  # fmt: skip
+    "train",
+    "lr_finder",
+    "prepare_data",
+    "evaluate",
+    "bench",
+    "export",
+    "app",
+)
 HOST_COMMANDS = ("check", "instance_store", "repository", "service", "smoke_test", "volume")
 # Entries of the repository's top; those that begin with a dot are not counted.
 TOP = {
     *(f"{name}.py" for name in (*COMMANDS, "model", "dataset_paths")),
-    "setup_and_train.sh", "README.md", "ImageNet_Setup_Guide.md", "COMPARISON.md", "LICENSE",
-    "requirements.txt", "requirements-dev.txt", "pyproject.toml",
-    "resnet50", "host", "launch", "benchmarks", "findings", "notebooks", "images", "tests",
-}  # fmt: skip
+    "setup_and_train.sh",
+    "README.md",
+    "ImageNet_Setup_Guide.md",
+    "COMPARISON.md",
+    "LICENSE",
+    "requirements.txt",
+    "requirements-dev.txt",
+    "pyproject.toml",
+    "resnet50",
+    "host",
+    "launch",
+    "benchmarks",
+    "findings",
+    "notebooks",
+    "images",
+    "tests",
+}
 # What a room's files may import beside each other. Commands may import every room.
 ROOMS = {
     "system": set(),
@@ -47,8 +66,10 @@ ROOMS = {
 }
 GROUND = ("model", "dataset_paths")  # at the top, and under everything
 IMPORTED_AS = {
-    "pillow": "PIL", "opencv-python-headless": "cv2", "torch-lr-finder": "torch_lr_finder",
-}  # fmt: skip
+    "pillow": "PIL",
+    "opencv-python-headless": "cv2",
+    "torch-lr-finder": "torch_lr_finder",
+}
 NUM_MODULES = 84
 
 
@@ -66,8 +87,11 @@ def test_the_top_is_a_frozen_list():
     assert len(TOP) <= 26
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     found = {name.partition("/")[0] for name in listed.stdout.splitlines()}
     assert {name for name in found if (REPOSITORY / name).exists() and name[0] != "."} == TOP
 
@@ -160,8 +184,13 @@ def test_only_declared_packages_are_imported():
 
 def test_nothing_happens_at_import():
     harmless = (
-        ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign,
-    )  # fmt: skip
+        ast.Import,
+        ast.ImportFrom,
+        ast.FunctionDef,
+        ast.ClassDef,
+        ast.Assign,
+        ast.AnnAssign,
+    )
     for name in modules():
         for node in tree_of(name).body:
             text = ast.unparse(node)
@@ -216,21 +245,37 @@ def test_functions_are_short_and_flat():
 
 # Mentioned, and of other projects or made by tests.
 OTHERS = {
-    "callbacks/model_checkpoint.py", "datasets/imagenet.py", "datasets/imagenette.py",
-    "imagenet/main.py", "references/classification/presets.py",
-    "references/classification/train.py", "resnet.py", "train_imagenet.py",
+    "callbacks/model_checkpoint.py",
+    "datasets/imagenet.py",
+    "datasets/imagenette.py",
+    "imagenet/main.py",
+    "references/classification/presets.py",
+    "references/classification/train.py",
+    "resnet.py",
+    "train_imagenet.py",
     "without/tensorboard.py",
-}  # fmt: skip
-OURS = ("resnet50/", "host/", "benchmarks/", "launch/", *(f"tests/{room}/" for room in ROOMS),
-        "tests/commands/", "tests/promises/", "tests/house/")  # fmt: skip
+}
+OURS = (
+    "resnet50/",
+    "host/",
+    "benchmarks/",
+    "launch/",
+    *(f"tests/{room}/" for room in ROOMS),
+    "tests/commands/",
+    "tests/promises/",
+    "tests/house/",
+)
 
 
 def test_every_file_and_test_that_is_mentioned_exists():
     """In docstrings, comments and pages: NAME.py, ROOM/NAME.py, FILE.py::test_name."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     paths = [name for name in listed.stdout.splitlines() if (REPOSITORY / name).is_file()]
     known = {f"/{name}" for name in paths}
     texts = [name for name in paths if name.endswith((".py", ".md", ".sh", ".yaml", ".sbatch"))]

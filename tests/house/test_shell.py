@@ -16,9 +16,14 @@ SCRIPT = "setup_and_train.sh"
 
 def call(folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [f"./{SCRIPT}", *flags], cwd=folder, env=environment(**more), stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+        [f"./{SCRIPT}", *flags],
+        cwd=folder,
+        env=environment(**more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
 
 
 @pytest.mark.parametrize(

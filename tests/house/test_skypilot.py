@@ -42,12 +42,18 @@ needs_skypilot = pytest.mark.skipif(
 def parse(path: Path, home: Path) -> subprocess.CompletedProcess:
     """Run the parser with a home folder of its own, and without telling anyone."""
     environment = {
-        "PATH": os.environ["PATH"], "HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"
-    }  # fmt: skip
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+    }
     return subprocess.run(
         [PYTHON, "-c", PARSE, str(path)],
-        env=environment, cwd=home, capture_output=True, text=True, timeout=TIMEOUT_S,
-    )  # fmt: skip
+        env=environment,
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
 
 
 @needs_skypilot
@@ -131,9 +137,13 @@ def test_what_runs_there_restores_trains_and_copies_back(
         more = {"BUCKET": "my-bucket", "RECIPE": "tiny", "PRICE_PER_HOUR": "0.7"}
         more |= {"BUCKETS": str(buckets), "PATH": f"{stubs}:{os.environ['PATH']}"}
         return subprocess.run(
-            ["bash", "-c", script], env=environment(**more), cwd=workdir,
-            capture_output=True, text=True, timeout=TIMEOUT_S,
-        )  # fmt: skip
+            ["bash", "-c", script],
+            env=environment(**more),
+            cwd=workdir,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
 
     refused = machine("without", 4)
     assert refused.returncode == 1 and not refused.stdout, refused.stdout

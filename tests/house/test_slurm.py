@@ -76,10 +76,15 @@ class Slurm:
         enter = [[str(word) for word in host.words([], folder)[:-1]] for host in hosts]
         self.environment = {
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-            "HOSTS": json.dumps(enter), "REQUEUED": str(self.requeued), "NPROC_PER_NODE": "1",
-            "VENV": sys.prefix, "SLURM_JOB_ID": "41", "SLURM_JOB_NUM_NODES": "2",
-            "SLURM_JOB_NODELIST": "node1,node2", "SLURM_CPUS_PER_TASK": "2",
-        }  # fmt: skip
+            "HOSTS": json.dumps(enter),
+            "REQUEUED": str(self.requeued),
+            "NPROC_PER_NODE": "1",
+            "VENV": sys.prefix,
+            "SLURM_JOB_ID": "41",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_NODELIST": "node1,node2",
+            "SLURM_CPUS_PER_TASK": "2",
+        }
 
     def start(self, *words: object, **more: str) -> subprocess.Popen:
         more = self.environment | {"SLURM_RESTART_COUNT": str(self.starts)} | more

@@ -83,9 +83,14 @@ def stop_and_resume(images: Path, folder: Path, hosts: list[Host]) -> dict:
     left += processes_mentioning(str(run_dir))
     resumed = [finish(process) for process in torchrun_on(hosts, flags, folder)]
     return {
-        "running_apart": running_apart, "gave_up": gave_up, "told": told, "left": left,
-        "status": status, "saved": saved, "resumed": resumed,
-    }  # fmt: skip
+        "running_apart": running_apart,
+        "gave_up": gave_up,
+        "told": told,
+        "left": left,
+        "status": status,
+        "saved": saved,
+        "resumed": resumed,
+    }
 
 
 @pytest.fixture(scope="module")

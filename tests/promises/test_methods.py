@@ -246,8 +246,10 @@ def test_a_method_leaves_crop_and_flip_and_the_other_method_as_they_were(image_f
     for index, (pixels, flip, label) in plain.items():
         changed = augment.trivial_augment(pixels, draws[index, crops.TRIVIAL])
         for found, base, has_box in (
-            (trivial, changed, False), (erased, pixels, True), (both, changed, True),
-        ):  # fmt: skip
+            (trivial, changed, False),
+            (erased, pixels, True),
+            (both, changed, True),
+        ):
             expected = base.copy()
             if has_box:
                 augment.erase(expected[None], boxes[index][None])

@@ -149,10 +149,14 @@ def test_growing_images_out_of_a_pack_resume_bit_for_bit(image_folder, tmp_path)
 
     def words(name: str, num_workers: int) -> list[object]:
         flags = [
-            *tiny_flags(tmp_path / "packed", tmp_path / name), "--image_size=48",
-            "--eval_resize_size=48", "--start_image_size=32", "--image_size_multiple=8",
-            "--grow_end_epoch=2", f"--num_workers={num_workers}",
-        ]  # fmt: skip
+            *tiny_flags(tmp_path / "packed", tmp_path / name),
+            "--image_size=48",
+            "--eval_resize_size=48",
+            "--start_image_size=32",
+            "--image_size_multiple=8",
+            "--grow_end_epoch=2",
+            f"--num_workers={num_workers}",
+        ]
         return train_words(*flags)
 
     assert run(words("straight", 0), tmp_path, **ONE_RANK).code == 0

@@ -26,9 +26,11 @@ EVENT = "SIGUSR1: saving, and going on"
 
 def flags_of(data_dir: Path, run_dir: Path) -> list[object]:
     return [
-        *tiny_flags(data_dir, run_dir), "--save_every_steps=0", "--keep_checkpoints=100",
+        *tiny_flags(data_dir, run_dir),
+        "--save_every_steps=0",
+        "--keep_checkpoints=100",
         "--num_workers=2",
-    ]  # fmt: skip
+    ]
 
 
 def test_it_saves_in_start_up_training_and_evaluation_and_ends_with_the_same_bits(

@@ -139,10 +139,19 @@ def test_garbage_changes_nothing(service, heard, kind, capfd):
 @pytest.mark.parametrize(
     "endpoint",
     [
-        "http://127.0.0.1:9", "http://[::1]:9", "http://127.0.0.1:99999", "http://:80", "http://",
-        "ftp://127.0.0.1", "file:///etc/passwd", "127.0.0.1", "http://[", "\x00", "http://a b/\r\n",
+        "http://127.0.0.1:9",
+        "http://[::1]:9",
+        "http://127.0.0.1:99999",
+        "http://:80",
+        "http://",
+        "ftp://127.0.0.1",
+        "file:///etc/passwd",
+        "127.0.0.1",
+        "http://[",
+        "\x00",
+        "http://a b/\r\n",
     ],
-)  # fmt: skip
+)
 def test_where_nobody_answers_the_watch_ends_quietly_and_at_once(
     heard, endpoint, monkeypatch, capfd
 ):

@@ -90,10 +90,19 @@ def torchrun_words(num_ranks: int, script: str, *flags: object) -> list[object]:
 def tiny_flags(data_dir: Path, run_dir: Path) -> list[object]:
     """The tiny model with everything on that has state, saving every third step, in fp32."""
     return [
-        "--recipe=tiny", f"--data_dir={data_dir}", f"--run_dir={run_dir}", "--epochs=3",
-        "--ema_decay=0.9", "--nesterov", "--amp=fp32", "--save_every_steps=3",
-        "--log_every_steps=1", "--clip_grad_norm=5", "--label_smoothing=0.1", "--log_every_s=0",
-    ]  # fmt: skip
+        "--recipe=tiny",
+        f"--data_dir={data_dir}",
+        f"--run_dir={run_dir}",
+        "--epochs=3",
+        "--ema_decay=0.9",
+        "--nesterov",
+        "--amp=fp32",
+        "--save_every_steps=3",
+        "--log_every_steps=1",
+        "--clip_grad_norm=5",
+        "--label_smoothing=0.1",
+        "--log_every_s=0",
+    ]
 
 
 def wait_for(condition: Callable[[], object], timeout_s: float = 120, what: str = "") -> None:

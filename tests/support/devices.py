@@ -42,8 +42,13 @@ class Host:
         program(command[0])
         return subprocess.run(
             ["nsenter", "--mount", f"--target={self.process.pid}", *command],
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd="/", timeout=120, **more,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+            timeout=120,
+            **more,
+        )
 
     def program(self, name: str, *words: str) -> subprocess.CompletedProcess:
         """Run one of support/programs."""
@@ -55,8 +60,10 @@ class Host:
     def attach(self, image: Path, *flags: str) -> str:
         done = subprocess.run(
             ["losetup", "--find", "--show", *flags, str(image)],
-            check=True, capture_output=True, text=True,
-        )  # fmt: skip
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         self.loops.append(done.stdout.strip())
         return self.loops[-1]
 
@@ -117,18 +124,28 @@ class Setup:
         self.python.chmod(0o755)
         self.loop = host.attach(blank(folder / "volume", size))
         self.words = [
-            "./setup_and_train.sh", f"--volume={self.loop}", f"--mount={MOUNT}", "--cpu",
-            "--dataset=tiny-imagenet", "--format_if_blank", "--way=setsid",
-        ]  # fmt: skip
+            "./setup_and_train.sh",
+            f"--volume={self.loop}",
+            f"--mount={MOUNT}",
+            "--cpu",
+            "--dataset=tiny-imagenet",
+            "--format_if_blank",
+            "--way=setsid",
+        ]
 
     def start(self, *flags: str, **more: str) -> subprocess.Popen:
         """In a session of its own, without a terminal, a HOME or a user's environment."""
         clean = {"PATH": os.environ["PATH"], "PYTHON": str(self.python), "OMP_NUM_THREADS": "1"}
         enter = ["nsenter", "--mount", f"--target={self.host.process.pid}", f"--wd={self.clone}"]
         return subprocess.Popen(
-            [*enter, *self.words, *flags], env=clean | more, text=True, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [*enter, *self.words, *flags],
+            env=clean | more,
+            text=True,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def run(self, *flags: str, **more: str) -> tuple[int, str]:
         process = self.start(*flags, **more)

@@ -46,9 +46,12 @@ class FakeService:
         """For a process that asks here; its proxies lead nowhere."""
         nowhere = "http://127.0.0.1:9"
         return {
-            spot_watch.ENDPOINT: self.endpoint, spot_watch.DISABLED: "", "http_proxy": nowhere,
-            "HTTP_PROXY": nowhere, "ALL_PROXY": nowhere,
-        }  # fmt: skip
+            spot_watch.ENDPOINT: self.endpoint,
+            spot_watch.DISABLED: "",
+            "http_proxy": nowhere,
+            "HTTP_PROXY": nowhere,
+            "ALL_PROXY": nowhere,
+        }
 
 
 class Server(ThreadingHTTPServer):

@@ -10,9 +10,13 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 # Weight decay is high, and one evaluation without improvement enough, so that either shows.
 BASE = {"epochs": EPOCHS, "amp": "fp32", "weight_decay": 0.05, "plateau_patience": 0}
 GROWING = {
-    "start_image_size": 32, "image_size": 64, "eval_resize_size": 64, "image_size_multiple": 16,
-    "grow_start_epoch": 1.0, "grow_end_epoch": 4.0,
-}  # fmt: skip
+    "start_image_size": 32,
+    "image_size": 64,
+    "eval_resize_size": 64,
+    "image_size_multiple": 16,
+    "grow_start_epoch": 1.0,
+    "grow_end_epoch": 4.0,
+}
 AVERAGE = {"ema_decay": 0.99, "ema_every_steps": 4, "ema_rescale": True}
 METHODS = {
     "blurpool": {"blurpool": True},

@@ -50,9 +50,19 @@ def two_hosts(folder: Path, names: tuple[str, str] = ("node1", "node2")) -> Iter
         for host in hosts:
             wait_for(lambda host=host: "sleep" in Path(f"/proc/{host.pid}/comm").read_text(), 20)
         hosts[0].run(
-            "ip", "link", "add", "name", CABLE, "type", "veth",
-            "peer", "name", CABLE, "netns", str(hosts[1].pid),
-        )  # fmt: skip
+            "ip",
+            "link",
+            "add",
+            "name",
+            CABLE,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            CABLE,
+            "netns",
+            str(hosts[1].pid),
+        )
         for number, host in enumerate(hosts, 1):
             host.run("ip", "addr", "add", f"10.99.0.{number}/24", "dev", CABLE)
             host.run("ip", "link", "set", "lo", "up")
@@ -72,8 +82,15 @@ def torchrun_on(
 ) -> list[subprocess.Popen]:
     """The README's command for several hosts, on each of these, one rank a host."""
     torchrun = [
-        sys.executable, "-m", "torch.distributed.run", f"--nnodes={len(hosts)}",
-        "--nproc_per_node=1", "--rdzv_backend=c10d", f"--rdzv_endpoint={hosts[0].name}:29500",
-        "--rdzv_id=resnet50", "--max_restarts=0", script,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nnodes={len(hosts)}",
+        "--nproc_per_node=1",
+        "--rdzv_backend=c10d",
+        f"--rdzv_endpoint={hosts[0].name}:29500",
+        "--rdzv_id=resnet50",
+        "--max_restarts=0",
+        script,
+    ]
     return [start(host.words([*torchrun, *flags], cwd), cwd, **PROGRAM_PATH) for host in hosts]

@@ -25,11 +25,26 @@ from resnet50.training.learning_rate import LearningRate, LearningRateSettings, 
 pytestmark = pytest.mark.filterwarnings("error")
 
 SETTINGS = LearningRateSettings(
-    schedule="onecycle", max_lr=0.5, curve_steps=30, total_steps=30, steps_per_epoch=5,
-    warmup_steps=0, warmup_factor=0.01, min_lr=0.0, pct_start=0.3, anneal_strategy="cos",
-    three_phase=False, div_factor=25.0, final_div_factor=1e4, cycle_momentum=False, step_epochs=2,
-    step_factor=0.1, plateau_lr=0.02, plateau_factor=0.5, plateau_patience=1,
-)  # fmt: skip
+    schedule="onecycle",
+    max_lr=0.5,
+    curve_steps=30,
+    total_steps=30,
+    steps_per_epoch=5,
+    warmup_steps=0,
+    warmup_factor=0.01,
+    min_lr=0.0,
+    pct_start=0.3,
+    anneal_strategy="cos",
+    three_phase=False,
+    div_factor=25.0,
+    final_div_factor=1e4,
+    cycle_momentum=False,
+    step_epochs=2,
+    step_factor=0.1,
+    plateau_lr=0.02,
+    plateau_factor=0.5,
+    plateau_patience=1,
+)
 ONE_ROUNDING = 1 + 2**-51  # OneCycleLR interpolates, which may end that far beside the end
 
 SCHEDULES = next(
@@ -137,9 +152,12 @@ def test_the_rate_of_any_step_needs_none_before_it(s, schedule, number):
 @given(st.integers(1, 4), st.integers(1, 4), st.floats(0.05, 1), st.integers(1, 60))
 def test_steps_are_torchs_stepped_once_an_epoch(step_epochs, steps_per_epoch, factor, curve_steps):
     s = settings(
-        schedule="step", step_epochs=step_epochs, steps_per_epoch=steps_per_epoch,
-        step_factor=factor, curve_steps=curve_steps,
-    )  # fmt: skip
+        schedule="step",
+        step_epochs=step_epochs,
+        steps_per_epoch=steps_per_epoch,
+        step_factor=factor,
+        curve_steps=curve_steps,
+    )
     reference = StepLR(make_optimizer(lr=0.5), step_size=step_epochs, gamma=factor)
     by_epoch = rates_of_torch(reference, curve_steps // steps_per_epoch + 1)
     expected = [by_epoch[step // steps_per_epoch] for step in range(curve_steps)]
@@ -162,9 +180,12 @@ def test_cosine_after_warm_up_is_torchs(warmup_steps, rest, factor, min_lr):
     """At all steps of curves this short: torch multiplies each rate from the last, and its error
     grows towards the end with the square of the length, to 1e-9 at about 10 000 steps."""
     s = settings(
-        schedule="warmup_cosine", warmup_steps=warmup_steps, warmup_factor=factor, min_lr=min_lr,
+        schedule="warmup_cosine",
+        warmup_steps=warmup_steps,
+        warmup_factor=factor,
+        min_lr=min_lr,
         curve_steps=warmup_steps + rest,
-    )  # fmt: skip
+    )
     optimizer = make_optimizer(lr=0.5)
     rise = LinearLR(optimizer, start_factor=factor, total_iters=warmup_steps)
     fall = CosineAnnealingLR(optimizer, T_max=rest, eta_min=min_lr)
@@ -183,9 +204,7 @@ def test_a_long_cosine_is_accurate_to_its_last_step():
 
 @given(st.sampled_from(SCHEDULES[1:]), st.integers(0, 40), st.floats(0, 1), st.floats(0, 0.5))
 def test_rates_stay_between_zero_and_the_peak(schedule, warmup_steps, factor, min_lr):
-    s = settings(
-        schedule=schedule, warmup_steps=warmup_steps, warmup_factor=factor, min_lr=min_lr
-    )  # fmt: skip
+    s = settings(schedule=schedule, warmup_steps=warmup_steps, warmup_factor=factor, min_lr=min_lr)
     rates = rates_of(s)
     assert min(rates) >= 0 and max(rates) <= 0.5 * ONE_ROUNDING
     assert rates[0] == pytest.approx(0.5 * factor if warmup_steps else 0.5)
@@ -236,9 +255,14 @@ def test_the_rate_falls_when_validation_stops_improving():
 )
 def test_plateau_alone_follows_a_warm_up_of_any_length(warmup_steps, losses, patience, factor):
     s = settings(
-        schedule="plateau", warmup_steps=warmup_steps, curve_steps=warmup_steps, total_steps=99,
-        plateau_lr=0.5, plateau_patience=patience, plateau_factor=factor,
-    )  # fmt: skip
+        schedule="plateau",
+        warmup_steps=warmup_steps,
+        curve_steps=warmup_steps,
+        total_steps=99,
+        plateau_lr=0.5,
+        plateau_patience=patience,
+        plateau_factor=factor,
+    )
     optimizer = make_optimizer()
     learning_rate = LearningRate(optimizer, s)
     assert not learning_rate.evaluated(0, 1.0)

@@ -95,9 +95,12 @@ def test_decoupled_decay_is_composers_loop(run):
         for parameter, decay in zip(parameters, (run["weight_decay"], 0.0), strict=True)
     ]
     optimizer = optimization.DecoupledSGD(
-        groups, max_lr=run["max_lr"], lr=run["max_lr"], momentum=run["momentum"],
+        groups,
+        max_lr=run["max_lr"],
+        lr=run["max_lr"],
+        momentum=run["momentum"],
         nesterov=run["nesterov"],
-    )  # fmt: skip
+    )
     weights, buffers = [weight.double() for weight in weights], [None, None]
     for share in shares:
         lr = share * run["max_lr"]

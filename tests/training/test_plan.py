@@ -80,9 +80,12 @@ def test_evaluation_comes_every_so_many_epochs_and_at_the_end():
 def size_at(epoch: int, start: int, size: int, first: float, last: float, multiple: int) -> int:
     """image_size_at for a start size, the size, and the epochs between which it grows."""
     cfg = TrainConfig(
-        start_image_size=start, image_size=size, grow_start_epoch=first, grow_end_epoch=last,
+        start_image_size=start,
+        image_size=size,
+        grow_start_epoch=first,
+        grow_end_epoch=last,
         image_size_multiple=multiple,
-    )  # fmt: skip
+    )
     return image_size_at(cfg, epoch)
 
 
@@ -130,9 +133,15 @@ def test_images_left_count_by_their_area(step, stop, sizes):
 
 # Sizes of 32, 36, 40 ... px in the epochs from 0 on.
 SHARED = TrainConfig(
-    epochs=9, total_batch_size=24, device_batch_size=2, seed=5, start_image_size=32, image_size=68,
-    grow_end_epoch=9.0, image_size_multiple=4,
-)  # fmt: skip
+    epochs=9,
+    total_batch_size=24,
+    device_batch_size=2,
+    seed=5,
+    start_image_size=32,
+    image_size=68,
+    grow_end_epoch=9.0,
+    image_size_multiple=4,
+)
 
 
 def keys_of(num_images: int, world_size: int, first: int, last: int) -> list[list[tuple]]:

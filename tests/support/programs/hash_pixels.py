@@ -17,9 +17,14 @@ from resnet50.training.plan import make_plan, train_keys
 rank, world_size, num_workers = map(int, sys.argv[2:])
 train, _ = splits.open_dataset(Path(sys.argv[1]))
 cfg = TrainConfig(
-    epochs=2, total_batch_size=16, device_batch_size=4, start_image_size=32, image_size=40,
-    grow_end_epoch=1.0, image_size_multiple=8,
-)  # fmt: skip
+    epochs=2,
+    total_batch_size=16,
+    device_batch_size=4,
+    start_image_size=32,
+    image_size=40,
+    grow_end_epoch=1.0,
+    image_size_multiple=8,
+)
 plan = make_plan(cfg, len(train), world_size)
 keys = train_keys(cfg, plan, rank, 0, plan.total_steps)
 fill = crops.TrainImages(train, 0, crops.Augmentation())

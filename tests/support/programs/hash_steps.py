@@ -26,9 +26,14 @@ fill = crops.TrainImages(train, 0, augmentation)
 
 # Three epochs of 32, 40 and 48 px.
 cfg = TrainConfig(
-    epochs=3, total_batch_size=16, device_batch_size=4, start_image_size=32, image_size=48,
-    grow_end_epoch=2.0, image_size_multiple=8,
-)  # fmt: skip
+    epochs=3,
+    total_batch_size=16,
+    device_batch_size=4,
+    start_image_size=32,
+    image_size=48,
+    grow_end_epoch=2.0,
+    image_size_multiple=8,
+)
 
 
 def hashes_of(rank: int, world_size: int, num_workers: int, first: int, last: int) -> Iterator[str]:

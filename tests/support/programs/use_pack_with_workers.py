@@ -32,9 +32,16 @@ def use_with_workers(path: str) -> None:
         pass
     after = proportional_bytes([os.getpid(), *(worker.pid for worker in loader._workers)])
     megabytes = (after - before) / 1e6
-    print(json.dumps({
-        "num_images": len(pack), "open_s": seconds, "megabytes": megabytes, "idle": idle / 1e6,
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "num_images": len(pack),
+                "open_s": seconds,
+                "megabytes": megabytes,
+                "idle": idle / 1e6,
+            }
+        )
+    )
 
 
 def proportional_bytes(pids: list[int]) -> int:
