@@ -31,7 +31,7 @@ from resnet50.run.supervisor import supervise
 from resnet50.training import build, distributed, engine
 from resnet50.training.plan import eval_keys
 
-RETRY_SAVE_S = 60.0  # after a checkpoint that could not be written: a disk is cleared by hand
+RETRY_SAVE_S = 60.0  # after a checkpoint that could not be written: somebody has to free the disk
 
 
 @dataclass(frozen=True)
@@ -51,41 +51,49 @@ def train(run: Run) -> str:
     parts, results, log = run.parts, run.results, run.log
     cfg, plan, state = parts.cfg, parts.plan, parts.state
     while True:
+        # Whatever one rank hears (a signal, a full disk, the clock), all ranks must act on at the
+        # same step, or some would wait in a collective call that the others never make.
         requests = exchange_requests(run)
         stop, save_now = requests.stop, requests.save
         is_end = ends_here(run, requests)
 
-        # The end of an epoch, or of the run: evaluate and add a row to the results. A run that was
-        # saved and resumed at this very step has its row already.
+        # The end of an epoch, or of the run: evaluate, and add a row to the results. A run that was
+        # saved at this step and resumed has the row already, and must not evaluate twice.
         if (is_end or plan.ends_epoch(state.step)) and not results.has_row(state.step):
             was_interrupted = not finish_epoch(run, is_end)
             stop, save_now = stop or was_interrupted, True
+
+        # Before a stop too: the step that a signal came in is never trained again.
         if stop or save_now:
             save(run)
 
-        # Asked again: the evaluation may just have reached --target_top1. Without a row it was
-        # interrupted, and then this is no end: the resume has to repeat it.
+        # Asked again, since the evaluation may just have reached --target_top1. Without a row it
+        # was interrupted, and then this is no end: the resume has to repeat it.
         if ends_here(run, requests) and results.has_row(state.step):
+            # A run whose last checkpoint is not on the disk is not done: the same command retries.
             return status.DONE if wait_for_save(run) else status.INTERRUPTED
         if stop:
             wait_for_save(run)
             return status.INTERRUPTED
 
+        # One step. The loaders have been working ahead; what we wait for them here is the share of
+        # the time that more CPU cores, or a smaller pack, would save.
         start_s = time.monotonic()
         micro_batches = list(islice(parts.batches, plan.micro_batches_per_rank))
         data_wait_s = time.monotonic() - start_s
-        lr = state.lr
+        lr = state.lr  # of this step: `advance` sets the next one
         sums = engine.train_step(state, micro_batches, parts.context)
         engine.advance(state, sums)
         run.note_bad_images(micro_batches)
         log.step_done(state.step, time.monotonic() - start_s, data_wait_s)
+        # Reading a loss waits for the GPU, so it is read every 20 steps, not in each.
         if state.step % cfg.log_every_steps == 0:
             means = engine.means(distributed.sum_over_ranks(sums, parts.ranks))
             log.train_record(state.step, lr, means)
 
 
 def exchange_requests(run: Run) -> Requests:
-    """What all ranks ask for, in one exchange of five host numbers a step.
+    """What all ranks ask for, in one exchange of five numbers a step, from CPU to CPU.
 
     Raises Ended when the loss is no longer finite or too many images cannot be decoded.
     """
@@ -96,8 +104,9 @@ def exchange_requests(run: Run) -> Requests:
         [
             int(run.interruption.requested),
             int(save_is_due(run) or run.interruption.save_requested),
+            # Clocks differ between hosts: rank 0's decides.
             int(ranks.is_main and time_is_over(run)),
-            # Of a step or two ago: to wait for this one's loss would hold up the GPU.
+            # Of a step or two ago: waiting for this one's loss would leave the GPU idle.
             run.non_finite.read(state.epoch_sums[engine.NON_FINITE]),
             len(run.new_bad_images),
         ],
@@ -115,8 +124,10 @@ def save_is_due(run: Run) -> bool:
     cfg, step = run.parts.cfg, run.parts.state.step
     if not run.parts.ranks.is_main:
         return False
+    # A resume begins at a saved step, which need not be saved again.
     if cfg.save_every_steps and step % cfg.save_every_steps == 0 and step != run.saved_step:
         return True
+    # A disk so slow that the last save still runs would have the next one wait for it.
     return time.monotonic() >= run.save_due_s and not run.writer.is_busy
 
 
@@ -156,9 +167,11 @@ def finish_epoch(run: Run, is_end: bool) -> bool:
     row = log.row_of_epoch(state.step, state.lr, engine.means(train_sums), val_means)
     run.results.rows.append(row)
     log.epoch_done()
+    # An end in the middle of an epoch keeps its sums: the run may be prolonged, and goes on adding.
     if plan.ends_epoch(state.step):
         state.epoch_sums.zero_()
-        # Only what an uninterrupted run evaluates too may count on a plateau.
+        # Only what an uninterrupted run evaluates too may lower the learning rate: an evaluation
+        # that there is because of --max_steps would make a resumed run another one.
         if val_means and plan.evaluates_at(state.step, cfg.eval_every_epochs, early_end=False):
             lower_on_plateau(run, val_means["loss"])
     return True
@@ -185,6 +198,8 @@ def evaluate(run: Run) -> torch.Tensor | None:
     def should_stop() -> bool:
         return distributed.agree([int(run.interruption.requested)], ranks)[0] > 0
 
+    # Batch-norm statistics come from rank 0's first micro-batches only (engine.train_step); the
+    # other ranks' are stale until they are needed, which is here and in `save`.
     distributed.broadcast_buffers([parts.state.model, parts.state.eval_model], ranks)
     predict = partial(engine.predict, parts.state.eval_model.eval(), precision=parts.precision)
     batches = watched(parts.loader.batches(build.EVAL, keys))
@@ -199,8 +214,10 @@ def save(run: Run) -> None:
     start.log_reasons(run.interruption, log, ranks, state.step)
     if run.saved_step == state.step:
         return
+    # Collective calls: all ranks come here at the same step, though rank 0 alone writes.
     epoch_sums = distributed.sum_over_ranks(state.epoch_sums, ranks)
     distributed.broadcast_buffers([state.model, state.eval_model], ranks)
+    # A checkpoint of NaN would push a good one out, and every resume would fail again.
     if epoch_sums[engine.NON_FINITE] or not engine.all_finite(state.model):
         raise_diverged(run)
     run.schedule_save(in_s=60 * run.parts.cfg.save_every_minutes)

@@ -56,9 +56,14 @@ class TrainImages:
     def __call__(self, slot: Slot) -> None:
         cv2.setNumThreads(0)  # threads of its own would stand in the other workers' way
         key, images = slot.key, slot.images
+        # All random numbers of the batch at once, by a hash: a generator an image costs more than
+        # its crop. Switched-off methods have theirs drawn too, so that switching one on moves no
+        # other's.
         draws = sampling.uniforms(self._seed, key.epoch, key.indices, ERASING.stop)
+        # Drawn here, done on the device, where it is free.
         slot.flips[:] = (draws[:, FLIP] < 0.5) & self._augmentation.flip
         slot.labels[:] = self._split.labels[key.indices]
+        # The disk works on all of them while we decode the first.
         self._split.will_need(key.indices)
         for start in range(0, len(images), CHUNK):
             chunk = slice(start, start + CHUNK)
@@ -77,10 +82,13 @@ class TrainImages:
         for place, index in enumerate(indices.tolist()):
             try:
                 pictures.append(self._split.open(index))
-            except Exception as error:  # whatever is damaged, it may not stop a run
+            except Exception as error:
+                # Whatever is damaged, it may not stop a run: --max_bad_images does, with names.
                 pictures.append(None)
                 failed.append(place)
                 note_undecodable(slot, self._split, index, error)
+        # A picture's size is in its header, and a crop's rectangle depends on nothing else: it is
+        # known before a pixel is decoded.
         sizes = np.array([picture.size if picture else (1, 1) for picture in pictures])
         crop_draws, min_crop_scale = draws[:, :FLIP], self._augmentation.min_crop_scale
         boxes = crop_boxes(crop_draws, sizes, min_crop_scale)
@@ -99,6 +107,7 @@ class TrainImages:
 
     def _replace(self, slot: Slot, place: int, draws: np.ndarray) -> None:
         """Put the next image that can be decoded; black if there is none for long."""
+        # By number, not at random: the batch stays a function of (seed, epoch, index).
         slot.images[place] = 0
         index = int(slot.key.indices[place])
         for number in range(index + 1, index + 1 + MAX_REPLACEMENTS):
@@ -121,6 +130,7 @@ class EvalImages:
         self._split.will_need(key.indices)
         for place, index in enumerate(key.indices.tolist()):
             try:
+                # By Pillow, as everyone evaluates: its results compare with published ones.
                 image = Image.fromarray(self._split.open(index).pixels())
                 images[place] = transforms.eval_crop(image, self._resize_size, key.image_size)
             except Exception as error:
@@ -179,6 +189,7 @@ def reduce_boxes(boxes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 def resize(pixels: np.ndarray, out: np.ndarray) -> None:
     """Bilinear, anti-aliased where it shrinks: uint8 (H, W, 3) into `out`, uint8 (S, S, 3)."""
     size = len(out)
+    # Enlarging, or shrinking by little: no pixel is left out, so nothing can alias.
     if max(pixels.shape[:2]) <= ANTIALIAS_FROM * size:
         cv2.resize(pixels, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
         return

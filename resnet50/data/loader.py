@@ -50,16 +50,20 @@ class Loader:
         device: torch.device,
     ) -> None:
         dtype = slot_dtype(batch_size, image_size)
+        # One slot a worker is being filled; the spare ones lie ready, so that no worker rests while
+        # the training process takes a batch. Without workers nothing can lie ready.
         self._depth = num_workers + SPARE_SLOTS if num_workers else 1
         num_slots = self._depth * len(fills)
         check_memory(num_slots * dtype.itemsize, num_workers)
         allow_open_files(num_workers)
+        # Anonymous memory, mapped before the fork: all processes then see the same pages.
         self._memory = mmap.mmap(-1, num_slots * dtype.itemsize)
         records = np.frombuffer(self._memory, dtype)
         self._slots = [Slot(number, records[number]) for number in range(num_slots)]
         self._fills, self._device, self._is_pinned = fills, device, False
         self._tasks, self._results = os.pipe(), os.pipe()
         parent_pid = os.getpid()
+        # Forked, not spawned: a worker shares the lists of 1.28 million files, and starts at once.
         fork = multiprocessing.get_context("fork")
         self._workers = [
             fork.Process(target=self._work, args=(parent_pid,), name="loader", daemon=True)
@@ -89,7 +93,9 @@ class Loader:
         """What a worker does until it is killed."""
         processes.ignore_signals()
         processes.die_with_parent(parent_pid)
+        # The parent's end: as long as a worker held it, no read would ever end.
         os.close(self._tasks[1])
+        # A process a core is all the parallelism there is; threads would fight for the same cores.
         torch.set_num_threads(1)
         while message := os.read(self._tasks[0], NUMBER_BYTES):
             self._fill(self._slots[int.from_bytes(message, "little")])
@@ -109,6 +115,8 @@ class Loader:
             self._fill(slot)
             slot.is_filled = True
         while not slot.is_filled:
+            # Waits for results and for deaths alike: a worker that the kernel killed for memory
+            # would otherwise be waited for in vain.
             workers = {worker.sentinel: worker for worker in self._workers}
             ready = multiprocessing.connection.wait([self._results[0], *workers], TIMEOUT_S)
             if not ready:
@@ -118,6 +126,8 @@ class Loader:
                 dead.join()
                 hint = ": killed, as Linux does when memory runs out" if dead.exitcode == -9 else ""
                 raise RuntimeError(f"a loader process ended with code {dead.exitcode}{hint}")
+            # As many results as have come, in whatever order: batches keep the order of their keys,
+            # since it is a certain slot that is waited for.
             numbers = os.read(self._results[0], 1024 * NUMBER_BYTES)
             for at in range(0, len(numbers), NUMBER_BYTES):
                 number = int.from_bytes(numbers[at : at + NUMBER_BYTES], "little")
@@ -127,8 +137,10 @@ class Loader:
         """A filled slot's batch on the device, and what tells when the slot may be used again."""
         if self._device.type != "cuda":
             return slot.to(self._device), None
-        if not self._is_pinned:  # only now: before the workers were forked CUDA had to wait
+        # Only now: CUDA had to wait until the workers were forked.
+        if not self._is_pinned:
             self._pin()
+        # The copy goes on beside the training step; until it has ended the slot must stay as it is.
         batch, copied = slot.to(self._device), torch.cuda.Event()
         copied.record()
         return batch, copied
@@ -167,8 +179,9 @@ class Stream:
         return batch
 
     def _reclaim(self) -> None:
-        """Use those slots again whose copy has ended; wait for one if nothing else is ordered."""
+        """Use those slots again whose copy has ended; wait for one if nothing else is requested."""
         while self._in_copy:
+            # The oldest: copies end in the order in which they began.
             slot, copied = self._in_copy[0]
             if copied is not None and not copied.query():
                 if self._requested:
@@ -214,6 +227,7 @@ def allow_open_files(num_workers: int) -> None:
 
 def available_memory() -> int:
     """Bytes that can still be used, of the machine and of this container (cgroup v2)."""
+    # MemAvailable, not MemFree: what the page cache holds of the data can be given up.
     free = _counts("/proc/meminfo")["MemAvailable:"] * 1024
     cgroup = Path("/sys/fs/cgroup")
     limit = cgroup / "memory.max"
@@ -231,5 +245,6 @@ def _counts(path: str | Path) -> dict[str, int]:
 
 def choose_num_workers(wanted: int, local_world_size: int, on_gpu: bool) -> int:
     """Loader processes of a rank; for -1 its share of the cores, half if the model needs them."""
+    # A container may be given fewer cores than the machine has, which os.cpu_count() would count.
     share = len(os.sched_getaffinity(0)) // local_world_size
     return wanted if wanted >= 0 else max(1, share if on_gpu else share // 2)

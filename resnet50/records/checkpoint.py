@@ -80,10 +80,12 @@ def write(path: Path, state: dict) -> None:
     with files.replaced(path, "wb", sync=True) as file:
         hashing = _HashingFile(file)
         try:
+            # Hashed on its way to the disk, so that nothing need be read again.
             torch.save(state, hashing)
         except RuntimeError as error:
             # torch's zip writer reports a failed write as RuntimeError; the OSError is its context.
             raise _os_error(error) or error from None
+        # Behind torch's zip, whose reader looks for its directory from the end and allows for this.
         file.write(b"\nsha256 " + hashing.sha256.hexdigest().encode() + b"\n")
 
 
@@ -98,12 +100,15 @@ def make_folder(folder: Path) -> None:
     """Make the folder of a run's checkpoints, and see that a power cut leaves it where it is."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        for above in (folder.parent, folder.parent.parent):  # the run's, and where that lies
+        # Else a power cut could take the folder with the checkpoint that was synced into it.
+        # The run's folder, and where that lies: both may be new.
+        for above in (folder.parent, folder.parent.parent):
             files.sync_folder(above)
 
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and leftovers of interrupted saves."""
+    # best.pt is a link of its own: the file lives on under that name.
     for step in steps_in(folder)[:-keep]:
         step_path(folder, step).unlink()
     for leftover in folder.glob("*.partial"):
@@ -113,11 +118,14 @@ def prune(folder: Path, keep: int) -> None:
 def mark_best(path: Path) -> None:
     """Make `best.pt` a hard link to this checkpoint, or a copy where there are none, at once."""
     link = path.with_name(BEST)
+    # Linked under another name and renamed, since a link cannot replace a file.
     partial = link.with_name(f"{BEST}.partial")
     partial.unlink(missing_ok=True)
     try:
+        # Costs nothing, where a copy would be 300 MB at every new best.
         os.link(path, partial)
     except OSError as error:
+        # What has no links is no error of the disk; a full one is.
         if error.errno not in NO_LINKS:
             raise
         shutil.copyfile(path, partial)
@@ -146,6 +154,7 @@ def verify(path: Path) -> None:
 def load(path: Path) -> dict:
     """Verify a checkpoint and read it onto the CPU."""
     verify(path)
+    # Onto the CPU: a run may have been saved on a GPU that is not here any more.
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -164,6 +173,8 @@ def recover_newest(folder: Path, say: Callable[[str], None], may_rename: bool = 
         except DamagedCheckpointError as error:
             damaged.append((step_path(folder, step), str(error)))
             continue
+        # Only now that a whole one is found; and out of the way, or `prune` would count them and
+        # delete a good one instead.
         for path, reason in damaged if may_rename else []:
             say(f"{reason}; renamed to {path.name}.corrupt, going on from step {step}")
             os.replace(path, path.with_name(f"{path.name}.corrupt"))
@@ -199,6 +210,7 @@ def load_weights_file(path: Path, option: str = "--weights") -> dict:
         )
     try:
         with open(path, "rb") as file:
+            # Ours ends with its hash, and is verified; anything else is whatever torch makes of it.
             file.seek(-min(TRAILER_BYTES, os.fstat(file.fileno()).st_size), os.SEEK_END)
             if file.read(8) == b"\nsha256 ":
                 return load(path)

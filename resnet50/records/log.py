@@ -58,6 +58,7 @@ class RunLog:
         self._steps: list[dict] = []  # training records, for the curves
         self._tensorboard: TensorBoardLog | None = None
         self._started_s = clock()
+        # Attempts add up: status.json has what those before this one cost.
         self._paid_before_s = 0.0
         if is_main:
             self._paid_before_s = float(status.read_status(self.run_dir).get("paid_s", 0.0))
@@ -77,6 +78,8 @@ class RunLog:
         """Go on from the checkpoint of `step`: what was logged after it is dropped."""
         with self._disk_may_be_full():
             records = files.read_records(self.run_dir / run_folder.LOG)
+            # Steps after the checkpoint are trained again, and logged again. What happened to the
+            # run (a signal, a damaged file) did happen, and stays.
             kept = [r for r in records if r["kind"] == "event" or r["step"] <= step]
             self._steps = [record for record in kept if record["kind"] == "train"]
             lines = "".join(json.dumps(record) + "\n" for record in kept)
@@ -87,6 +90,7 @@ class RunLog:
 
     def step_done(self, step: int, step_s: float, wait_s: float) -> None:
         """Book one training step: how long it took, and how long of that it waited for data."""
+        # Per epoch, not since the start: images grow from epoch to epoch, and steps get slower.
         self._epoch_steps += 1
         self._epoch_s += step_s
         self._wait_s += wait_s
@@ -98,9 +102,11 @@ class RunLog:
         record = {"kind": "train", "step": step, "lr": lr, **means}
         speed = self._speed()
         left_s = self._remaining_s(step, speed["images_per_s"])
+        # Kept in memory too: the curves are drawn anew after every epoch.
         self._steps.append(record)
         self._append({**record, **speed, "seconds": round(self.paid_s, 1)})
         self.display.show(step, lr, means["loss"], speed, left_s, self.cost_usd)
+        # Synced to the disk each time, so not at every step.
         if self._throttle.is_due("status", STATUS_EVERY_S):
             self.write_status(status.RUNNING, step, **speed, remaining_s=round(left_s))
 
@@ -114,6 +120,7 @@ class RunLog:
             "seconds": round(self.paid_s, 2),
             "lr": lr,
             **{f"train_{name}": train[name] for name in ("loss", "top1", "top5")},
+            # The same columns in every row: None where the epoch was not evaluated.
             **{f"val_{name}": val and val[name] for name in ("loss", "top1", "top5")},
             **self._speed(),
             "cost_usd": round(self.cost_usd, 4),
@@ -121,14 +128,17 @@ class RunLog:
 
     def epoch_done(self) -> None:
         """Write the tables, now and then the curves, and the line of the results' last row."""
+        # On every rank: each measures the speed that its next row says.
         self._start_epoch()
         self._write_epoch()
 
     @on_main_rank
     def _write_epoch(self) -> None:
         row = self.results.rows[-1]
+        # Else the bar would stand between the epochs' lines for ever.
         self.display.close_bar()
         self._append({"kind": "epoch", **row})
+        # Whole tables each time: 50 rows cost nothing, and a table can never lack a row in between.
         with self._disk_may_be_full():
             self._write_tables()
         if self._throttle.is_due("curves", CURVES_EVERY_S):
@@ -166,11 +176,13 @@ class RunLog:
     def close(self, state: str, step: int) -> None:
         """Write what is still to be written; for a finished run also its summary."""
         self.display.close_bar()
+        # An interrupted run's too: its curves are what one looks at next.
         if self.results.rows:
             self._draw_curves()
         if self._tensorboard:
             with self._disk_may_be_full():
                 self._tensorboard.close()
+        # A finished run has no time left; any other will have, when it goes on.
         if state == status.DONE:
             self.write_status(state, step, remaining_s=0)
             self.say(
@@ -181,6 +193,7 @@ class RunLog:
 
     def _speed(self) -> dict[str, float]:
         """Images per second and percent of the time waiting for data, in this epoch so far."""
+        # Images of all ranks: the batch is the whole run's.
         images = self._epoch_steps * self.plan.total_batch_size
         return {
             "images_per_s": round(images / max(self._epoch_s, 1e-9), 1),
@@ -192,6 +205,7 @@ class RunLog:
 
     def _remaining_s(self, step: int, images_per_s: float) -> float:
         """Seconds to the run's end at this epoch's speed, less when --max_minutes come first."""
+        # Later epochs may have larger images, which take time by their area.
         work = self.plan.images_left(step, functools.partial(image_size_at, self.cfg))
         remaining_s = work / max(images_per_s, 1e-9)
         if self.cfg.max_minutes:
@@ -199,6 +213,7 @@ class RunLog:
         return remaining_s
 
     def _append(self, record: dict) -> None:
+        # Opened for each line: a log that somebody moved away, or a disk that is back, is no error.
         with self._disk_may_be_full(), open(self.run_dir / run_folder.LOG, "a") as file:
             file.write(json.dumps(record) + "\n")
         if self._tensorboard and record["kind"] != "event":
@@ -211,7 +226,8 @@ class RunLog:
         files.write_text(self.run_dir / "metrics.md", metrics.as_markdown(rows), sync=False)
 
     def _draw_curves(self) -> None:
-        from resnet50.records import curves  # matplotlib takes half a second of every supervisor
+        # matplotlib takes half a second to import, which every supervisor would pay.
+        from resnet50.records import curves
 
         title = f"{self.run_dir.name} ({self.cfg.recipe})"
         with self._disk_may_be_full():
@@ -223,5 +239,6 @@ class RunLog:
         try:
             yield
         except OSError as error:
+            # A lost line is worth a warning and no more: the checkpoints are what must not be lost.
             if self._throttle.is_due("warning", 60.0):
                 self.say(f"warning: {self.run_dir}: {error.strerror}: going on without this record")

@@ -73,11 +73,13 @@ def schedule_fingerprint(cfg: TrainConfig, plan: Plan) -> dict[str, object]:
 def resume_from(run: "Run", contents: dict) -> None:
     """Put a checkpoint's state in place. Raises ValueError if it belongs to another run."""
     state, results = run.parts.state, run.results
+    # Before anything is loaded: the state of another run would load without an error.
     refuse_other_run(contents, run.provenance, run.parts.cfg)
     restore(state, contents)
     results.rows = list(contents["rows"])
+    # The sums are those of all ranks together: one takes them, the others start at zero.
     if not run.parts.ranks.is_main:
-        return  # the sums are those of all ranks together: one takes them, the others start at zero
+        return
     state.epoch_sums.copy_(contents["epoch_sums"])
     if results.best and results.best["step"] == state.step:
         # A kill between writing the checkpoint and linking it would have left the link behind.
@@ -90,11 +92,13 @@ def restore(state: TrainState, contents: dict) -> None:
 
     Building a scheduler resets the optimizer's learning rate, so both exist by now.
     """
+    # The step is all that the data need: their order and their augmentation are functions of it.
     state.step = contents["step"]
     state.model.load_state_dict(contents["model"])
     state.optimizer.load_state_dict(contents["optimizer"])
     state.learning_rate.load_state_dict(contents["scheduler"])
     state.scaler.load_state_dict(contents["scaler"])
+    # The average is no copy of the weights: begun anew it would forget the run so far.
     if state.ema is not None:
         state.ema.module.load_state_dict(contents["ema"])
         state.ema.num_updates = contents["num_averaged"]
@@ -112,6 +116,8 @@ def refuse_other_run(contents: dict, provenance: dict, cfg: TrainConfig) -> None
                 f"the run's had {then['num_images']} in {then['num_classes']}, or other file "
                 "names, or it was packed otherwise. Give the same data, or a new --run_dir"
             )
+    # Settings are compared before (run/resolve.py); this is for a config.json that was edited, and
+    # for data of another size, which make epochs of other lengths.
     then, now = contents["schedule"], provenance["schedule"]
     differing = [f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
     if differing:

@@ -70,17 +70,24 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
 
     Raises ValueError for everything that the user must change, and Interrupted.
     """
+    # There is no log before the plan is known.
     say = printer(ranks)
     folder = run_folder.checkpoints_dir(Path(cfg.run_dir))
     splits = open_dataset(Path(cfg.data_dir))
     saved_step = checkpoint.recover_newest(folder, say, may_rename=ranks.is_main)
+    # Hosts may read copies of the data and mount folders in other places: what differs between them
+    # must show now, not as another model.
     saved_step = consistency.check(cfg, ranks, attempt, splits, saved_step)
     cfg = batch_fit.fit_batch_size(cfg, ranks, stop, say)
-    # A range test comes first, if there is one: then the loaders wait for its batches.
+    # The loaders begin at the checkpoint's step at once, so that a resume at step 4,000 of an epoch
+    # decodes nothing of the 4,000 before. A range test comes first, if there is one: then they wait
+    # for its batches.
     first_step = None if cfg.max_lr == AUTO else max(saved_step, 0)
+    # A resume has weights of its own: the file of --init_from need not be there any more.
     weights = initial_weights(cfg) if saved_step < 0 else None
     parts = build.set_up(cfg, ranks, splits, first_step, weights)
-    if ranks.local_rank == 0:  # once on every host
+    # A thread, once on every host: each may be taken away.
+    if ranks.local_rank == 0:
         spot_watch.start(cfg.spot_watch, stop.request_stop, stop.request_save)
     results = Results()
     log = RunLog(cfg, parts.plan, results, is_main=ranks.is_main, attempt=attempt)
@@ -98,6 +105,7 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         saved_step=saved_step,
         save_due_s=time.monotonic() + 60 * cfg.save_every_minutes,
     )
+    # Last, over the weights that were just made: loading checks that everything has its place.
     if saved_step >= 0:
         resume.resume_from(run, checkpoint.load(checkpoint.step_path(folder, saved_step)))
     log.begin(parts.state.step)
@@ -122,6 +130,7 @@ def initial_weights(cfg: TrainConfig) -> dict | None:
     """
     if not cfg.init_from:
         return None
+    # The averaged weights where there are any: they are what that run was evaluated with.
     contents = checkpoint.load_weights_file(Path(cfg.init_from), "--init_from")
     weights, _ = checkpoint.weights_of(contents)
     return weights
@@ -135,6 +144,7 @@ def find_max_lr(parts: Parts, log: RunLog, stop: Interruption) -> None:
     except Interrupted:
         log_reasons(stop, log, parts.ranks, step=0)
         raise
+    # Into the settings, and so into config.json: a resume takes the number and tests nothing.
     build.set_max_lr(parts, found.recommended)
     log.event(0, f"--max_lr auto: {found.recommended:g} ({found}); curve in {folder}")
     for warning in found.warnings:
@@ -144,6 +154,7 @@ def find_max_lr(parts: Parts, log: RunLog, stop: Interruption) -> None:
 def log_reasons(stop: Interruption, log: RunLog, ranks: Ranks, step: int) -> None:
     """Log what asked any rank to save or stop, and take the save as granted; every rank must call
     it."""
+    # Sorted, and from all ranks: a notice that every host hears is one line.
     for reason in sorted(distributed.gather_names(stop.acknowledge_save(), ranks)):
         log.event(step, reason)
 
@@ -156,6 +167,7 @@ def log_start(run: Run) -> None:
         f"{cfg.data_dir}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{len(train_set.classes)} classes"
     )
+    # Some mirrors of ImageNet lack hundreds of images, and validation is then on other pictures.
     if missing := dataset_paths.missing_images(train_set.classes, len(train_set), len(val_set)):
         log.say(f"warning: {missing}: results will not compare with published ones")
     log.say(parts.plan.describe())

@@ -43,6 +43,7 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
     try:
         cfg = with_data(resolve(request))
         run_dir = Path(cfg.run_dir)
+        # Two locks: the supervisor's, by which host/ finds who trains here, and the rank's.
         lock = FolderLock(run_dir, status.SUPERVISOR_LOCK)
         FolderLock(run_dir).release()  # a plain torchrun may be training there
         if request.fresh:
@@ -58,11 +59,13 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
             f"{no_limit if cfg.max_minutes or cfg.max_steps or cfg.target_top1 else ''}"
         )
         return 0
+    # The ranks get the very words, so that they resolve the same settings; not those that delete.
     flags = [word for word in argv if word not in ("--fresh", "--overwrite")]
     command = [script, *flags, f"--run_dir={run_dir}", f"--data_dir={cfg.data_dir}"]
     num_ranks = max(1, torch.cuda.device_count())
     code = Supervisor(command, num_ranks, run_dir, hang_s=60 * cfg.hang_minutes).run()
-    if status.read_status(run_dir).get("state") == status.RUNNING:  # nobody was left to write it
+    # Still "running": nobody was left to write what became of it.
+    if status.read_status(run_dir).get("state") == status.RUNNING:
         was_interrupted = code == status.EXIT_CODES[status.INTERRUPTED]
         state = status.INTERRUPTED if was_interrupted else status.CRASHED
         status.write_status(run_dir, state=state)
@@ -99,6 +102,7 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         furthest = self._saved_step()
         while True:
+            # status.json may still tell of the attempt before: only what carries this id counts.
             attempt, last_beat = uuid.uuid4().hex, heartbeat.read(self.run_dir)
             self._watch(self._start(attempt), attempt)
             state = status.state_of(self.run_dir, attempt)
@@ -106,6 +110,8 @@ class Supervisor:
                 return status.EXIT_CODES[state]
             if self.num_signals:
                 return status.EXIT_CODES[status.INTERRUPTED]
+            # A crash at the same place again would crash for ever. The heartbeat counts too: a rank
+            # that the OOM killer took before the first checkpoint deserves another try.
             reached = max(self._step_since(last_beat), self._saved_step())
             if reached <= furthest:
                 _say("training crashed without getting any further: not restarting")
@@ -135,6 +141,7 @@ class Supervisor:
         torchrun += ["--max-restarts=0", f"--nproc_per_node={self.num_ranks}"]
         # Not SIGHUP: torchrun would take it up again and end the job when a connection drops.
         torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]
+        # Ranks find the supervisor by its id: if torchrun died while they imported, they die too.
         environment = {ATTEMPT: attempt, processes.SUPERVISOR_PID: str(parent_pid)}
         return subprocess.Popen(
             [*torchrun, *self.command],
@@ -151,6 +158,8 @@ class Supervisor:
         while torchrun.poll() is None:
             time.sleep(POLL_S)
             beat = heartbeat.read(self.run_dir)
+            # Importing and listing a million files may take as long as they like: the watch begins
+            # with the first sign of life.
             if beat != last_beat:
                 last_beat, changed_s = beat, time.monotonic()
             elif changed_s is not None and time.monotonic() - changed_s > self.hang_s:
@@ -158,6 +167,7 @@ class Supervisor:
             if self.wants_save:
                 self.wants_save = False
                 self._pass_on_save(torchrun, attempt)
+            # Signals may come several at once: the second one in a row means "now".
             if self.num_signals > num_forwarded:
                 num_forwarded = self.num_signals
                 self._pass_on_stop(torchrun, attempt)
@@ -171,6 +181,7 @@ class Supervisor:
 
     def _pass_on_stop(self, torchrun: subprocess.Popen, attempt: str) -> None:
         # A rank that has not begun to train has nothing to save and does not listen yet.
+        # And whoever presses Ctrl-C twice wants out, not a save.
         if self.num_signals == 1 and status.state_of(self.run_dir, attempt):
             _say("stopping after this step, saving first; once more to stop at once")
             _signal_ranks(torchrun.pid, signal.SIGTERM)
@@ -191,6 +202,7 @@ def _prepare_torchrun(parent_pid: int) -> None:
 
 def _signal_ranks(torchrun_pid: int, signum: signal.Signals) -> None:
     """Signal torchrun's children and not torchrun, which would report our own stop as a failure."""
+    # Any of torchrun's threads may have started them.
     for children in Path(f"/proc/{torchrun_pid}/task").glob("*/children"):
         for pid in children.read_text().split():
             try:

@@ -62,13 +62,19 @@ def set_up(
     weights: those of the file of --init_from, where it counts. Raises ValueError for everything
     that the user must change.
     """
+    # What the user must change is said first, before any process or GPU memory is paid for.
     plan = make_plan(cfg, len(splits.train), ranks.world_size)
     refuse_enlarging(cfg, splits.train)
+
+    # Forked before CUDA exists in this process, since a fork of a CUDA process cannot use it; and
+    # before the process group's threads, of which a fork inherits the locks and not the threads.
     loader = start_loader(cfg, ranks, splits)
     first_step = plan.total_steps if first_step is None else first_step
     keys = train_keys(cfg, plan, ranks.rank, first_step, plan.total_steps)
+    # The workers decode while the model is being built.
     batches = loader.batches(TRAIN, keys)
-    # Later than the supervisor's own look at the run, which tells more of a hang.
+
+    # 1.5 times: in a hang the supervisor comes first, which has the ranks print where they are.
     distributed.connect(ranks, timedelta(minutes=1.5 * cfg.hang_minutes))
     set_up_device(ranks.device, cfg.deterministic)
     state = build_state(cfg, ranks, len(splits.train.classes), plan, weights)
@@ -102,6 +108,8 @@ def start_loader(cfg: TrainConfig, ranks: Ranks, splits: Splits) -> Loader:
     augmentation = crops.Augmentation(
         cfg.min_crop_scale, cfg.flip, cfg.trivial_augment, cfg.random_erasing
     )
+    # One loader for both streams, each with slots of its own: an evaluation takes nothing away from
+    # the training batches that lie ready, and forks no process while CUDA runs.
     return Loader(
         [
             crops.TrainImages(splits.train, cfg.seed, augmentation),
@@ -125,7 +133,9 @@ def build_state(
 
     Only the model's weights draw from torch's generator. Without a max_lr there is no schedule yet.
     """
+    # On the CPU, whose generator gives the same weights on every machine; then moved.
     torch.manual_seed(cfg.seed)
+    # NHWC, as tensor cores want it and as the loader's bytes lie anyway.
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = ResNet(
         cfg.layers, cfg.width, num_classes, cfg.zero_init_gamma, cfg.blurpool, cfg.base_width
@@ -135,10 +145,13 @@ def build_state(
     if weights is not None:
         init_from(model, weights, cfg)
     model = model.to(ranks.device, memory_format=layout)
+    # After the move: an optimizer holds the very tensors that it was given.
     optimizer = optimization.build_optimizer(model, cfg)
+    # Without a max_lr a range test comes first, which sets the rate by itself.
     learning_rate = None
     if cfg.max_lr != AUTO:
         learning_rate = LearningRate(optimizer, learning_rate_settings(cfg, plan))
+    # bf16 has the exponents of fp32, so that gradients cannot underflow: only fp16 needs scaling.
     is_fp16 = choose_precision(cfg.amp, ranks.device).dtype == torch.float16
     return TrainState(
         model=model,
@@ -156,6 +169,7 @@ def init_from(model: ResNet, weights: dict, cfg: TrainConfig) -> None:
     Raises ValueError if they are another network's.
     """
     try:
+        # Named by option: torch's own error would list the shapes of a hundred tensors.
         check_architecture(weights, cfg)
         load_backbone(model, weights)
     except ValueError as error:
@@ -186,10 +200,12 @@ def set_max_lr(parts: Parts, max_lr: float) -> None:
 
 def learning_rate_settings(cfg: TrainConfig, plan: Plan) -> LearningRateSettings:
     """What fixes the learning rate of every step: the settings, epochs turned into steps."""
+    # The settings of the same names, and then what only the plan knows: numbers of steps.
     names = {item.name for item in dataclasses.fields(LearningRateSettings)}
     settings = {name: value for name, value in dataclasses.asdict(cfg).items() if name in names}
     warmup_steps = round(cfg.warmup_epochs * plan.steps_per_epoch)
     on_plateau = cfg.schedule == "plateau"
+    # A plateau alone starts at the peak; one behind a curve at a tenth of it.
     settings["plateau_lr"] = cfg.plateau_lr or cfg.max_lr / (1 if on_plateau else 10)
     curve_steps = warmup_steps if on_plateau else cfg.curve_epochs * plan.steps_per_epoch
     return LearningRateSettings(

@@ -20,7 +20,8 @@ from resnet50.training.learning_rate import LearningRate
 from resnet50.training.optimization import MovingAverage
 
 LOSS_UNIT = 2.0**-20
-LARGEST_LOSS = 2.0**32  # of a batch's images together; more is as good as infinite, and overflows
+# Of a batch's images together. More is as good as infinite, and could overflow an int64.
+LARGEST_LOSS = 2.0**32
 LOSS, TOP1, TOP5, COUNT, NON_FINITE = range(5)  # what `batch_sums` sums, int64 (5,)
 
 
@@ -68,6 +69,7 @@ def batch_sums(logits: Tensor, labels: Tensor, image_losses: Tensor) -> Tensor:
     """
     ranking = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     loss = image_losses.sum()
+    # `where` instead of an `if`: asking the GPU whether a loss is finite would wait for the step.
     finite = loss.abs() < LARGEST_LOSS
     return torch.stack(
         [
@@ -82,7 +84,7 @@ def batch_sums(logits: Tensor, labels: Tensor, image_losses: Tensor) -> Tensor:
 
 def means(sums: Tensor) -> dict[str, float]:
     """Loss, top-1 and top-5 in percent, from summed `batch_sums`."""
-    loss, top1, top5, count, _ = sums.tolist()
+    loss, top1, top5, count, _ = sums.tolist()  # waits for the GPU
     count = max(count, 1)
     return {
         "loss": loss * LOSS_UNIT / count,
@@ -110,18 +112,25 @@ def train_step(state: TrainState, micro_batches: Sequence[Batch], context: StepC
         # Running statistics come from the step's first micro-batch alone, which rank 0 has, so
         # that they do not depend on the number of ranks.
         track_running_statistics(state.model, ranks.is_main and i == 0)
+        # Gradients go over the network once a step, with the last micro-batch's backward pass.
         is_last = i == len(micro_batches) - 1
         with nullcontext() if is_last or ranks.world_size == 1 else network.no_sync():
+            # The number that this micro-batch has in the step, whatever rank it is on: mixing then
+            # draws the same on any number of GPUs.
             key = (cfg.seed, state.step, i * ranks.world_size + ranks.rank)
             logits, labels, image_losses = forward(batch, context, state.num_classes, key)
+            # Gradients add up over micro-batches: divided here, their sum is the mean.
             state.scaler.scale(image_losses.mean() / len(micro_batches)).backward()
         sums += batch_sums(logits.detach(), labels, image_losses.detach())
     if cfg.clip_grad_norm:
+        # Scaled gradients (fp16) would be clipped 65,536 times too early.
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_grad_norm)
+    # With fp16 this leaves the step out where a gradient overflowed; it counts as one all the same.
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad()
+    # Every 20th or 32nd step in the recipes that have an average: it costs a pass over all weights.
     if state.ema is not None and (state.step + 1) % cfg.ema_every_steps == 0:
         state.ema.update()
     return sums
@@ -136,6 +145,7 @@ def forward(
     image is that of its larger part.
     """
     cfg = context.cfg
+    # Bytes came over the bus, a quarter of what floats would be; the GPU makes floats of them.
     images, targets = normalize(batch.images, batch.flips), batch.labels
     if cfg.mixup_alpha or cfg.cutmix_alpha:
         images, targets = losses.mix(
@@ -143,8 +153,10 @@ def forward(
         )
     with context.precision.autocast():
         logits = context.network(images)
+    # In bf16 the loss would have two or three digits.
     logits = logits.float()
     image_losses = losses.losses_of(logits, targets, cfg.loss, cfg.label_smoothing)
+    # Of a mixed image the accuracy is counted by its larger part; its loss knows both.
     labels = targets if targets is batch.labels else targets.argmax(1)
     return logits, labels, image_losses
 
@@ -179,6 +191,7 @@ def evaluate(
     """
     sums = torch.zeros(5, dtype=torch.int64, device=ranks.device)
     for batch in batches:
+        # A rank with fewer batches than the others gets an empty one, and still answers below.
         if len(batch.labels):
             logits = predict(batch)
             sums += batch_sums(logits, batch.labels, losses.losses_of(logits, batch.labels))
