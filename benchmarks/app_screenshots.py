@@ -1,4 +1,4 @@
-"""The pictures of the page that the README shows, of a page that is running.
+"""The pictures of the page that README and docs show, of a page that is running.
 
     python app.py --weights FILE &
     python benchmarks/app_screenshots.py PICTURE --url http://127.0.0.1:7860 --out images

@@ -1,4 +1,4 @@
-"""A picture of a terminal in which train.py runs, for the README.
+"""A picture of a terminal in which train.py runs, for docs/reliability.md.
 
     python benchmarks/progress_picture.py --data_dir DIR --out images/progress.png
 

@@ -8,7 +8,7 @@ bf16 with channels_last, and train.py with the recipe. All on the same images, t
 size. One clock for all, the caller's, from the start of the process: imports count, and for
 train.py so does packing the images. By default they are Fashion-MNIST's, which
 `./setup_and_train.sh --demo` gets. Writes results.json and curves.png into --out, and prints the
-table of the README.
+table of benchmarks/README.md.
 """
 
 import argparse
@@ -110,6 +110,7 @@ def run_plain(args: argparse.Namespace, seed: int, bf16: bool, name: str) -> lis
         f"--data_dir={args.folder}",
         f"--image_size={args.image_size}",
         f"--minutes={args.minutes}",
+        f"--batch_size={args.plain_batch_size}",
         f"--seed={seed}",
     ]
     command += ["--bf16"] if bf16 else []
@@ -193,6 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--recipe", choices=list(RECIPES), default="demo", help="of train.py [demo]")
     add("--flags", nargs="*", default=[], metavar="WORD", help="more flags of train.py, without --")
     add("--minutes", type=float, default=10, metavar="X", help="that the plain loop has [10]")
+    add("--plain_batch_size", type=int, default=64, metavar="N", help="of the plain loop [64]")
     add("--seeds", type=int, nargs="+", default=[0], metavar="N")
     add("--out", type=Path, default=Path("runs/time_to_accuracy"), metavar="DIR")
     return parser

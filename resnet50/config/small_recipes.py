@@ -74,7 +74,7 @@ SMALL: dict[str, Recipe] = {
     ),
     "small": Recipe(
         summary="a few thousand photographs of a few classes, ten minutes on two CPU cores",
-        # AdamW learns faster than SGD where there are so few images: see the README.
+        # AdamW learns faster than SGD where there are so few images: see docs/recipes.md.
         settings={
             "epochs": 12,
             "start_image_size": 48,

@@ -1,6 +1,6 @@
 """Encoded pictures: decode only what a crop needs.
 
-Decoding a JPEG is 60 to 75% entropy decoding (measured on ImageNet files: README.md, "The input
+Decoding a JPEG is 60 to 75% entropy decoding (benchmarks/README.md, "The input
 pipeline"), so what pays is not to look at the bytes that a crop does not use:
 
 * A JPEG as it came (`WholePicture`) is decoded from its top to the crop's bottom: its header is

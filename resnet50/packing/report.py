@@ -40,7 +40,7 @@ def print_report(report: dict, out: Path, source: Source) -> None:
 
 
 def recipe_for(classes: Sequence[str]) -> str:
-    """The recipe to begin with: of images of one's own `small`, and then README's advice."""
+    """The recipe to begin with; for images of one's own `small`, and then see docs/recipes.md."""
     dataset = dataset_paths.known_dataset(classes)
     names = [name for name, known in dataset_paths.DATASETS.items() if known == dataset]
     recipes = {"imagenet": DEFAULT_RECIPE, "fashion-mnist": "demo"}

@@ -90,10 +90,10 @@ def suggest(lrs: Floats, losses: Floats, total_batch_size: int | None) -> Sugges
     at 0.3-1) it stayed in 0.20-0.31, the median of the three rules in 0.14-0.31, the steepest point
     in 0.14-1.97, the valley in 0.05-0.11. For the same reason only the recommended rate, not each
     of the three, is held against the anchor. The minimum of a flat bottom is its high end, where
-    the loss begins to rise for good: with small batches it hardly falls before (README, "A learning
-    rate"). A loss that neither fell nor exploded says nothing: then the anchor is recommended. The
-    moving average lags: on synthetic curves it put the minimum 1.2 to 1.7 times too high where the
-    loss then leaps up, up to 5 times where it rises slowly.
+    the loss begins to rise for good: with small batches it hardly falls before (docs/recipes.md,
+    "A learning rate"). A loss that neither fell nor exploded says nothing: then the anchor is
+    recommended. The moving average lags: on synthetic curves it put the minimum 1.2 to 1.7 times
+    too high where the loss then leaps up, up to 5 times where it rises slowly.
 
     The first tenth and the last 5 points are left out, as in fastai's lr_find: the moving average
     starts with single batches, and the end is explosion. ValueError if MIN_POINTS aren't finite.

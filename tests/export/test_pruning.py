@@ -89,7 +89,7 @@ def export_words(*flags: object) -> list[object]:
 
 
 def test_from_a_run_to_a_smaller_one_and_its_table(image_folder, tmp_path):
-    """Prune, train on, resume, export: as the README has it."""
+    """Prune, train on, resume, export: as docs/publishing.md has it."""
     full, half = tmp_path / "full", tmp_path / "half"
     assert run(train_words(*tiny_flags(image_folder, full)), tmp_path, **ONE_RANK).code == 0
     result = run(export_words(f"--weights={full}", f"--out={tmp_path}/out", "--prune=80"), tmp_path)

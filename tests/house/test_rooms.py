@@ -46,6 +46,7 @@ TOP = {
     "host",
     "launch",
     "benchmarks",
+    "docs",
     "findings",
     "notebooks",
     "images",

@@ -80,7 +80,7 @@ def torchrun_on(
     cwd: Path,
     script: Path = REPOSITORY / "train.py",
 ) -> list[subprocess.Popen]:
-    """The README's command for several hosts, on each of these, one rank a host."""
+    """The command of docs/scaling.md for several hosts, on each of these, one rank a host."""
     torchrun = [
         sys.executable,
         "-m",
