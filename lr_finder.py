@@ -85,6 +85,7 @@ def find(
         f"{rates.num_iter} steps from {rates.start_lr:g} to {rates.end_lr:g}"
     )
     found = range_test.find_max_lr(parts, rates, args.out, stop, say)
+    del parts  # and with it the wrapped model
     distributed.disconnect()
     return found
 

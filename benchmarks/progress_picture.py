@@ -22,10 +22,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from resnet50.system import figures
+from resnet50.system.figures import Figure
 
 REPOSITORY = Path(__file__).parent.parent
 COLUMNS, ROWS = 130, 24  # characters
@@ -74,12 +74,11 @@ def screen(written: str) -> list[str]:
 def draw(lines: Sequence[str], path: Path) -> None:
     """The lines in a fixed-width font."""
     height = 0.3 + 0.22 * len(lines)  # inches
-    figure = plt.figure(figsize=(10.2, height), dpi=100, facecolor=BACKGROUND)
+    figure = Figure(figsize=(10.2, height), dpi=100, facecolor=BACKGROUND)
     for number, line in enumerate(lines):
         y = 1 - (0.15 + 0.22 * (number + 0.7)) / height
         figure.text(0.015, y, line, family="monospace", fontsize=8, color=TEXT, parse_math=False)
-    figure.savefig(path, facecolor=BACKGROUND)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from resnet50.config.recipes import RECIPES, Recipe
 from resnet50.config.train_config import TrainConfig
+from resnet50.system import figures
+from resnet50.system.figures import Figure
 from resnet50.training.plan import epoch_sizes
 
 TRAIN_IMAGES, EVAL_IMAGES = 1_281_167, 50_000
@@ -259,12 +261,8 @@ def to_json(costs: Sequence[Cost]) -> list[dict[str, object]]:
 
 def draw(path: Path, costs: Sequence[Cost]) -> None:
     """Published top-1 over projected dollars, a point a recipe, on one A10G and on eight A100s."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5), dpi=100, layout="constrained")
+    figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
+    axes = figure.subplots()
     for gpu, color, marker in (("A10G", "#0072B2", "o"), ("A100", "#D55E00", "s")):
         row = [cost for cost in costs if cost.host.gpu == gpu]
         host = row[0].host
@@ -286,8 +284,7 @@ def draw(path: Path, costs: Sequence[Cost]) -> None:
     axes.margins(x=0.12)
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
-    figure.savefig(path)
-    plt.close(figure)
+    figures.save(figure, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

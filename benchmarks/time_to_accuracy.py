@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from matplotlib.figure import Figure
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -31,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.data import splits
+from resnet50.system import figures
+from resnet50.system.figures import Figure
 from resnet50.training import throughput
 
 REPOSITORY = Path(__file__).parent.parent
@@ -181,7 +182,7 @@ def draw(path: Path, results: dict[str, dict[str, list[Point]]], title: str) -> 
     axis.set_title(title)
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
-    figure.savefig(path)
+    figures.save(figure, path)
 
 
 def build_parser() -> argparse.ArgumentParser:

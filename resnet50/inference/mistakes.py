@@ -4,17 +4,15 @@ Colors are from cividis and from Okabe and Ito's palette, which color-blind peop
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only; a training host has no screen
-
 import numpy as np
-from matplotlib import pyplot as plt
 
 from resnet50.records import metrics
+from resnet50.system import figures
+from resnet50.system.figures import Figure
 
 ORANGE = "#D55E00"
 CLASS_COLUMNS = ("class", "images", "top1", "top5", "mostly_taken_for", "times")
@@ -94,6 +92,8 @@ def write_report(
 ) -> list[Path]:
     """Tables and pictures of an evaluation into a folder that is there; returns the files.
 
+    Prints a note if the fonts of this machine cannot show the classes' names.
+
     labels: int64 (N,); top: int64 (N, up to 5); confidences: float (N, up to 5), 0-1;
     picture: number of an image -> uint8 (S, S, 3), what the model saw of it.
     """
@@ -102,30 +102,41 @@ def write_report(
     (folder / "per_class.csv").write_text(metrics.as_csv(rows, CLASS_COLUMNS))
     pairs = confused_pairs(classes, matrix)
     (folder / "confused_pairs.csv").write_text(metrics.as_csv(pairs, PAIR_COLUMNS))
-    draw_confusion(folder / "confusion.png", classes, matrix)
-    draw_worst(folder / "worst_classes.png", rows)
+    has_glyphs = draw_confusion(folder / "confusion.png", classes, matrix)
+    has_glyphs &= draw_worst(folder / "worst_classes.png", rows)
     surest = confident_mistakes(labels, top[:, 0], confidences[:, 0])
     captions = [
         f"{short(classes[labels[i]])}\ntaken for {short(classes[top[i, 0]])}\n"
         f"{100 * confidences[i, 0]:.0f}% sure"
         for i in surest
     ]
-    draw_pictures(folder / "mistakes.png", [picture(int(i)) for i in surest], captions)
+    pictures = [picture(int(i)) for i in surest]
+    has_glyphs &= draw_pictures(folder / "mistakes.png", pictures, captions)
+    if not has_glyphs:
+        print(
+            "note: the pictures have boxes for characters that no installed font has; a font such "
+            "as Debian's fonts-noto-cjk brings them",
+            file=sys.stderr,
+        )
     names = ("per_class.csv", "confused_pairs.csv", "confusion.png", "worst_classes.png")
     return [folder / name for name in (*names, "mistakes.png")]
 
 
 def short(name: str) -> str:
     """A name that fits under a picture."""
-    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+    return figures.plain(name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…")
 
 
-def draw_confusion(path: Path, classes: Sequence[str], matrix: np.ndarray) -> None:
-    """Percent of each class taken for each; with names and numbers where there are few classes."""
+def draw_confusion(path: Path, classes: Sequence[str], matrix: np.ndarray) -> bool:
+    """Percent of each class taken for each; with names and numbers where there are few classes.
+
+    Like the other two, returns whether the fonts had all characters.
+    """
     part = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     is_named = len(classes) <= MOST_NAMED
     side = 4 + 0.35 * len(classes) if is_named else 9
-    figure, axis = plt.subplots(figsize=(side + 1, side), dpi=100, layout="constrained")
+    figure = Figure(figsize=(side + 1, side), dpi=100, layout="constrained")
+    axis = figure.subplots()
     # The diagonal would leave no colors for the rest of a large matrix.
     top = 100 if is_named else max(np.quantile(part[part > 0], 0.99), 1)
     image = axis.imshow(part, cmap="cividis", vmin=0, vmax=top)
@@ -141,15 +152,15 @@ def draw_confusion(path: Path, classes: Sequence[str], matrix: np.ndarray) -> No
             color = "black" if part[row, column] > 50 else "white"
             text = f"{part[row, column]:.0f}"
             axis.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
-    figure.savefig(path)
-    plt.close(figure)
+    return figures.save(figure, path)
 
 
-def draw_worst(path: Path, rows: Sequence[dict]) -> None:
+def draw_worst(path: Path, rows: Sequence[dict]) -> bool:
     """Top-1 of the worst classes, with what they are mostly taken for."""
     worst = rows[:MOST_CLASSES]
     height = 1.5 + 0.32 * len(worst)
-    figure, axis = plt.subplots(figsize=(9, height), dpi=100, layout="constrained")
+    figure = Figure(figsize=(9, height), dpi=100, layout="constrained")
+    axis = figure.subplots()
     axis.barh(range(len(worst)), [row["top1"] for row in worst], color=ORANGE)
     axis.set_yticks(range(len(worst)), [short(row["class"]) for row in worst])
     axis.invert_yaxis()
@@ -168,21 +179,18 @@ def draw_worst(path: Path, rows: Sequence[dict]) -> None:
                 fontsize=8,
             )
     axis.grid(axis="x", alpha=0.3)
-    figure.savefig(path)
-    plt.close(figure)
+    return figures.save(figure, path)
 
 
-def draw_pictures(path: Path, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> None:
+def draw_pictures(path: Path, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> bool:
     """Pictures in rows of four, each with its words above it; a line of text if there are none."""
     rows = max(1, math.ceil(len(pictures) / 4))
-    figure, axes = plt.subplots(
-        rows, 4, figsize=(11, 3.4 * rows), dpi=100, layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(11, 3.4 * rows), dpi=100, layout="constrained")
+    axes = figure.subplots(rows, 4, squeeze=False)
     figure.suptitle("the surest mistakes" if len(pictures) else "no mistakes")
     for axis in axes.flat:
         axis.axis("off")
     for axis, pixels, caption in zip(axes.flat, pictures, captions, strict=False):
         axis.imshow(pixels)
         axis.set_title(caption, fontsize=9)
-    figure.savefig(path)
-    plt.close(figure)
+    return figures.save(figure, path)

@@ -6,14 +6,8 @@ Blue is training, orange validation (Okabe and Ito's color-blind safe palette).
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-from resnet50.system import files
-
-matplotlib.use("Agg")  # files only; a training host has no screen
-
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
+from resnet50.system import figures, files
+from resnet50.system.figures import Axes, Figure
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 
@@ -24,8 +18,9 @@ def draw(path: Path, rows: Sequence[dict], steps: Sequence[dict], title: str) ->
     A row of less than half an epoch, where a limit ended the run, shows its validation only: the
     training figures of a few steps would be a spike.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7), dpi=100, layout="constrained")
-    figure.suptitle(title)
+    figure = Figure(figsize=(13, 7), dpi=100, layout="constrained")
+    axes = figure.subplots(2, 3)
+    figure.suptitle(figures.plain(title))
     (loss, top1, top5), (by_step, rate, speed) = axes
     spans = _differences([row["epoch"] for row in rows])
     whole = [row for row, span in zip(rows, spans, strict=True) if span >= 0.5 or len(rows) == 1]
@@ -61,8 +56,7 @@ def draw(path: Path, rows: Sequence[dict], steps: Sequence[dict], title: str) ->
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     with files.replaced(path, "wb", sync=False) as file:
-        figure.savefig(file, format="png")
-    plt.close(figure)
+        figures.save(figure, file)
 
 
 def _differences(numbers: Sequence[float]) -> list[float]:

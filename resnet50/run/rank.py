@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from resnet50.run.start import Ended, Run, start
 from resnet50.run.supervisor import ATTEMPT
 from resnet50.system import processes
 from resnet50.system.interruption import Interrupted, Interruption
+from resnet50.system.last_word import say_after_launcher
 from resnet50.system.locking import FolderLock
 from resnet50.training import batch_fit, distributed
 from resnet50.training.distributed import Ranks
@@ -45,10 +47,13 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
         run = start(cfg, ranks, attempt, stop)
         if ranks.is_main:  # only now: settings that cannot start are not those of a run to resume
             run_folder.write_config(run_dir, run.parts.cfg.to_json(), sys.argv)
-    except Interrupted:
+    except Interrupted as interrupted:
+        text = "interrupted before the first step; the same command starts again"
         if lock:
-            print("interrupted before the first step; the same command starts again", flush=True)
+            print(text, flush=True)
             status.write_status(run_dir, state=status.INTERRUPTED, attempt=attempt)
+        say_last(text, ranks)
+        traceback.clear_frames(interrupted.__traceback__)  # which may hold the wrapped model
         distributed.disconnect()
         return exit_code(status.INTERRUPTED)
     except (ValueError, OSError) as error:
@@ -62,10 +67,29 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     state = train_to_an_end(run, train)
     step = run.parts.state.step
     if state == status.INTERRUPTED:
-        run.log.say(f"interrupted at step {step}; the same command goes on from there")
+        text = interrupted_message(run)
+        run.log.say(text)
+        say_last(text, ranks)
     run.log.close(state, step)
+    del run  # and with it the wrapped model
     distributed.disconnect()
     return exit_code(state)
+
+
+def interrupted_message(run: Run) -> str:
+    """Where the run was interrupted, and from where it can be resumed."""
+    step = run.parts.state.step
+    if run.saved_step == step:
+        return f"interrupted at step {step}, which is saved; the same command resumes from there"
+    return f"interrupted at step {step}, not saved; the same command resumes from an older one"
+
+
+def say_last(text: str, ranks: Ranks) -> None:
+    """Where torchrun was started by hand, end each host's log with this."""
+    is_by_hand = "TORCHELASTIC_RUN_ID" in os.environ and ATTEMPT not in os.environ
+    if is_by_hand and ranks.local_rank == 0:
+        text += " (torchrun's traceback, if there is one above, only says that it was stopped)"
+        say_after_launcher(text)
 
 
 def exit_code(state: str) -> int:

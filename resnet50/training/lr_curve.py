@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 
-from resnet50.system import files
+from resnet50.system import figures, files
+from resnet50.system.figures import Axes, Figure
 
 MIN_POINTS = 20  # finite losses; with fewer the smoothed curve is hardly more than its first values
 SKIP_END = 5  # points: fastai's lr_find
@@ -156,7 +154,7 @@ def draw(
         _lines(axis, {name: rate for name, rate in rates.items() if left <= rate <= right})
         paths.append(folder / f"{name}.png")
         with files.replaced(paths[-1], "wb", sync=False) as file:
-            figure.savefig(file, format="png")
+            figures.save(figure, file)
     return paths
 
 
@@ -240,7 +238,7 @@ def _curve(axis: Axes, lrs: np.ndarray, losses: np.ndarray, shown: np.ndarray) -
     axis.set_xlabel("learning rate (log scale)", fontsize=13)
     axis.set_ylabel("training loss (cross-entropy, nats)", fontsize=13)
     if lrs[shown][-1] < 1000 * lrs[shown][0]:
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("")
     axis.grid(alpha=0.3)

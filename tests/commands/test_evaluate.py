@@ -90,6 +90,31 @@ def test_a_report_agrees_with_the_figures(image_folder, run_dir, tmp_path):
             assert picture.width >= 500
 
 
+def test_pictures_of_a_report_have_every_name_or_say_so_once(tmp_path, capfd, recwarn):
+    """Dollar signs are no mathematics; characters without a font are one note, no warnings."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    cases = (
+        ("cost_$5", "$a$b", ""),
+        ("plain", "\ufdd0\ufdd1", "characters that no installed font"),
+    )
+    for first, second, note in cases:
+        labels, top = np.array([0, 1, 1]), np.array([[1, 0], [1, 0], [0, 1]])
+        names, sure = (first, second), np.full((3, 2), 0.5)
+        mistakes.write_report(tmp_path, names, labels, top, sure, lambda _: pixels)
+        err = capfd.readouterr().err
+        assert note in err and len(err.splitlines()) == bool(note)
+    assert not recwarn.list
+
+
+def test_a_host_without_a_home_gets_no_remarks_of_matplotlib(tmp_path):
+    """Its cache of fonts has no folder then, which is nothing that a user could mend."""
+    (tmp_path / "file").touch()
+    words = [sys.executable, "-c", "from resnet50.records import curves"]
+    env = {"MPLCONFIGDIR": str(tmp_path / "file" / "folder"), "PYTHONPATH": str(REPOSITORY)}
+    result = run(words, tmp_path, **env)
+    assert (result.code, result.out, result.err) == (0, "", "")
+
+
 def test_pictures_without_classes_and_kaggles_form(image_folder, run_dir, tmp_path):
     (tmp_path / "test" / "deep").mkdir(parents=True)
     for name, source in (("b.JPEG", "bee/000.jpg"), ("deep/a.jpg", "ant/001.jpg")):

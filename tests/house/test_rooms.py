@@ -61,7 +61,7 @@ ROOMS = {
     "training": {"data", "config", "system", "model", "dataset_paths"},
     "records": {"training.plan", "config", "system"},
     "run": {"records", "training", "data", "config", "system", "dataset_paths"},
-    "inference": {"records", "training", "data", "model"},
+    "inference": {"records", "training", "data", "system.figures", "model"},
     "export": {"inference", "records", "training", "data", "config", "model", "dataset_paths"},
     "host": {"records.status", "config.command_line", "system"},
 }
@@ -71,7 +71,7 @@ IMPORTED_AS = {
     "opencv-python-headless": "cv2",
     "torch-lr-finder": "torch_lr_finder",
 }
-NUM_MODULES = 84
+NUM_MODULES = 86
 
 
 def room_of(name: str) -> str:
@@ -197,9 +197,9 @@ def test_nothing_happens_at_import():
             text = ast.unparse(node)
             is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             is_guarded = text.startswith(("if __name__ == '__main__'", "if TYPE_CHECKING:"))
-            chooses_no_screen = text == "matplotlib.use('Agg')"
+            silences_matplotlib = text.startswith("logging.getLogger('matplotlib').setLevel(")
             is_harmless = isinstance(node, harmless) or is_docstring or is_guarded
-            assert is_harmless or chooses_no_screen, f"{name}: {text}"
+            assert is_harmless or silences_matplotlib, f"{name}: {text}"
 
 
 def test_commands_have_a_main_that_takes_arguments():

@@ -82,7 +82,7 @@ def train_words(*flags: object) -> list[object]:
     return [sys.executable, REPOSITORY / "train.py", *flags]
 
 
-def torchrun_words(num_ranks: int, script: str, *flags: object) -> list[object]:
+def torchrun_words(num_ranks: int, script: str | Path, *flags: object) -> list[object]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return [*torchrun, f"--nproc_per_node={num_ranks}", REPOSITORY / script, *flags]
 

@@ -58,6 +58,7 @@ def stop(process, run_dir, gate=None) -> int:
     assert time.monotonic() - began < ENDS_WITHIN_S
     assert_no_orphans(run_dir, timeout_s=5)
     assert status_of(run_dir)["state"] == "interrupted", result.err
+    assert "the same command" in result.err.splitlines()[-1], "after torchrun's traceback"
     step = status_of(run_dir).get("step", 0)
     assert logged <= step <= logged + 1
     if step:
