@@ -1,4 +1,4 @@
-"""The page: a picture in, five classes with confidences and what the model looked at out.
+"""The demo page: upload a picture, see its five likeliest classes and where the model looked.
 
     python app.py --weights runs/imagenet                  # a run's best checkpoint
     python app.py --weights exported/imagenet              # what export.py wrote
@@ -6,10 +6,10 @@
     python app.py --weights torchvision                    # the public weights, downloaded once
     python app.py --weights FILE --host 0.0.0.0            # for others on the network
 
-Without --weights it takes model.safetensors and config.json from its own folder, else what the file
-weights.txt there names: so it runs as a Hugging Face Space. It listens on this machine only unless
-told, makes no public link and sends no statistics; uploads are deleted after an hour. Programs ask
-it with gradio_client:
+Without --weights it loads model.safetensors and config.json from its own folder, or else the model
+named in weights.txt there, which is how it runs as a Hugging Face Space. By default it listens on
+this machine only. It creates no public link and sends no usage statistics, and deletes uploads
+after an hour. Programs can query it with gradio_client:
 
     Client("http://127.0.0.1:7860").predict(handle_file("picture.jpg"), api_name="/classify")
 """
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE / "images/examples"  # CC0, of github.com/alexeygrigorev/clothing-dataset-small
 WEIGHTS_FILE = "weights.txt"
-# Both are read when gradio is imported, so they are set before.
+# Gradio reads both when it is imported, so they must be set before that.
 NO_STATISTICS = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 NUM_SHOWN, HEAT_MAP_PX = 5, 448
 MAX_THREADS = 4  # one picture is too little work for more
-# One at a time: the model uses all threads, and a waiting picture costs its file only.
+# One at a time: the model uses all threads, and a queued picture takes up only its file.
 MAX_RUNNING, MAX_WAITING = 1, 64
 KEEP_UPLOADS_S = 3600
-# What the page says of its model, where it is known.
+# What the page says about its model, as far as it is known.
 MODEL_LINE = {
     "name": "**{}**",
     "num_classes": "{} classes",
@@ -64,24 +64,24 @@ RUN_LINE = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; a Space gives host and port in Gradio's own variables."""
+    """The command line; a Space sets host and port through Gradio's own environment variables."""
     parser = Parser("app.py", __doc__)
     host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     port = os.environ.get("GRADIO_SERVER_PORT", "7860")
     add = parser.add_argument
     add(
         "--weights",
-        help="checkpoint, run folder, export, file of torchvision's keys, USER/NAME on Hugging "
-        "Face, or `torchvision` [the folder of app.py]",
+        help="checkpoint, run folder, export, state dict with torchvision's keys, USER/NAME on "
+        "Hugging Face, or `torchvision` [app.py's own folder]",
     )
     add("--host", default=host, help=f"address to listen on [{host}]")
     add("--port", type=int, default=port, metavar="N", help=f"port, 1-65535 [{port}]")
-    add("--max_mb", type=float, default=20, metavar="X", help="largest upload, million bytes [20]")
+    add("--max_mb", type=float, default=20, metavar="X", help="largest upload in MB [20]")
     return parser
 
 
 def check_address(host: str, port: int) -> None:
-    """Raise ValueError unless the page can listen there; before the model is loaded."""
+    """Raise ValueError unless the page can listen there; called before the model is loaded."""
     if not 1 <= port <= 65535:
         raise ValueError(f"--port {port}: must be 1 to 65535")
     try:
@@ -90,13 +90,13 @@ def check_address(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        in_use = f"--port {port} is in use on {host}: give another"
+        in_use = f"--port {port} is in use on {host}: choose another"
         other = f"--host {host} --port {port}: {error.strerror}"
         raise ValueError(in_use if error.errno == errno.EADDRINUSE else other) from None
 
 
 def own_source() -> str:
-    """What is shown without --weights: the model beside app.py, else the one weights.txt names."""
+    """The source used without --weights: the model beside app.py, else the one in weights.txt."""
     names = pretrained.WEIGHTS, pretrained.CONFIG
     if all((HERE / name).exists() for name in names):
         return str(HERE)
@@ -116,7 +116,7 @@ def load_model(source: str | None) -> Pretrained:
         loaded = pretrained.load(source)
     except OSError as error:
         raise ValueError(
-            f"--weights {source} cannot be had: {error}. Without a network give a file or folder"
+            f"--weights {source} cannot be loaded: {error}. Without a network give a file or folder"
         ) from error
     torch.set_num_threads(min(MAX_THREADS, os.cpu_count() or 1))
     loaded.model.to(memory_format=torch.channels_last)
@@ -124,7 +124,7 @@ def load_model(source: str | None) -> Pretrained:
     with torch.inference_mode():
         logits = loaded.model(loaded.pixels(gray))
     if not logits.isfinite().all():
-        raise ValueError(f"--weights {source}: the model answers with numbers that are not finite")
+        raise ValueError(f"--weights {source}: the model's outputs are not finite")
     return loaded
 
 
@@ -142,7 +142,7 @@ def predict(loaded: Pretrained, picture: Image.Image) -> tuple[dict[str, float],
 
 
 def shown_name(name: str) -> str:
-    """Where the model is from, without the folders of this machine."""
+    """Where the model comes from, without revealing this machine's folders."""
     path = Path(name).absolute()
     if path == HERE or not path.exists():
         return "" if path == HERE else name  # a repository's, or torchvision's
@@ -171,16 +171,16 @@ def build_page(loaded: Pretrained) -> "gradio.Blocks":
     import gradio
 
     size = {"height": 380, "min_width": 300}  # pixels
-    examples = [  # of clothes, which ImageNet has too, and a model of something else has not
+    examples = [  # clothes: shown if the model has such classes, as ImageNet's models do
         str(path)
         for path in sorted(EXAMPLES.glob("*.jpg"))
         if len(loaded.classes) == 1000 or path.stem in loaded.classes
     ]
 
     def classify(path: str | None) -> tuple[dict[str, float] | None, Image.Image | None]:
-        """The five likeliest classes of a picture, and a heat map of what speaks for the first."""
+        """The five likeliest classes of a picture, and a heat map of the evidence for the first."""
         if path is None:
-            return None, None  # the picture was taken away
+            return None, None  # the picture was removed
         try:
             picture = uploads.open_picture(path)
         except ValueError as error:
@@ -217,20 +217,20 @@ def serve(page: "gradio.Blocks", args: argparse.Namespace) -> None:
         server_port=args.port,
         max_file_size=int(args.max_mb * 1_000_000),
         share=False,
-        show_error=False,  # an error of ours shows no more than "Error", our messages excepted
-        run_history=False,  # nor are pictures kept in the browser
+        show_error=False,  # unexpected errors show only "Error", but gradio.Error shows its text
+        run_history=False,  # pictures are not kept in the browser either
         enable_monitoring=False,
         footer_links=["api"],
         ssr_mode=False,
         quiet=True,
         prevent_thread_lock=True,
     )
-    print(f"the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
+    print(f"the page is at {page.local_url} (Ctrl-C stops it)", flush=True)
     page.block_thread()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until interrupted: 0, or 2 for what the user must change."""
+    """Serve until interrupted; returns 0, or 2 if the user must change something."""
     args = build_parser().parse_args(argv)
     os.environ.update(NO_STATISTICS)
     try:

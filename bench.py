@@ -1,13 +1,13 @@
-"""What limits this host, before a run is paid for: its cores, its disk or its device.
+"""Find what limits this host before you pay for a run: its cores, its disk, or its device.
 
     python bench.py --data_dir DIR
     python bench.py --data_dir DIR --recipe onecycle50 --price_per_hour 1.2 --json bench.json
     python bench.py --data_dir DIR --image_size 128 224 --total_batch_size 64 --seconds 5
 
-Measures the loader alone, the model alone, and both as in train.py's loop, at the sizes that the
-recipe goes through or at the given ones, and the disk with a sample of the images dropped from the
-page cache. Then projects hours and dollars of the recipe on these data, at the largest of the given
-sizes where some are given. Writes nothing but --json. Exit codes: 0, 2 change something, 130
+Measures the loader alone, the model alone, and both together as in train.py's loop, at the image
+sizes that the recipe uses or at the ones given; and the disk, on a sample of the images dropped
+from the page cache. Then projects hours and dollars for the recipe on this data, at the largest
+size given, if any. Writes no file except --json. Exit codes: 0 done, 2 change something, 130
 interrupted.
 """
 
@@ -33,17 +33,17 @@ from resnet50.system.interruption import Interrupted
 from resnet50.training import batch_fit, throughput
 from resnet50.training.plan import epoch_sizes
 
-BUSY = 0.25  # load a core from which on a machine is not ours alone
-NO_SETTINGS = ("image_size", "seconds", "json")  # flags that TrainConfig does not take as they are
+BUSY = 0.25  # load per core above which other programs are using the machine
+NO_SETTINGS = ("image_size", "seconds", "json")  # flags that do not go into TrainConfig unchanged
 REMEDIES = {
-    "cpu": "more cores for every GPU, or smaller pictures: prepare_data.py --long_side 400",
+    "cpu": "more cores per GPU, or smaller pictures: prepare_data.py --long_side 400",
     "disk": "more memory, a faster volume, or a smaller pack: prepare_data.py --long_side 400",
     "device": "the loader and the disk keep up with it",
 }
 
 
 def find_limit(loader: float, model: float, disk: float | None, fits_in_memory: bool) -> str:
-    """What is slowest, by its images/s; the disk counts if the split is read in every epoch."""
+    """The slowest part, by images/s; the disk counts if every epoch has to read the split."""
     rates = {"device": model, "cpu": loader}
     if disk is not None and not fits_in_memory:
         rates["disk"] = disk
@@ -58,10 +58,10 @@ def project(
     disk: Mapping[str, object],
     eval_images_per_s: float | None,
 ) -> dict[str, object]:
-    """Hours of the recipe on num_train and num_val images, and dollars where a price is known.
+    """Hours that the recipe takes on num_train and num_val images, and dollars if a price is known.
 
-    rates: images/s of the loop by size in pixels. An epoch is no faster than the disk if that must
-    be read in it: in the first one, and in all if the split does not fit into memory.
+    rates: images/s of the loop by size in pixels. An epoch that reads the disk is no faster than
+    the disk: that is the first epoch, or all of them if the split does not fit into memory.
     """
     sizes, images = epoch_sizes(cfg), num_train // cfg.total_batch_size * cfg.total_batch_size
     disk_rate = disk["images_per_s"] or math.inf
@@ -88,13 +88,15 @@ def project(
 
 
 def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[str, object]:
-    """Measure everything; the object of --json. Raises ValueError for what the user must change."""
+    """Measure everything; returns the object for --json. Raises ValueError for bad settings."""
     load_before = os.getloadavg()[0]
     bench = throughput.set_up(cfg, seconds)
     with closing(bench.parts.loader):
         disk = throughput.measure_disk(bench)
         rows = []
-        for size in sorted(sizes, reverse=True):  # if the largest does not fit, it shows at once
+        for size in sorted(
+            sizes, reverse=True
+        ):  # largest first: running out of memory shows at once
             with throughput.memory_advice(cfg, size):
                 rows.append(throughput.measure_size(bench, size))
         eval_images_per_s = throughput.measure_evaluation(bench) if bench.val_set else None
@@ -108,7 +110,7 @@ def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[s
         rates = {row["image_size"]: rate(row) for row in rows}
         return project(cfg, num_train, num_val, rates, disk, eval_images_per_s)
 
-    def on_all_gpus(row: dict) -> float:  # arithmetic, not measured
+    def on_all_gpus(row: dict) -> float:  # computed, not measured
         return min(num_gpus * row["model_images_per_s"], row["loader_images_per_s"])
 
     return {
@@ -155,15 +157,15 @@ def describe(result: Mapping[str, object]) -> str:
     chunks = [count for row in result["sizes"] for count in row["num_chunks"]]
     lines.append(
         f"images/s, each the median of {min(chunks)} or more chunks in about "
-        f"{result['seconds']:g} s; waiting: for data, % of the time of both"
+        f"{result['seconds']:g} s; waiting: for data, % of the time in `both`"
     )
     if machine["load_before"] > BUSY * machine["cores"]:
         load = f"{machine['load_before']:.1f}"
         lines.append(f"warning: other programs kept {load} cores busy: the figures are too low")
     if not machine["gpu"]:
         lines.append(
-            f"no GPU: loader and model share these {machine['cores']} cores, so alone each shows "
-            "more than it gives in a run"
+            f"no GPU: loader and model share these {machine['cores']} cores, so each is faster "
+            "alone than in a run"
         )
     lines += ["", describe_disk(result["disk"])]
     lines += [
@@ -174,25 +176,25 @@ def describe(result: Mapping[str, object]) -> str:
     if result["all_gpus"]:
         num_gpus, hours = machine["num_gpus"], result["all_gpus"]["hours"]
         lines.append(
-            f"  measured on one of {num_gpus} GPUs; by arithmetic, with min({num_gpus} x model, "
-            f"loader): {hours:.2f} hours{dollars(result['all_gpus']['cost_usd'])} on all of them"
+            f"  measured on one of {num_gpus} GPUs; computed from min({num_gpus} x model, loader): "
+            f"{hours:.2f} hours{dollars(result['all_gpus']['cost_usd'])} on all of them"
         )
     return "\n".join(lines)
 
 
 def describe_disk(disk: Mapping[str, object]) -> str:
-    """The disk, and when it counts."""
+    """The disk's speed, and in which epochs it matters."""
     if disk["images_per_s"]:
         speed = (
             f"{disk['images_per_s']:.0f} images/s, {disk['mb_per_s']:.0f} MB/s, for "
-            f"{disk['num_images']:,} images dropped from memory"
+            f"{disk['num_images']:,} images dropped from the page cache"
         )
     else:
-        speed = "not measured: the kernel would not drop the images from memory"
+        speed = "not measured: the kernel would not drop the images from the page cache"
     counts = "in the first epoch only" if disk["fits_in_memory"] else "in every epoch"
     return (
         f"disk: {speed}\n  the split has {disk['split_bytes'] / 1e9:.2f} GB, "
-        f"{disk['available_bytes'] / 1e9:.1f} GB of memory are free: the disk counts {counts}"
+        f"{disk['available_bytes'] / 1e9:.1f} GB of memory are free: the disk matters {counts}"
     )
 
 
@@ -213,13 +215,13 @@ def describe_projection(
         )
     price = f" at {metrics.dollars(price_per_hour)} an hour" if price_per_hour else ""
     return (
-        f"{text}\n  together {plan['hours']:.2f} hours{dollars(plan['cost_usd'])}{price}; at the "
-        "disk's rate where it counts and is slower; without start-up and checkpoints"
+        f"{text}\n  in total {plan['hours']:.2f} hours{dollars(plan['cost_usd'])}{price}; at the "
+        "disk's rate where it matters and is slower; start-up and checkpoints not included"
     )
 
 
 def dollars(cost_usd: float | None) -> str:
-    """A price to go behind other text; nothing where none is known."""
+    """A price to append to other text; empty if none is known."""
     return "" if cost_usd is None else f", {metrics.dollars(cost_usd)}"
 
 
@@ -227,15 +229,17 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line. Settings of TrainConfig that are not given are left out of the result."""
     parser = Parser("bench.py", __doc__, argument_default=argparse.SUPPRESS)
     add = parser.add_argument
-    add("--data_dir", metavar="DIR", help="train and, if there is one, val [as train.py finds it]")
+    add(
+        "--data_dir", metavar="DIR", help="folder with train and perhaps val [as train.py finds it]"
+    )
     add("--recipe", choices=list(RECIPES), default=DEFAULT_RECIPE, help=f"[{DEFAULT_RECIPE}]")
     add("--image_size", type=int, nargs="+", default=[], metavar="N", help="px [the recipe's]")
     add("--num_workers", type=int, metavar="N", help="loader processes; -1: from the cores [-1]")
-    add("--total_batch_size", type=int, metavar="N", help="images a step [the recipe's]")
-    add("--device_batch_size", type=int, metavar="N", help="a micro-batch's [the recipe's, or all]")
+    add("--total_batch_size", type=int, metavar="N", help="images per step [the recipe's]")
+    add("--device_batch_size", type=int, metavar="N", help="images per micro-batch [the recipe's]")
     add("--amp", choices=("auto", "bf16", "fp16", "fp32"), help="precision [the recipe's]")
-    add("--price_per_hour", type=float, metavar="X", help="of this machine, in dollars")
-    add("--seconds", type=float, default=10.0, metavar="X", help="for each measurement [10]")
+    add("--price_per_hour", type=float, metavar="X", help="price of this machine in dollars")
+    add("--seconds", type=float, default=10.0, metavar="X", help="length of a measurement [10]")
     add("--json", type=Path, default=None, metavar="FILE", help="file for the figures")
     return parser
 
@@ -248,7 +252,9 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
         target = args.json if args.json.exists() else args.json.parent
         is_file = args.json.parent.is_dir() and not args.json.is_dir()
         if not is_file or not os.access(target, os.W_OK):
-            raise ValueError(f"--json {args.json} cannot be written: give a file in a folder")
+            raise ValueError(
+                f"--json {args.json} cannot be written: give a file in an existing folder"
+            )
     given = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     settings = {**RECIPES[args.recipe].settings, **given}
     if args.image_size:
@@ -258,7 +264,7 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
         settings["device_batch_size"] = settings["total_batch_size"]
     cfg = with_data(TrainConfig(**settings))
     for size in args.image_size:
-        replace(cfg, image_size=size)  # refuses it if it is too small
+        replace(cfg, image_size=size)  # raises if it is too small
     return cfg
 
 

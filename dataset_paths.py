@@ -1,9 +1,9 @@
-"""The data sets: where they lie and what they must contain.
+"""The data sets: where they are and what they must contain.
 
-    python dataset_paths.py          # print the folder that `python train.py` would take
+    python dataset_paths.py          # print the folder that `python train.py` would use
 
 A data folder holds `train.pack` and `val.pack`, which prepare_data.py makes, or `train/CLASS/*` and
-`val/CLASS/*` (or `validation/CLASS/*`). A pack goes before a folder.
+`val/CLASS/*` (or `validation/CLASS/*`). A pack takes precedence over a folder.
 """
 
 import argparse
@@ -28,7 +28,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a complete data set must have, and where its archive is, if it may be had by a URL.
+    """What a complete data set must contain, and where its archive is, if it has a public URL.
 
     num_val 0: the data set has no validation split, and num_train counts all images.
     """
@@ -83,14 +83,15 @@ DATASETS: Mapping[str, Dataset] = {
     ),
     "mini-imagenet": Dataset("mini-ImageNet", 100, 60_000, 0),
 }
-# md5 of archives that may lie there already, by file name: torchvision's datasets/imagenet.py.
+# md5 of archives that may be there already, by file name: torchvision's datasets/imagenet.py.
 ARCHIVE_MD5: Mapping[str, str] = {
     "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
     "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
     **{d.url.rpartition("/")[2]: d.md5 for d in DATASETS.values() if d.url},
 }
 HOW_TO_GET_IMAGENET = """\
-ImageNet may not be handed out by a URL; its terms are at image-net.org/download. Any of these:
+ImageNet may not be redistributed; its terms are at image-net.org/download. Get it in one of these
+ways:
   image-net.org: with an account, ILSVRC2012_img_train.tar (147,897,477,120 bytes, md5
     1d675b47d978889d74fa0da5fadfb00e) and ILSVRC2012_img_val.tar (6,744,924,160 bytes, md5
     29b22e2961454d5413ddabcf34fc5622) into one folder
@@ -127,7 +128,7 @@ FASHION_MNIST_CLASSES = (
 
 
 def is_picture(file_name: str) -> bool:
-    """By its extension; hidden files, such as macOS's ._NAME.jpg, are none."""
+    """Whether it is one, by its extension; hidden files, such as macOS's ._NAME.jpg, are not."""
     return file_name.lower().endswith(EXTENSIONS) and not file_name.startswith(".")
 
 
@@ -142,16 +143,18 @@ def known_dataset(classes: Sequence[str]) -> Dataset | None:
 
 
 def missing_images(classes: Sequence[str], num_train: int, num_val: int) -> str:
-    """What a known data set should have and has not; empty if nothing is amiss."""
+    """What a known data set should have but does not; empty if nothing is missing."""
     dataset = known_dataset(classes)
     if dataset is None or (num_train, num_val) == (dataset.num_train, dataset.num_val):
         return ""
     if not dataset.num_val:
         total, here = dataset.num_train, num_train + num_val
-        return "" if here == total else f"{dataset.title} has {total:,} images, here are {here:,}"
+        return (
+            "" if here == total else f"{dataset.title} has {total:,} images, but here are {here:,}"
+        )
     return (
         f"{dataset.title} has {dataset.num_train:,} training and {dataset.num_val:,} validation "
-        f"images, here are {num_train:,} and {num_val:,}"
+        f"images, but here are {num_train:,} and {num_val:,}"
     )
 
 
@@ -166,13 +169,13 @@ def split_path(data_dir: Path, split: str) -> Path:
             return data_dir / name
     if (data_dir / f"{names[0]}.pack.partial").exists():
         raise ValueError(
-            f"--data_dir {data_dir}: packing was interrupted before {names[0]}.pack was whole: "
-            "give the same prepare_data.py command again, it goes on"
+            f"--data_dir {data_dir}: packing was interrupted before {names[0]}.pack was complete: "
+            "run the same prepare_data.py command again to resume it"
         )
     wanted = " or ".join(f"{name}/" for name in names)
     raise ValueError(
-        f"--data_dir {data_dir}: neither {names[0]}.pack nor {wanted} in it, the latter with one "
-        "folder a class"
+        f"--data_dir {data_dir}: it has neither {names[0]}.pack nor {wanted} with one folder per "
+        "class"
     )
 
 
@@ -195,9 +198,9 @@ def find_data_dir() -> Path:
             return place
     looked = ", ".join(str(place) for place in places)
     raise ValueError(
-        f"no data found: no train and val, packed or as folders, in {looked}. Give train.py "
+        f"no data found: no train and val splits, packed or as folders, in {looked}. Give train.py "
         "--data_dir DIR or set "
-        f"{ENVIRONMENT_VARIABLE}; `python prepare_data.py fashion-mnist` makes a small one to try"
+        f"{ENVIRONMENT_VARIABLE}; `python prepare_data.py fashion-mnist` makes a small set to try"
     )
 
 

@@ -5,13 +5,14 @@
     python evaluate.py --data_dir DIR --weights runs/NAME --report runs/NAME/report
     python evaluate.py --images FOLDER --weights runs/NAME --csv predictions.csv
 
-Takes the settings from a checkpoint (averaged weights, sizes, batch, precision) and ImageNet's
-usual ones for other files: torchvision's keys, 224 px cut from 256, fp32. Whole batches go round
-the ranks, so that any number of them gives the same figures. top1 and top5 are of a single crop;
-FFCV's published figures average over the crop and its mirror image, which --flip reports apart.
---report writes per_class.csv, confused_pairs.csv, and pictures of the confusion, the worst classes
-and the surest mistakes. --images takes pictures without classes, such as ImageNet's test images:
---csv is what they are taken for, --submission the same in the form of Kaggle's competition.
+Takes the settings from the checkpoint (averaged weights, sizes, batch, precision), or ImageNet's
+usual ones for other files: torchvision's keys, 224 px cropped from 256, fp32. Ranks take whole
+batches in turn, so the results do not depend on the number of ranks. top1 and top5 use a single
+crop; FFCV's published figures average over the crop and its mirror image, which --flip reports
+separately. --report writes per_class.csv, confused_pairs.csv, and pictures of the confusion matrix,
+the worst classes, and the most confident mistakes. --images reads pictures without classes, such
+as ImageNet's test images: --csv writes the predicted classes, --submission the same in the format
+of Kaggle's competition.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from resnet50.training.plan import eval_keys
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; what is not given comes from the checkpoint."""
+    """The command line; settings that are not given come from the checkpoint."""
     parser = Parser("evaluate.py", __doc__)
     add = parser.add_argument
     images = parser.add_mutually_exclusive_group(required=True)
@@ -51,17 +52,30 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         required=True,
-        help="checkpoint, run folder, export, file of torchvision's keys, USER/NAME on Hugging "
-        "Face, or `torchvision`",
+        help="checkpoint, run folder, export, state dict with torchvision's keys, USER/NAME on "
+        "Hugging Face, or `torchvision`",
     )
-    add("--split", default="val", help="folder of data_dir to evaluate [val]")
-    add("--raw", action="store_true", help="the trained weights, not their average (EMA)")
-    add("--flip", action="store_true", help="also averaged over the mirror image: flip_top1, _top5")
-    add("--image_size", type=int, metavar="N", help="side of the center crop, px [as trained; 224]")
-    add("--resize_size", type=int, metavar="N", help="shorter side before it, px [as trained; 256]")
-    add("--batch_size", type=int, metavar="N", help="images a batch [as trained; 64]")
+    add("--split", default="val", help="split to evaluate [val]")
+    add("--raw", action="store_true", help="use the trained weights, not their average (EMA)")
     add(
-        "--num_workers", type=int, default=-1, metavar="N", help="loaders a GPU; -1: from the cores"
+        "--flip",
+        action="store_true",
+        help="also report flip_top1 and flip_top5, averaged over the mirror image",
+    )
+    add("--image_size", type=int, metavar="N", help="side of the center crop, px [as trained; 224]")
+    add(
+        "--resize_size",
+        type=int,
+        metavar="N",
+        help="shorter side before the crop, px [as trained; 256]",
+    )
+    add("--batch_size", type=int, metavar="N", help="images per batch [as trained; 64]")
+    add(
+        "--num_workers",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="loader processes per GPU; -1: by cores",
     )
     add("--amp", choices=("auto", "bf16", "fp16", "fp32"), help="precision [as trained; fp32]")
     add("--json", type=Path, help="file for the result, a JSON object")
@@ -72,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def sizes(args: argparse.Namespace, loaded: Pretrained) -> tuple[int, int, int]:
-    """Side of the crop, shorter side before it, images a batch: as given, as trained, or usual."""
+    """Crop side, shorter side before the crop, images per batch: as given, as trained, or usual."""
     crop_size = args.image_size or loaded.image_size
     resize_size = args.resize_size or round(crop_size * 256 / 224)
     if not (args.image_size or args.resize_size):
@@ -89,13 +103,15 @@ def sizes(args: argparse.Namespace, loaded: Pretrained) -> tuple[int, int, int]:
 def check_outputs(args: argparse.Namespace) -> None:
     """Raise ValueError, before anything is computed, for a file that could not be written."""
     if args.images and args.report:
-        raise ValueError("--report needs to know the right classes: give --data_dir, not --images")
+        raise ValueError("--report needs the true classes: give --data_dir, not --images")
     if args.images and not (args.csv or args.submission):
-        raise ValueError("--images: say where the classes go: --csv FILE or --submission FILE")
+        raise ValueError("--images needs an output file: --csv FILE or --submission FILE")
     for option in ("json", "csv", "submission"):
         path = getattr(args, option)
         if path and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-            raise ValueError(f"--{option} {path} cannot be written: give a file in a folder")
+            raise ValueError(
+                f"--{option} {path} cannot be written: give a file in an existing folder"
+            )
     if args.report and args.report.exists() and not args.report.is_dir():
         raise ValueError(f"--report {args.report} is a file: give a folder")
     if args.report:
@@ -112,7 +128,7 @@ def open_images(args: argparse.Namespace, loaded: Pretrained) -> Split:
 
 
 class Views:
-    """The pictures of a split as the model sees them, for what is written beside the figures."""
+    """The pictures of a split as the model sees them, for --report and --submission."""
 
     def __init__(self, split: Split, crop_size: int, resize_size: int) -> None:
         self.split, self.crop_size, self.resize_size = split, crop_size, resize_size
@@ -122,21 +138,21 @@ class Views:
         try:
             picture = Image.fromarray(self.split.open(index).pixels())
             return transforms.eval_crop(picture, self.resize_size, self.crop_size)
-        except Exception:  # it is among the bad ones, and was black for the model too
+        except Exception:  # reported as undecodable; the model got black as well
             return np.zeros((self.crop_size, self.crop_size, 3), dtype=np.uint8)
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height in pixels."""
         try:
             return self.split.open(index).size
-        except Exception:  # likewise; a box it must have
+        except Exception:  # undecodable too, but the submission needs a box
             return 1, 1
 
 
 def write_files(
     args: argparse.Namespace, views: Views, loaded: Pretrained, predicted: Predictions
 ) -> None:
-    """What --report, --csv and --submission ask for."""
+    """Write what --report, --csv and --submission ask for."""
     split, numbers = views.split, range(len(views.split))
     names = [split.name(index) for index in numbers]
     classes = class_names.readable(split.classes) if split.classes else loaded.classes
@@ -203,7 +219,7 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate and print a JSON object; 0, or 2 for what the user must change."""
+    """Evaluate and print a JSON object; returns 0, or 2 if the user must change something."""
     args = build_parser().parse_args(argv)
     if distributed.launched_by_torchrun():
         processes.die_with_launcher()

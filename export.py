@@ -1,4 +1,4 @@
-"""A checkpoint as files for other programs, checked against the model in PyTorch and timed.
+"""Export a checkpoint for other programs; check the files against PyTorch, and time them.
 
     python export.py --weights runs/NAME --out exported/NAME --data_dir DIR
     python export.py --weights FILE --out exported/NAME --formats safetensors,onnx
@@ -6,19 +6,20 @@
     python export.py --weights runs/NAME --out exported/NAME --data_dir DIR --hub USER/NAME
 
 Writes model.safetensors with config.json (evaluate.py and timm load the folder), model.onnx in
-fp32, and model_int8.onnx, calibrated on pictures of the train split. Takes the averaged weights
-(EMA) where there are any, else, or with --raw, the trained ones, and says which.
+fp32, and model_int8.onnx, calibrated on pictures of the train split. Uses the averaged weights
+(EMA) if there are any, otherwise (or with --raw) the trained ones, and says which.
 
 Then prints size, latency, images/s, top-1 and agreement of each, timed in turn on the CPU. Nothing
-appears in --out if a logit of an fp32 file differs by more than 1e-4 or int8 agrees with fp32 on
-fewer pictures than --min_agreement. --hub adds a model card and a Space, and sends all of it to
-Hugging Face, or with --dry_run nothing. Exit codes: 0, 2 change something.
+appears in --out if a logit of an fp32 file differs by more than 1e-4, or if int8 agrees with fp32
+on a smaller share of the pictures than --min_agreement. --hub adds a model card and a Space and
+uploads everything to Hugging Face (with --dry_run, nothing). Exit codes: 0 done, 2 change
+something.
 
     python export.py --weights runs/NAME --out exported/half --prune 50
 
 writes pruned.pt instead: the same network with narrower blocks and at most half of the
-multiply-adds, to be trained on with `train.py --init_from`; it says how. Exported afterwards with
-`--compare runs/NAME`, the table shows what was lost.
+multiply-adds. Fine-tune it with `train.py --init_from`; the output says how. Export the result
+with `--compare runs/NAME` to see in the table what was lost.
 """
 
 import argparse
@@ -54,30 +55,36 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         required=True,
-        help="checkpoint, run folder, export, file of torchvision's keys, USER/NAME on Hugging "
-        "Face, or `torchvision`",
+        help="checkpoint, run folder, export, state dict with torchvision's keys, USER/NAME on "
+        "Hugging Face, or `torchvision`",
     )
-    add("--out", type=Path, required=True, help="folder for the files; made if it is not there")
+    add("--out", type=Path, required=True, help="folder for the files; created if missing")
     add(
         "--formats",
-        help="comma between: safetensors, onnx, int8 [all; without --data_dir no int8]",
+        help="separated by commas: safetensors, onnx, int8 [all; without --data_dir no int8]",
     )
     add(
         "--prune",
         type=float,
         metavar="X",
-        help="leave at most X%% of the multiply-adds, and write pruned.pt for train.py --init_from",
+        help="keep at most X%% of the multiply-adds, and write pruned.pt for train.py --init_from",
     )
-    add("--compare", metavar="WEIGHTS", help="another line of the table: what this was pruned from")
-    add("--tensorrt", action="store_true", help="also an engine for this machine's NVIDIA GPU")
+    add(
+        "--compare",
+        metavar="WEIGHTS",
+        help="model to add to the table: what this one was pruned from",
+    )
+    add(
+        "--tensorrt", action="store_true", help="also build an engine for this machine's NVIDIA GPU"
+    )
     add("--data_dir", type=Path, help="folder with SPLIT.pack or SPLIT/CLASS/*, to check on")
-    add("--split", default="val", help="folder of data_dir to check on [val]")
-    add("--raw", action="store_true", help="the trained weights, not their average (EMA)")
+    add("--split", default="val", help="split to check on [val]")
+    add("--raw", action="store_true", help="use the trained weights, not their average (EMA)")
     numbers = {
-        "num_calibration": (300, "pictures that int8's ranges are taken from"),
-        "num_images": (2000, "pictures of the split to check on, of all its classes; 0: all"),
-        "batch_size": (16, "pictures at once, for images/s and for the check"),
-        "num_rounds": (20, "times that each model is timed on one picture"),
+        "num_calibration": (300, "pictures to calibrate int8 on"),
+        "num_images": (2000, "pictures to check on, spread over all classes; 0: all"),
+        "batch_size": (16, "batch size for images/s and for the check"),
+        "num_rounds": (20, "rounds in which each model is timed"),
     }
     for name, (default, text) in numbers.items():
         add(f"--{name}", type=int, default=default, metavar="N", help=f"{text} [{default}]")
@@ -86,17 +93,23 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=95.0,
         metavar="X",
-        help="%% of the pictures on which int8 must find the class that fp32 finds [95]",
+        help="%% of the pictures on which int8 must predict the same class as fp32 [95]",
     )
     add("--json", type=Path, help="file for the table, a JSON object")
-    add("--hub", metavar="USER/NAME", help="send it there on Hugging Face, with card and Space")
-    add("--private", action="store_true", help="with --hub: for you only")
-    add("--dry_run", action="store_true", help="with --hub: write and list all, send nothing")
+    add(
+        "--hub",
+        metavar="USER/NAME",
+        help="upload it there on Hugging Face, with a card and a Space",
+    )
+    add("--private", action="store_true", help="with --hub: make the repositories private")
+    add(
+        "--dry_run", action="store_true", help="with --hub: write and list everything, send nothing"
+    )
     return parser
 
 
 def chosen_formats(args: argparse.Namespace) -> list[str]:
-    """The formats to write, in FILES' order. Raises ValueError for what cannot be."""
+    """The formats to write, in FILES' order. Raises ValueError for one that cannot be written."""
     known = [SAFETENSORS, ONNX, INT8]
     default = ",".join(known if args.data_dir else known[:2])
     asked = (args.formats or default).split(",") + [TENSORRT] * args.tensorrt
@@ -107,7 +120,7 @@ def chosen_formats(args: argparse.Namespace) -> list[str]:
     if inexact and args.data_dir is None:
         raise ValueError(
             f"the format {inexact[0]} needs --data_dir: it is checked on pictures of --split, and "
-            "int8's ranges are taken from those of train"
+            "int8 is calibrated on those of train"
         )
     return [name for name in FILES if name in asked]
 
@@ -118,13 +131,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)}: must be at least 1")
     if args.json and not args.json.parent.is_dir():
-        raise ValueError(f"--json {args.json} cannot be written: give a file in a folder")
+        raise ValueError(f"--json {args.json} cannot be written: give a file in an existing folder")
     if args.num_images < 0:
         raise ValueError(f"--num_images {args.num_images}: must be at least 1, or 0 for all")
     if args.prune is not None and not 0 < args.prune < 100:
         raise ValueError(
-            f"--prune {args.prune:g}: the percent of the multiply-adds that may stay, above 0 and "
-            "below 100"
+            f"--prune {args.prune:g}: must be the percent of the multiply-adds to keep, above 0 "
+            "and below 100"
         )
     if not 0 <= args.min_agreement <= 100:
         raise ValueError(f"--min_agreement {args.min_agreement:g}: must be from 0 to 100")
@@ -137,8 +150,8 @@ def check_out(out: Path, formats: Sequence[str]) -> None:
     stale = [file for name, file in FILES.items() if name not in formats and (out / file).exists()]
     if stale:
         raise ValueError(
-            f"--out {out} has {stale[0]} of another export, which would stay as it is: remove it, "
-            "give another folder, or name its format in --formats too"
+            f"--out {out} has {stale[0]} from another export, which would not be replaced: remove "
+            "it, give another folder, or name its format in --formats too"
         )
 
 
@@ -150,10 +163,10 @@ def named(kind: str) -> str:
 def write_all(
     args: argparse.Namespace, loaded: Pretrained, formats: Sequence[str], folder: Path
 ) -> list[Variant]:
-    """Write the files into a folder and open each again; the model in PyTorch comes first."""
+    """Write the files into a folder and open each again; returns them after the PyTorch model."""
     onnx = folder / FILES[ONNX]
     export_formats.write_config(loaded, folder)
-    if set(formats) - {SAFETENSORS}:  # the others are made from it
+    if set(formats) - {SAFETENSORS}:  # the others are converted from it
         print(f"writing {onnx.name}")
         export_formats.write_onnx(loaded, onnx)
     predictors = {}
@@ -181,7 +194,7 @@ def write_all(
 
 
 def prune(args: argparse.Namespace) -> None:
-    """Write pruned.pt and say how to train it on. Raises ValueError."""
+    """Write pruned.pt and say how to fine-tune it. Raises ValueError."""
     loaded = pretrained.load(args.weights, args.raw)
     args.out.mkdir(parents=True, exist_ok=True)
     smaller = pruning.prune(loaded, args.prune / 100)
@@ -191,8 +204,8 @@ def prune(args: argparse.Namespace) -> None:
     base_width = architecture_of(smaller.state_dict())["base_width"]
     recipe, max_lr = loaded.settings.get("recipe"), loaded.settings.get("max_lr", 0.1)
     print(
-        f"{named(loaded.kind)} written to {args.out / PRUNED}. They must be trained on, with a "
-        "lower learning rate than before:\n"
+        f"{named(loaded.kind)} written to {args.out / PRUNED}. Fine-tune them, with a lower "
+        "learning rate than before:\n"
         f"  python train.py --init_from {args.out / PRUNED} --base_width {base_width}"
         f"{f' --recipe {recipe}' if recipe else ''} --max_lr {0.3 * max_lr:.2g} --run_dir "
         "runs/pruned --data_dir DIR"
@@ -200,14 +213,14 @@ def prune(args: argparse.Namespace) -> None:
 
 
 def publish(folder: Path, out: Path, formats: Sequence[str]) -> None:
-    """Give the checked files their place."""
+    """Move the checked files into place."""
     out.mkdir(parents=True, exist_ok=True)
     for file in [*(FILES[name] for name in formats), pretrained.CONFIG]:
         os.replace(folder / file, out / file)
 
 
 def conditions(args: argparse.Namespace, num_images: int) -> str:
-    """What the table was measured with, one sentence."""
+    """How the table was measured, in one sentence."""
     packages = [name for name in ("torch", "onnxruntime") if export_formats.is_installed(name)]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     pictures = f"{num_images} pictures of {args.split}" if num_images else "noise, without pictures"
@@ -218,8 +231,8 @@ def conditions(args: argparse.Namespace, num_images: int) -> str:
 
 
 def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
-    """Write, check, time and publish: the model and its table. Raises ValueError for what the user
-    must change."""
+    """Write, check, time and publish; returns the model and its table. Raises ValueError if the
+    user must change something."""
     check_arguments(args)
     formats = chosen_formats(args)
     check_out(args.out, formats)
@@ -232,7 +245,7 @@ def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
     if args.compare:
         try:
             other = pretrained.load(args.compare, args.raw)
-        except ValueError as error:  # it names the option that others load models with
+        except ValueError as error:  # its text names the option of other models
             raise ValueError(str(error).replace("--weights", "--compare", 1)) from error
         comparison.check_comparable(loaded, other)
     print(f"{loaded.name}: {named(loaded.kind)}, {loaded.model.fc.out_features} classes")
@@ -268,7 +281,7 @@ def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export and print the table; 0, or 2 for what the user must change."""
+    """Export and print the table; returns 0, or 2 if the user must change something."""
     args = build_parser().parse_args(argv)
     try:
         if args.prune is not None:

@@ -7,9 +7,9 @@
 Trains for num_iter steps while the learning rate grows from start_lr to end_lr, prints three
 suggestions and the one to take as --max_lr, and writes result.json, curve.csv and three pictures.
 The last line is a JSON object: {"max_lr": ..., "suggestions": {...}}. Takes train.py's settings,
-since another batch, size or augmentation has another best rate; one GPU gathers the whole batch in
-micro-batches. `python train.py --max_lr auto` does all of this by itself. Exit codes: 0, 2 change
-something, 75 interrupted.
+since the best rate depends on batch, image size and augmentation; a single GPU accumulates the
+whole batch from micro-batches. `python train.py --max_lr auto` does all of this by itself. Exit
+codes: 0 done, 2 change something, 75 interrupted.
 """
 
 import argparse
@@ -51,17 +51,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--end_lr", type=float, metavar="X", help=f"last rate [{Range.end_lr:g}]")
     add("--num_iter", type=int, metavar="N", help=f"steps between them [{Range.num_iter}]")
     add("--out", type=Path, default=OUT, metavar="DIR", help=f"folder for the results [{OUT}]")
-    add("--json", type=Path, default=None, metavar="FILE", help="file for the last line, too")
+    add("--json", type=Path, default=None, metavar="FILE", help="also write the last line here")
     train_flags.add_settings(parser, {name: r.summary for name, r in RECIPES.items()})
     return parser
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Raise ValueError now for what could not be written in the end."""
+    """Raise ValueError now for outputs that could not be written at the end."""
     if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {args.out} is a file: give a folder, new or old")
+        raise ValueError(f"--out {args.out} is a file: give a folder, new or existing")
     if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise ValueError(f"--json {args.json} cannot be written: give a file in a folder")
+        raise ValueError(f"--json {args.json} cannot be written: give a file in an existing folder")
 
 
 def find(
@@ -71,8 +71,8 @@ def find(
     known = {item.name for item in fields(TrainConfig)}
     given = {name: value for name, value in vars(args).items() if name in known}
     if "run_dir" in given:
-        raise ValueError("--run_dir is train.py's: lr_finder.py touches no run, give --out")
-    # The rate is what is looked for, and the range test sets it by itself.
+        raise ValueError("--run_dir is for train.py: lr_finder.py changes no run, give --out")
+    # The rate is what the range test looks for; it sets the rate of every step itself.
     request = train_flags.Request({**given, "max_lr": AUTO}, fresh=True)
     cfg = with_data(resolve(request, ranks.world_size))
     say = start.printer(ranks)
@@ -102,7 +102,7 @@ def report(found: lr_curve.Suggestions, args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the command line, be a rank, and on the first one report."""
+    """Parse the command line, run as a rank, and report on rank 0."""
     args = build_parser().parse_args(argv)
     if distributed.launched_by_torchrun():
         processes.die_with_launcher()

@@ -5,7 +5,7 @@ on the first 1x1, which throws three of four pixels away unseen (He et al. 2015,
 the change is Facebook's, github.com/facebookarchive/fb.resnet.torch, and worth about 0.5% top-1).
 
 The state dict has torchvision's keys, order and shapes (320 tensors, 25,557,032 parameters at 1000
-classes), so weights go both ways without conversion.
+classes), so weights can be exchanged without conversion.
 
     model = ResNet(num_classes=1000)              # ResNet50
     load_weights(model, torch.load("weights.pt", weights_only=True))
@@ -25,12 +25,12 @@ BASE_WIDTH = 64  # of a ResNet50: its blocks are as wide inside as their stage
 
 
 class Blur(nn.Module):
-    """Each channel blurred with (1 2 1; 2 4 2; 1 2 1) / 16, zeros around it: the shape stays.
+    """Blurs each channel with (1 2 1; 2 4 2; 1 2 1) / 16, zero-padded, so the shape is unchanged.
 
-    What is thrown away afterwards by a stride would otherwise fold back as noise: Zhang 2019,
-    arXiv:1904.11486, who measured +0.5 to 1% top-1 for ResNets. In ffcv-imagenet and in Composer's
-    recipes; Composer's card has blurring first at little cost. The kernel is no weight: a state
-    dict is the same with and without.
+    Without it, subsampling by a stride causes aliasing: Zhang 2019, arXiv:1904.11486, who measured
+    +0.5 to 1% top-1 for ResNets. ffcv-imagenet and Composer's recipes use it; Composer's method
+    card says that blurring first costs little. The kernel is not a weight: a state dict is the same
+    with and without it.
     """
 
     def __init__(self, channels: int) -> None:
@@ -44,7 +44,7 @@ class Blur(nn.Module):
 
 
 class BlurConv2d(nn.Conv2d):
-    """A convolution, the same weights, of the blurred input."""
+    """A convolution with the same weights, applied to the blurred input."""
 
     def __init__(self, in_channels: int, *args: int, **kwargs: object) -> None:
         super().__init__(in_channels, *args, **kwargs)
@@ -55,7 +55,7 @@ class BlurConv2d(nn.Conv2d):
 
 
 class BlurMaxPool2d(nn.Module):
-    """Maximum over every 3x3, blurred, and every second pixel of that in both directions."""
+    """A 3x3 max pool with stride 1, blurred, then every second pixel in both directions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -115,8 +115,8 @@ class ResNet(nn.Module):
 
     layers: blocks in each of the four stages; (3, 4, 6, 3) is ResNet50, (1, 1, 1, 1) the tests'
     `tiny`. width: channels after the stem, a multiple of 8; the last stage has 32 * width
-    channels. base_width: 64ths of a stage's width that its blocks have inside, as in torchvision
-    and timm: 128 is Wide ResNet50-2's, fewer are what pruning leaves. zero_init_gamma: start each
+    channels. base_width: inner width of a stage's blocks, in 64ths of its width, as in torchvision
+    and timm: 128 is Wide ResNet50-2, pruning leaves less than 64. zero_init_gamma: start each
     block as the identity by zeroing the gamma of its last batch norm (Goyal et al. 2017,
     arXiv:1706.02677, section 5.1). blurpool: blur before every strided convolution but the first
     one, which has only the picture's 3 channels, and after the maximum of the max pool.
@@ -161,7 +161,7 @@ class ResNet(nn.Module):
                     nn.init.zeros_(module.bn3.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) float, H and W from 32 up -> logits (B, K)."""
+        """Normalized images (B, 3, H, W) float, H and W from 32 up -> logits (B, K)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (B, width, H/4, W/4)
         x = self.layer1(x)  # (B, 4 width, H/4, W/4)
         x = self.layer2(x)  # (B, 8 width, H/8, W/8)
@@ -191,7 +191,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     problems = [f"missing {key}" for key in expected if key not in tensors]
     problems += [f"unexpected {key}" for key in tensors if key not in expected]
     problems += [
-        f"{key} is {tuple(tensors[key].shape)}, the model has {tuple(expected[key].shape)}"
+        f"{key} is {tuple(tensors[key].shape)}, the model's is {tuple(expected[key].shape)}"
         for key in expected
         if key in tensors and tensors[key].shape != expected[key].shape
     ]
@@ -202,7 +202,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def load_backbone(model: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
-    """Load all tensors but the classifier's if that is for another number of classes.
+    """Load all tensors, but not the classifier's if it is for another number of classes.
 
     Returns whether the classifier was loaded too. Raises ValueError as `load_weights` does.
     """
@@ -214,7 +214,7 @@ def load_backbone(model: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
 
 
 def architecture_of(state_dict: Mapping[str, Tensor]) -> dict[str, object]:
-    """The arguments of `ResNet` that a state dict was made with, read off its keys and shapes.
+    """The arguments of `ResNet` that a state dict was made with, inferred from its keys and shapes.
 
     Raises ValueError if it is not the state dict of such a network.
     """

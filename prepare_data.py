@@ -1,16 +1,16 @@
-"""Pack a data set into train.pack and val.pack, out of which train.py reads only what it needs.
+"""Pack a data set into train.pack and val.pack, from which train.py reads only what it needs.
 
     python prepare_data.py fashion-mnist --out data/fashion-mnist
     python prepare_data.py tiny-imagenet --download --out data/tiny-imagenet
     python prepare_data.py FOLDER_WITH_THE_IMAGENET_TARS --out /mnt/imagenet/imagenet
     python prepare_data.py --verify /mnt/imagenet/imagenet
 
-SOURCE is a folder or an archive; what it holds is recognized: ImageNet's two original tars, which
-are read in place, nothing is unpacked to disk; Kaggle's competition download; Tiny-ImageNet;
+SOURCE is a folder or an archive whose layout is recognized: ImageNet's two original tars (read in
+place, without unpacking them to disk); Kaggle's competition download; Tiny-ImageNet;
 Imagenette; train/CLASS/* and val/CLASS/*; CLASS/* without splits, such as mini-ImageNet; train.csv
 and val.csv of `path,label`. Training images are stored so that a crop can be cut out of the
 compressed bytes, at most 500 pixels a side; validation images keep their original bytes. A kill
-costs seconds: the same command goes on, and the result has the same bytes.
+costs seconds: the same command resumes, and the result has the same bytes.
 """
 
 import argparse
@@ -50,8 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("source", nargs="?", help=f"folder or archive; or by name: {names}")
     add("--out", type=Path, metavar="DIR", help="folder to write [data/SOURCE for names]")
     add("--verify", type=Path, metavar="DIR", help="check and decode every image of a packed set")
-    add("--download", action="store_true", help="get the named data set; for imagenet says how")
-    add("--search", type=Path, metavar="DIR", help="where a named data set may lie already")
+    add(
+        "--download", action="store_true", help="download the named data set; for imagenet, say how"
+    )
+    add("--search", type=Path, metavar="DIR", help="where a named data set may already be")
     add("--source_dir", type=Path, metavar="DIR", help="fashion-mnist: folder with its four files")
     add(
         "--long_side",
@@ -59,28 +61,38 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         default=None,
         metavar="N",
-        help="shrink training images to at most so many pixels a side; 0: keep [500]",
+        help="shrink training images to at most N pixels a side; 0: keep their size [500]",
     )
     add(
         "--short_side",
         type=int,
         default=0,
         metavar="N",
-        help="shrink training images until their shorter side is this; 0: keep [0]",
+        help="shrink training images to a shorter side of N pixels; 0: keep their size [0]",
     )
-    add("--quality", type=int, default=90, metavar="Q", help="JPEG quality of these [90]")
+    add(
+        "--quality",
+        type=int,
+        default=90,
+        metavar="Q",
+        help="JPEG quality of re-encoded images [90]",
+    )
     add("--store", choices=(TILES, ORIGINAL), help=f"how to store training images [{TILES}]")
-    add("--val_store", choices=(TILES, ORIGINAL), help=f"and validation images [{ORIGINAL}]")
+    add(
+        "--val_store",
+        choices=(TILES, ORIGINAL),
+        help=f"how to store validation images [{ORIGINAL}]",
+    )
     add(
         "--val_pct",
         type=float,
         default=10.0,
         metavar="X",
-        help="of CLASS/* without splits, percent of each class to validate with [10]",
+        help="percent of each class to validate with, if SOURCE is CLASS/* without splits [10]",
     )
     add("--write_annotations", action="store_true", help="write train.csv and val.csv to --out too")
-    add("--skip_md5", action="store_true", help="take known archives whatever their md5 is")
-    add("--num_workers", type=int, metavar="N", help="processes [all cores]")
+    add("--skip_md5", action="store_true", help="accept known archives whatever their md5 is")
+    add("--num_workers", type=int, metavar="N", help="worker processes [all cores]")
     return parser
 
 
@@ -102,19 +114,19 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--val_pct {args.val_pct:g}: must be above 0 and below 100")
     is_name = args.source in DATASETS
     if args.download and not is_name:
-        parser.error(f"--download gets one of {', '.join(DATASETS)}, not {args.source}")
+        parser.error(f"--download is for one of {', '.join(DATASETS)}, not {args.source}")
     if args.source_dir and args.source != "fashion-mnist":
-        parser.error("--source_dir goes with fashion-mnist; give other folders as SOURCE")
+        parser.error("--source_dir is for fashion-mnist; give other folders as SOURCE")
     if args.search and not is_name:
-        parser.error(f"--search goes with one of {', '.join(DATASETS)}, not {args.source}")
+        parser.error(f"--search is for one of {', '.join(DATASETS)}, not {args.source}")
     if args.source and args.out is None:
         if not is_name:
-            parser.error("--out DIR: say where the packs shall go")
+            parser.error("--out DIR is missing: give a folder for the packs")
         args.out = Path("data") / args.source
 
 
 def encodings(args: argparse.Namespace) -> dict[str, Encoding]:
-    """How each split is stored. Fashion-MNIST's small pictures stay without loss."""
+    """How each split is stored. Fashion-MNIST's small pictures are stored losslessly."""
     is_small = args.source == "fashion-mnist"
     sizes = {name: getattr(args, name) for name in ("long_side", "short_side", "quality")}
     train = args.store or (ORIGINAL if is_small else TILES)
@@ -125,7 +137,7 @@ def encodings(args: argparse.Namespace) -> dict[str, Encoding]:
 
 
 def open_source(args: argparse.Namespace, work_dir: Path) -> tuple[Source, Callable]:
-    """The pictures to pack and what reads them. Raises ValueError naming what is wrong."""
+    """The pictures to pack, and a function that reads them. Raises ValueError if there are none."""
     if args.source == "fashion-mnist":
         return fashion_mnist.source(args.source_dir), fashion_mnist.read
     path = Path(args.source)
@@ -152,7 +164,7 @@ def check_room(jobs: Sequence[SplitJob], out: Path) -> None:
 
 
 def pack(args: argparse.Namespace) -> int:
-    """Pack a source into args.out. Raises ValueError and OSError for what must be changed."""
+    """Pack a source into args.out. Raises ValueError or OSError if something must be changed."""
     request = {
         "source": str(Path(args.source).resolve() if Path(args.source).exists() else args.source),
         "val_pct": args.val_pct,
@@ -160,7 +172,7 @@ def pack(args: argparse.Namespace) -> int:
     }
     out, work_dir = args.out, args.out / ".work"
     if args.search and all(is_whole(out / f"{split}{SUFFIX}") for split in SPLITS):
-        print(f"{out} is packed already")  # out of whatever source
+        print(f"{out} is packed already")  # from whatever source
         return 0
     if is_finished(out, request):
         print(f"{out} is complete already")
@@ -178,7 +190,7 @@ def pack(args: argparse.Namespace) -> int:
     except ValueError:
         remove_if_empty(work_dir)
         raise
-    stop = Interruption()  # from here on a signal waits until what is done is on the disk
+    stop = Interruption()  # from here on, a signal takes effect once finished work is on the disk
     report = {"request": request, "layout": source.layout, "classes": len(source.classes)}
     for job in jobs:
         report[job.split] = pack_one(job, out, args.num_workers, stop)
@@ -192,7 +204,7 @@ def pack(args: argparse.Namespace) -> int:
 
 
 def remove_if_empty(work_dir: Path) -> None:
-    """Leave no trace of a start that had nothing to keep."""
+    """Leave no trace of a start that did no work."""
     (work_dir / ".lock").unlink()
     for folder in (work_dir, work_dir.parent):
         if not any(folder.iterdir()):
@@ -200,7 +212,7 @@ def remove_if_empty(work_dir: Path) -> None:
 
 
 def is_finished(out: Path, request: dict) -> bool:
-    """Whether this very request was carried out. Raises ValueError if `out` holds other things."""
+    """Whether this exact request was carried out. Raises ValueError if `out` holds other files."""
     try:
         report = json.loads((out / "report.json").read_text())
     except (OSError, ValueError):
@@ -210,7 +222,7 @@ def is_finished(out: Path, request: dict) -> bool:
         if differing := [name for name in request if was.get(name) != request[name]]:
             pairs = [f"{name} {was.get(name)}, now {request[name]}" for name in differing]
             raise ValueError(
-                f"--out {out} holds a data set that was made otherwise ({'; '.join(pairs)}): "
+                f"--out {out} holds a data set made with other options ({'; '.join(pairs)}): "
                 "remove it, or give another --out"
             )
         whole = [split for split in SPLITS if is_whole(out / f"{split}{SUFFIX}")]
@@ -225,14 +237,14 @@ def is_finished(out: Path, request: dict) -> bool:
     if out.exists() and not (out / ".work").exists() and any(out.iterdir()):
         names = ", ".join(sorted(path.name for path in out.iterdir())[:5])
         raise ValueError(
-            f"--out {out} holds other things ({names}): give an empty or a new folder, so that "
-            "nothing of yours is touched"
+            f"--out {out} holds other files ({names}): give an empty or a new folder, so that "
+            "none of your files are touched"
         )
     return False
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a pack is there and opens; its images are not looked at."""
+    """Whether a pack exists and opens; its images are not checked."""
     try:
         PackedImages(path)
     except (DamagedPackError, FileNotFoundError):
@@ -241,7 +253,7 @@ def is_whole(path: Path) -> bool:
 
 
 def pack_one(job: SplitJob, out: Path, num_workers: int, stop: Interruption) -> dict[str, object]:
-    """Pack one split, unless an earlier start has; what the report says of it."""
+    """Pack one split, unless an earlier start did; returns its entry in the report."""
     path, result_path = out / f"{job.split}{SUFFIX}", out / ".work" / f"{job.split}.json"
     if path.exists() and result_path.exists():
         result = json.loads(result_path.read_text())
@@ -253,12 +265,12 @@ def pack_one(job: SplitJob, out: Path, num_workers: int, stop: Interruption) -> 
     ) as bar:
 
         def progress(num_done: int) -> None:
-            """Move the bar; end here if a signal came."""
-            if not done_before:  # what an earlier start has done says nothing of the speed
+            """Advance the bar; stop here if a signal arrived."""
+            if not done_before:  # images done by an earlier start do not count for the speed
                 done_before.append(num_done)
                 bar.initial = bar.n = num_done
                 if num_done:
-                    print(f"{job.split}: going on at image {num_done:,}", file=sys.stderr)
+                    print(f"{job.split}: resuming at image {num_done:,}", file=sys.stderr)
             bar.update(num_done - bar.n)
             if stop.requested:
                 raise KeyboardInterrupt
@@ -287,14 +299,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return pack_report.verify(args.verify, args.num_workers) if args.verify else pack(args)
     except KeyboardInterrupt:
-        print("prepare_data.py: interrupted; the same command goes on", file=sys.stderr)
+        print("prepare_data.py: interrupted; the same command resumes", file=sys.stderr)
         return status.EXIT_CODES[status.INTERRUPTED]
     except BrokenProcessPool:
-        message = "a process was killed, perhaps for memory: take fewer --num_workers"
+        message = "a worker was killed, perhaps for lack of memory: use fewer --num_workers"
     except OSError as error:
         option = f"--verify {args.verify}" if args.verify else f"--out {args.out}"
         where = f" ({error.filename})" if error.filename else ""
-        message = f"{option}: {error.strerror}{where}; the same command goes on once that is mended"
+        message = f"{option}: {error.strerror}{where}; fix that, and the same command resumes"
     except ValueError as error:
         message = str(error)
     return print_error("prepare_data.py", message)

@@ -5,9 +5,9 @@
     torchrun --standalone --nproc_per_node=2 train.py --data_dir DIR --run_dir runs/NAME
 
 `python train.py` starts torchrun on all GPUs and restarts it after a crash (run/supervisor.py);
-every rank then runs `train` below. The same command, after whatever interruption, resumes. SIGTERM
-and Ctrl-C save first; SIGUSR1 saves and goes on. Exit codes: 0 done, 1 crashed, 2 change something,
-3 diverged, 75 interrupted and resumable.
+every rank then runs `train` below. After any interruption, the same command resumes. SIGTERM and
+Ctrl-C save and stop; SIGUSR1 saves and training continues. Exit codes: 0 done, 1 crashed, 2 change
+something, 3 diverged, 75 interrupted and resumable.
 """
 
 import sys
@@ -31,16 +31,16 @@ from resnet50.run.supervisor import supervise
 from resnet50.training import build, distributed, engine
 from resnet50.training.plan import eval_keys
 
-RETRY_SAVE_S = 60.0  # after a checkpoint that could not be written: somebody has to free the disk
+RETRY_SAVE_S = 60.0  # after a failed checkpoint: time for somebody to free disk space
 
 
 @dataclass(frozen=True)
 class Requests:
-    """What any rank asked for between two steps; once exchanged, the same on all of them."""
+    """What any rank asked for between two steps; the same on all ranks once exchanged."""
 
     stop: bool  # a signal, or a spot notice
     save: bool
-    out_of_time: bool  # --max_minutes are over
+    out_of_time: bool  # --max_minutes have passed
 
 
 def train(run: Run) -> str:
@@ -51,8 +51,8 @@ def train(run: Run) -> str:
     parts, results, log = run.parts, run.results, run.log
     cfg, plan, state = parts.cfg, parts.plan, parts.state
     while True:
-        # Whatever one rank hears (a signal, a full disk, the clock), all ranks must act on at the
-        # same step, or some would wait in a collective call that the others never make.
+        # Whatever one rank notices (a signal, a full disk, the clock), all ranks must act on at the
+        # same step, or some would wait forever in a collective call that the others never make.
         requests = exchange_requests(run)
         stop, save_now = requests.stop, requests.save
         is_end = ends_here(run, requests)
@@ -63,12 +63,12 @@ def train(run: Run) -> str:
             was_interrupted = not finish_epoch(run, is_end)
             stop, save_now = stop or was_interrupted, True
 
-        # Before a stop too: the step that a signal came in is never trained again.
+        # Before stopping, too, so that the step during which a signal arrived is not repeated.
         if stop or save_now:
             save(run)
 
-        # Asked again, since the evaluation may just have reached --target_top1. Without a row it
-        # was interrupted, and then this is no end: the resume has to repeat it.
+        # Checked again, since the evaluation may just have reached --target_top1. Without a row,
+        # the evaluation was interrupted and the run is not over: the resume must repeat it.
         if ends_here(run, requests) and results.has_row(state.step):
             # A run whose last checkpoint is not on the disk is not done: the same command retries.
             return status.DONE if wait_for_save(run) else status.INTERRUPTED
@@ -76,8 +76,8 @@ def train(run: Run) -> str:
             wait_for_save(run)
             return status.INTERRUPTED
 
-        # One step. The loaders have been working ahead; what we wait for them here is the share of
-        # the time that more CPU cores, or a smaller pack, would save.
+        # One step. The loaders have been working ahead; the time spent waiting for them here is
+        # what more CPU cores, or a smaller pack, would save.
         start_s = time.monotonic()
         micro_batches = list(islice(parts.batches, plan.micro_batches_per_rank))
         data_wait_s = time.monotonic() - start_s
@@ -86,14 +86,14 @@ def train(run: Run) -> str:
         engine.advance(state, sums)
         run.note_bad_images(micro_batches)
         log.step_done(state.step, time.monotonic() - start_s, data_wait_s)
-        # Reading a loss waits for the GPU, so it is read every 20 steps, not in each.
+        # Reading a loss waits for the GPU, so it is done every 20 steps, not at every step.
         if state.step % cfg.log_every_steps == 0:
             means = engine.means(distributed.sum_over_ranks(sums, parts.ranks))
             log.train_record(state.step, lr, means)
 
 
 def exchange_requests(run: Run) -> Requests:
-    """What all ranks ask for, in one exchange of five numbers a step, from CPU to CPU.
+    """What all ranks ask for, in one CPU-to-CPU exchange of five numbers per step.
 
     Raises Ended when the loss is no longer finite or too many images cannot be decoded.
     """
@@ -106,7 +106,7 @@ def exchange_requests(run: Run) -> Requests:
             int(save_is_due(run) or run.interruption.save_requested),
             # Clocks differ between hosts: rank 0's decides.
             int(ranks.is_main and time_is_over(run)),
-            # Of a step or two ago: waiting for this one's loss would leave the GPU idle.
+            # From a step or two ago: waiting for this step's loss would leave the GPU idle.
             run.non_finite.read(state.epoch_sums[engine.NON_FINITE]),
             len(run.new_bad_images),
         ],
@@ -127,7 +127,7 @@ def save_is_due(run: Run) -> bool:
     # A resume begins at a saved step, which need not be saved again.
     if cfg.save_every_steps and step % cfg.save_every_steps == 0 and step != run.saved_step:
         return True
-    # A disk so slow that the last save still runs would have the next one wait for it.
+    # On a slow disk the previous save may still be running, and a new one would wait for it.
     return time.monotonic() >= run.save_due_s and not run.writer.is_busy
 
 
@@ -137,21 +137,21 @@ def time_is_over(run: Run) -> bool:
 
 
 def ends_here(run: Run, requests: Requests) -> bool:
-    """Whether no step follows: all are done, the time is over, or --target_top1 is reached."""
+    """Whether no step follows: all are done, time is up, or --target_top1 is reached."""
     is_last_step = run.parts.state.step >= run.parts.plan.stop_step
     has_target = run.results.has_top1(run.parts.cfg.target_top1)
     return is_last_step or requests.out_of_time or has_target
 
 
 def finish_epoch(run: Run, is_end: bool) -> bool:
-    """Evaluate if this is a time to, and add the epoch's row; False if interrupted before that.
+    """Evaluate if it is due, and add the epoch's row; returns False if interrupted before that.
 
-    is_end: of the run, at which it is always evaluated.
+    is_end: whether the run ends here, which always calls for an evaluation.
     """
     parts, log = run.parts, run.log
     cfg, plan, state = parts.cfg, parts.plan, parts.state
     if is_end and state.step < plan.stop_step and time_is_over(run):
-        text = f"--max_minutes {cfg.max_minutes:g} are over: ending early, at step {state.step}"
+        text = f"--max_minutes {cfg.max_minutes:g} have passed: ending early, at step {state.step}"
         log.event(state.step, text)
     train_sums = distributed.sum_over_ranks(state.epoch_sums, parts.ranks)
     if train_sums[engine.NON_FINITE]:
@@ -167,11 +167,11 @@ def finish_epoch(run: Run, is_end: bool) -> bool:
     row = log.row_of_epoch(state.step, state.lr, engine.means(train_sums), val_means)
     run.results.rows.append(row)
     log.epoch_done()
-    # An end in the middle of an epoch keeps its sums: the run may be prolonged, and goes on adding.
+    # A run that ends in mid-epoch keeps its sums: if it is extended, it continues adding to them.
     if plan.ends_epoch(state.step):
         state.epoch_sums.zero_()
-        # Only what an uninterrupted run evaluates too may lower the learning rate: an evaluation
-        # that there is because of --max_steps would make a resumed run another one.
+        # Only evaluations that an uninterrupted run makes too may lower the learning rate: one
+        # that happens because of --max_steps would make a resumed run differ.
         if val_means and plan.evaluates_at(state.step, cfg.eval_every_epochs, early_end=False):
             lower_on_plateau(run, val_means["loss"])
     return True
@@ -214,10 +214,10 @@ def save(run: Run) -> None:
     start.log_reasons(run.interruption, log, ranks, state.step)
     if run.saved_step == state.step:
         return
-    # Collective calls: all ranks come here at the same step, though rank 0 alone writes.
+    # Collective calls: all ranks get here at the same step, though only rank 0 writes.
     epoch_sums = distributed.sum_over_ranks(state.epoch_sums, ranks)
     distributed.broadcast_buffers([state.model, state.eval_model], ranks)
-    # A checkpoint of NaN would push a good one out, and every resume would fail again.
+    # A checkpoint full of NaN would displace a good one, and every resume would fail again.
     if epoch_sums[engine.NON_FINITE] or not engine.all_finite(state.model):
         raise_diverged(run)
     run.schedule_save(in_s=60 * run.parts.cfg.save_every_minutes)
@@ -238,30 +238,30 @@ def wait_for_save(run: Run) -> bool:
 
 
 def report_failed_save(run: Run) -> None:
-    """Say that a checkpoint could not be written, and have rank 0 call for another one soon.
+    """Report a checkpoint that could not be written, and have rank 0 ask for another one soon.
 
-    A disk that is full or gone costs this checkpoint, not the run: the old ones stand.
+    A disk that is full or gone costs this checkpoint, not the run: the old ones are kept.
     """
     failure = run.writer.take_failure()
     if failure is None:
         return
-    if failure.step == run.saved_step:  # else a newer one has been begun, or written, since
+    if failure.step == run.saved_step:  # else a newer one has since been started, or written
         run.saved_step = -1
         run.schedule_save(in_s=RETRY_SAVE_S)
     run.log.event(
         run.parts.state.step,
         f"warning: no checkpoint of step {failure.step}: {run.writer.folder}: "
-        f"{failure.error.strerror}; older ones stand, training goes on and tries again",
+        f"{failure.error.strerror}; older ones are kept, training continues and will try again",
     )
 
 
 def raise_diverged(run: Run) -> None:
-    """End the run on all ranks; checkpoints from before stand."""
+    """End the run on all ranks; earlier checkpoints are kept."""
     step = run.parts.state.step
     run.log.event(
         step,
-        f"error: the loss is not finite at or before step {step}. The checkpoints are from "
-        "before. Try a new run with a lower --max_lr, or --clip_grad_norm 1",
+        f"error: the loss is not finite at or before step {step}. The checkpoints are from before "
+        "that. Try a new run with a lower --max_lr, or --clip_grad_norm 1",
     )
     raise Ended(status.DIVERGED)
 
@@ -278,13 +278,13 @@ def report_bad_images(run: Run) -> None:
         run.log.event(
             step,
             f"error: {len(run.bad_images)} images cannot be decoded, more than --max_bad_images "
-            f"{most}: repair or remove them (log.jsonl names them), or raise it",
+            f"{most}: repair or remove them (log.jsonl names them), or raise the limit",
         )
         raise Ended(status.CONFIG_ERROR)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the command line; then be a rank, or the supervisor of all ranks."""
+    """Parse the command line, then run as a rank or as the supervisor of all ranks."""
     argv = with_underscores(sys.argv[1:] if argv is None else argv)
     presets = {name: recipe.summary for name, recipe in RECIPES.items()}
     parser = train_flags.build_parser(presets, epilog=__doc__.split("\n", 2)[2])

@@ -304,7 +304,7 @@ def test_mistakes_in_the_weights_end_it_with_one_message(capsys, tmp_path, free_
     with_weights(folder, "export is damaged")
     with_weights(write_export(tmp_path / "few", random_weights(3)), "7 class names for 3 classes")
     weights = random_weights() | {"fc.bias": torch.full((len(NAMES),), torch.nan)}
-    with_weights(write_export(tmp_path / "nan", weights), "numbers that are not finite")
+    with_weights(write_export(tmp_path / "nan", weights), "the model's outputs are not finite")
 
 
 def test_no_network_is_told(capsys, monkeypatch, tmp_path, free_port):
@@ -336,7 +336,7 @@ def test_a_missing_package_is_named_with_the_command(
 def test_mistakes_in_the_address_end_it_before_the_model_is_loaded(capsys):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        fails(capsys, ["--port", port], f"--port {port} is in use on 127.0.0.1: give another")
+        fails(capsys, ["--port", port], f"--port {port} is in use on 127.0.0.1: choose another")
     fails(capsys, ["--port", 70_000], "--port 70000: must be 1 to 65535")
     fails(capsys, ["--host", "192.0.2.1"], "--host 192.0.2.1 --port 7860", "assign")
     fails(capsys, ["--max_mb", 0], "--max_mb 0: must be more than 0")

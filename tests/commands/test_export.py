@@ -241,7 +241,7 @@ def test_without_a_train_split_int8_says_what_it_was_calibrated_on(
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "model_int8.onnx"}  # the fp32 file was not asked for
     argv[2:3] = []
-    refused([*argv, "--formats=safetensors"], capsys, "has model_int8.onnx of another export")
+    refused([*argv, "--formats=safetensors"], capsys, "has model_int8.onnx from another export")
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_max_lr_auto_is_found_once_and_the_run_is_one_of_that_rate(
         (["--end_lr=nan"], ["--end_lr nan"]),
         (["--end_lr=inf"], ["--end_lr inf"]),
         (["--num_iter=5"], ["--num_iter 5 is too few", "20 or more"]),
-        (["--run_dir=runs/x"], ["--run_dir is train.py's", "give --out"]),
+        (["--run_dir=runs/x"], ["--run_dir is for train.py", "give --out"]),
         (["--iterations=50"], ["unrecognized arguments: --iterations=50"]),
         (["--data_dir=/nowhere"], ["--data_dir /nowhere: no such folder"]),
         (["--total_batch_size=67", "--device_batch_size=67"], ["--total_batch_size 67", "66"]),

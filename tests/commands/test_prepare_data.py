@@ -242,7 +242,7 @@ def test_sigterm_keeps_what_is_done_and_says_so(large_folder, tmp_path, no_lefto
     wait_for(lambda: partial.exists() and partial.stat().st_size > 10_000, what="packing to begin")
     os.killpg(process.pid, signal.SIGTERM)
     result = finish(process)
-    assert result.code == 75 and "interrupted; the same command goes on" in result.err
+    assert result.code == 75 and "interrupted; the same command resumes" in result.err
     assert done(tmp_path / "out" / "train.pack.state") > 0
     second, lock = start(words, tmp_path), tmp_path / "out" / ".work" / ".lock"
     wait_for(lambda: lock.read_text() == f"{second.pid}\n", what="the second start to begin")
@@ -422,20 +422,20 @@ def hopeless_class(place: Path) -> list:
         (linked_member, "'train/a/x.jpg' is a link"),
         (missing_file, r"1 listed files are not there: pictures/none.jpg \(line 13\)"),
         (unknown_label, "val.csv line 8: 'zebra' is none of the classes"),
-        (occupied, "holds other things .thesis.txt.: give an empty or a new folder"),
-        (made_otherwise, "holds a data set that was made otherwise.*remove it, or give another"),
+        (occupied, "holds other files .thesis.txt.: give an empty or a new folder"),
+        (made_otherwise, "holds a data set made with other options.*remove it, or give another"),
         (hopeless_class, "class b has no image that can be decoded"),
         (lambda place: [place / "nowhere"], "nowhere: no such file or folder, nor one of imagenet"),
         (lambda place: ["tiny-imagenet"], "no such file or folder; --download gets http://cs231n"),
         (lambda place: ["imagenet", "--download"], "img_train.tar .147,897,477,120 bytes"),
         (lambda place: ["mini-imagenet"], "no plain URL: download it and give its folder"),
-        (lambda place: [place, "--download"], "--download gets one of imagenet, "),
+        (lambda place: [place, "--download"], "--download is for one of imagenet, "),
         (lambda place: [place, "--long_side", 8], "--long_side 8: must be from 32"),
         (lambda place: [place, "--quality", 101], "--quality 101: must be from 1 to 100"),
         (lambda place: [place, "--num_workers", 0], "--num_workers 0: must be from 1"),
         (lambda place: [place, "--val_pct", 100], "--val_pct 100: must be above 0"),
         (lambda place: [place, "--verify", place], "give a SOURCE to pack, or --verify DIR"),
-        (lambda place: ["--source_dir", place, place], "--source_dir goes with fashion-mnist"),
+        (lambda place: ["--source_dir", place, place], "--source_dir is for fashion-mnist"),
     ],
 )
 def test_a_mistake_gets_one_clear_message_and_costs_nothing(make, message, tmp_path):

@@ -154,7 +154,7 @@ def test_data_that_would_train_wrongly_are_refused(tmp_path, spoil, message):
 def test_data_are_found_where_the_variable_says_and_the_search_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGENET_DIR", str(tmp_path))
     with pytest.raises(
-        ValueError, match=rf"no train and val, .*, in {tmp_path}\. Give train\.py --data_dir"
+        ValueError, match=rf"no train and val splits, .*, in {tmp_path}\. Give train\.py --data_dir"
     ):
         dataset_paths.find_data_dir()
     make_folder(tmp_path, 1, 1)

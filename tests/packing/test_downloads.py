@@ -64,11 +64,11 @@ def test_what_was_packed_by_hand_is_taken_as_it_is(tmp_path):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (out / "val.pack").unlink()
     refused = run(words, cwd=tmp_path)
-    assert refused.code == 2 and "was made otherwise" in refused.err
+    assert refused.code == 2 and "made with other options" in refused.err
 
 
 def test_only_named_data_sets_are_searched_for(tmp_path):
     script = REPOSITORY / "prepare_data.py"
     words = [sys.executable, script, tmp_path, f"--search={tmp_path}", f"--out={tmp_path}/out"]
     result = run(words, cwd=tmp_path)
-    assert result.code == 2 and "--search goes with one of imagenet" in result.err
+    assert result.code == 2 and "--search is for one of imagenet" in result.err

@@ -116,7 +116,7 @@ def test_a_disk_that_turns_read_only_for_a_while_costs_its_checkpoints_only(imag
         assert remount("rw")
         result = finish(process)
         assert result.code == 0, result.out + result.err
-        assert "Read-only file system; older ones stand" in result.out
+        assert "Read-only file system; older ones are kept" in result.out
         assert {int(p[5:14]) for p in before if p != checkpoint.BEST}.isdisjoint(
             saved_steps(run_dir)
         )
