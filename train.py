@@ -4,10 +4,10 @@
     python train.py --data_dir DIR --run_dir runs/NAME --recipe onecycle50
     torchrun --standalone --nproc_per_node=2 train.py --data_dir DIR --run_dir runs/NAME
 
-`python train.py` starts torchrun on all GPUs and restarts it after a crash (run/supervisor.py);
-every rank then runs `train` below. After any interruption, the same command resumes. SIGTERM and
-Ctrl-C save and stop; SIGUSR1 saves and training continues. Exit codes: 0 done, 1 crashed, 2 change
-something, 3 diverged, 75 interrupted and resumable.
+`python train.py` starts torchrun on all GPUs, and again after a crash; every rank then runs `train`
+below. To resume after any interruption, run the same command again. SIGTERM and Ctrl-C save and
+stop; SIGUSR1 saves and continues. Exit codes: 0 done, 1 crashed, 2 settings or data to be changed,
+3 diverged, 75 interrupted and resumable.
 """
 
 import sys
@@ -31,22 +31,23 @@ from resnet50.run.supervisor import supervise
 from resnet50.training import build, distributed, engine
 from resnet50.training.plan import eval_keys
 
-RETRY_SAVE_S = 60.0  # after a failed checkpoint: time for somebody to free disk space
+NOT_SAVED = -1
+RETRY_SAVE_S = 60.0  # after a failed save: somebody may need time to free disk space
 
 
 @dataclass(frozen=True)
 class Requests:
-    """What any rank asked for between two steps; the same on all ranks once exchanged."""
+    """What any rank asked for since the last step, combined: the same on all ranks."""
 
     stop: bool  # a signal, or a spot notice
     save: bool
-    out_of_time: bool  # --max_minutes have passed
+    out_of_time: bool  # the --max_minutes limit has been reached
 
 
 def train(run: Run) -> str:
     """The loop: exchange requests, finish an epoch, save, end, or take a step.
 
-    Returns the state that the run ended in (records/status.py).
+    Returns the state that the run ended in (resnet50/records/status.py).
     """
     parts, results, log = run.parts, run.results, run.log
     cfg, plan, state = parts.cfg, parts.plan, parts.state
@@ -60,53 +61,55 @@ def train(run: Run) -> str:
         # The end of an epoch, or of the run: evaluate, and add a row to the results. A run that was
         # saved at this step and resumed has the row already, and must not evaluate twice.
         if (is_end or plan.ends_epoch(state.step)) and not results.has_row(state.step):
-            was_interrupted = not finish_epoch(run, is_end)
-            stop, save_now = stop or was_interrupted, True
+            finished = finish_epoch(run, is_end)
+            stop, save_now = stop or not finished, True
 
-        # Before stopping, too, so that the step during which a signal arrived is not repeated.
+        # Save before stopping as well, so that no finished step has to be repeated.
         if stop or save_now:
             save(run)
 
-        # Checked again, since the evaluation may just have reached --target_top1. Without a row,
-        # the evaluation was interrupted and the run is not over: the resume must repeat it.
+        # Check again, since the evaluation above may have reached --target_top1. If there is no
+        # row, the evaluation was interrupted, so the run is not done; resuming repeats it.
         if ends_here(run, requests) and results.has_row(state.step):
-            # A run whose last checkpoint is not on the disk is not done: the same command retries.
+            # Done only once the last checkpoint is on disk; until then, rerunning retries.
             return status.DONE if wait_for_save(run) else status.INTERRUPTED
         if stop:
             wait_for_save(run)
             return status.INTERRUPTED
 
-        # One step. The loaders have been working ahead; the time spent waiting for them here is
-        # what more CPU cores, or a smaller pack, would save.
+        # One step. Loader processes prefetch batches, so time spent waiting for one here means that
+        # loading is the bottleneck: more CPU cores help, or smaller images from prepare_data.py.
         start_s = time.monotonic()
         micro_batches = list(islice(parts.batches, plan.micro_batches_per_rank))
         data_wait_s = time.monotonic() - start_s
-        lr = state.lr  # of this step: `advance` sets the next one
+        lr = state.lr  # read before engine.advance() sets the next step's
         sums = engine.train_step(state, micro_batches, parts.context)
         engine.advance(state, sums)
         run.note_bad_images(micro_batches)
         log.step_done(state.step, time.monotonic() - start_s, data_wait_s)
-        # Reading a loss waits for the GPU, so it is done every 20 steps, not at every step.
+        # Reading a loss waits for the GPU, so it is not done at every step.
         if state.step % cfg.log_every_steps == 0:
             means = engine.means(distributed.sum_over_ranks(sums, parts.ranks))
             log.train_record(state.step, lr, means)
 
 
 def exchange_requests(run: Run) -> Requests:
-    """What all ranks ask for, in one CPU-to-CPU exchange of five numbers per step.
+    """Combine what all ranks ask for: one all-reduce of five integers per step, on the CPU.
 
-    Raises Ended when the loss is no longer finite or too many images cannot be decoded.
+    Also reports failed saves and new undecodable images. Raises Ended if there are too many of
+    these, or if the loss is no longer finite.
     """
     state, ranks = run.parts.state, run.parts.ranks
     run.heartbeat.beat(state.step)
     report_failed_save(run)
+    # Sums over the ranks: more than 0 means that at least one rank asks for it.
     stop, save_now, out_of_time, non_finite, num_new_bad = distributed.agree(
         [
             int(run.interruption.requested),
             int(save_is_due(run) or run.interruption.save_requested),
             # Clocks differ between hosts: rank 0's decides.
             int(ranks.is_main and time_is_over(run)),
-            # From a step or two ago: waiting for this step's loss would leave the GPU idle.
+            # A count from a few steps ago: waiting for this step's would leave the GPU idle.
             run.non_finite.read(state.epoch_sums[engine.NON_FINITE]),
             len(run.new_bad_images),
         ],
@@ -120,7 +123,7 @@ def exchange_requests(run: Run) -> Requests:
 
 
 def save_is_due(run: Run) -> bool:
-    """Whether a checkpoint is due by steps or by time, which rank 0 decides."""
+    """Whether a checkpoint is due, by steps or by time. Rank 0 decides; others return False."""
     cfg, step = run.parts.cfg, run.parts.state.step
     if not run.parts.ranks.is_main:
         return False
@@ -137,24 +140,24 @@ def time_is_over(run: Run) -> bool:
 
 
 def ends_here(run: Run, requests: Requests) -> bool:
-    """Whether no step follows: all are done, time is up, or --target_top1 is reached."""
+    """Whether the run ends at this step: its last one, out of time, or --target_top1 reached."""
     is_last_step = run.parts.state.step >= run.parts.plan.stop_step
     has_target = run.results.has_top1(run.parts.cfg.target_top1)
     return is_last_step or requests.out_of_time or has_target
 
 
 def finish_epoch(run: Run, is_end: bool) -> bool:
-    """Evaluate if it is due, and add the epoch's row; returns False if interrupted before that.
+    """Evaluate if it is due, and add the epoch's row; False if the evaluation was interrupted.
 
-    is_end: whether the run ends here, which always calls for an evaluation.
+    is_end: whether the run ends here, so that it is evaluated in any case.
     """
     parts, log = run.parts, run.log
     cfg, plan, state = parts.cfg, parts.plan, parts.state
     if is_end and state.step < plan.stop_step and time_is_over(run):
-        text = f"--max_minutes {cfg.max_minutes:g} have passed: ending early, at step {state.step}"
+        text = f"--max_minutes {cfg.max_minutes:g} reached: ending early, at step {state.step}"
         log.event(state.step, text)
     train_sums = distributed.sum_over_ranks(state.epoch_sums, parts.ranks)
-    if train_sums[engine.NON_FINITE]:
+    if train_sums[engine.NON_FINITE]:  # exact; the check before each step is a few steps late
         raise_diverged(run)
     val_means = None
     if is_end or plan.evaluates_at(state.step, cfg.eval_every_epochs):
@@ -167,11 +170,11 @@ def finish_epoch(run: Run, is_end: bool) -> bool:
     row = log.row_of_epoch(state.step, state.lr, engine.means(train_sums), val_means)
     run.results.rows.append(row)
     log.epoch_done()
-    # A run that ends in mid-epoch keeps its sums: if it is extended, it continues adding to them.
+    # If the run ends in mid-epoch, keep the sums: with a higher limit, a resume can finish it.
     if plan.ends_epoch(state.step):
         state.epoch_sums.zero_()
-        # Only evaluations that an uninterrupted run makes too may lower the learning rate: one
-        # that happens because of --max_steps would make a resumed run differ.
+        # Ignore evaluations that happen only because --max_steps ended the run early: they could
+        # lower the learning rate, and a resumed run would differ from an uninterrupted one.
         if val_means and plan.evaluates_at(state.step, cfg.eval_every_epochs, early_end=False):
             lower_on_plateau(run, val_means["loss"])
     return True
@@ -179,17 +182,17 @@ def finish_epoch(run: Run, is_end: bool) -> bool:
 
 def lower_on_plateau(run: Run, val_loss: float) -> None:
     state, plan = run.parts.state, run.parts.plan
-    if state.learning_rate.evaluated(state.step, val_loss) and state.step < plan.total_steps:
+    if state.learning_rate.note_val_loss(state.step, val_loss) and state.step < plan.total_steps:
         run.log.event(state.step, f"on a plateau: learning rate {state.lr:.4g} from here on")
 
 
 def evaluate(run: Run) -> torch.Tensor | None:
-    """Summed results of the validation split, on all ranks; None if interrupted."""
+    """Sums over the validation split (engine.batch_sums), on all ranks; None if interrupted."""
     parts, cfg, ranks = run.parts, run.parts.cfg, run.parts.ranks
     num_images = len(parts.splits.val)
     keys = eval_keys(num_images, cfg.device_batch_size, cfg.eval_crop, ranks.rank, ranks.world_size)
 
-    def watched(batches: Iterator[Batch]) -> Iterator[Batch]:
+    def with_heartbeat(batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             run.heartbeat.beat(parts.state.step)
             run.note_bad_images([batch])
@@ -198,29 +201,31 @@ def evaluate(run: Run) -> torch.Tensor | None:
     def should_stop() -> bool:
         return distributed.agree([int(run.interruption.requested)], ranks)[0] > 0
 
-    # Batch-norm statistics come from rank 0's first micro-batches only (engine.train_step); the
-    # other ranks' are stale until they are needed, which is here and in `save`.
+    # Only rank 0 updates the batch-norm statistics (engine.train_step), so they are broadcast
+    # before they are used: here and in `save`.
     distributed.broadcast_buffers([parts.state.model, parts.state.eval_model], ranks)
     predict = partial(engine.predict, parts.state.eval_model.eval(), precision=parts.precision)
-    batches = watched(parts.loader.batches(build.EVAL, keys))
+    batches = with_heartbeat(parts.loader.batches(build.EVAL, keys))
     return engine.evaluate(predict, batches, num_images, ranks, should_stop)
 
 
 def save(run: Run) -> None:
-    """Begin to write a checkpoint, and best.pt if this step is the best one; every rank must call
-    it. Raises Ended rather than save a model that is no longer finite.
+    """Start writing a checkpoint in the background, and best.pt if this step is the best so far.
+
+    Every rank must call it. Raises Ended rather than save a model that is no longer finite.
     """
     state, ranks, log = run.parts.state, run.parts.ranks, run.log
-    start.log_reasons(run.interruption, log, ranks, state.step)
+    start.acknowledge(run.interruption, log, ranks, state.step)
+    # All ranks agree here: rank 0 alone learns of a failed save, but none saves a step twice.
     if run.saved_step == state.step:
         return
-    # Collective calls: all ranks get here at the same step, though only rank 0 writes.
+    # Collective calls: every rank must take part, although only rank 0 writes.
     epoch_sums = distributed.sum_over_ranks(state.epoch_sums, ranks)
     distributed.broadcast_buffers([state.model, state.eval_model], ranks)
-    # A checkpoint full of NaN would displace a good one, and every resume would fail again.
+    # A checkpoint full of NaN would displace a good one, and every resume would diverge again.
     if epoch_sums[engine.NON_FINITE] or not engine.all_finite(state.model):
         raise_diverged(run)
-    run.schedule_save(in_s=60 * run.parts.cfg.save_every_minutes)
+    run.schedule_save(delay_s=60 * run.parts.cfg.save_every_minutes)
     run.saved_step = state.step
     if ranks.is_main:
         best = run.results.best
@@ -238,16 +243,16 @@ def wait_for_save(run: Run) -> bool:
 
 
 def report_failed_save(run: Run) -> None:
-    """Report a checkpoint that could not be written, and have rank 0 ask for another one soon.
+    """Report a failed save, and have rank 0 schedule another one soon.
 
-    A disk that is full or gone costs this checkpoint, not the run: the old ones are kept.
+    A full or missing disk costs this checkpoint, not the run: older ones are kept.
     """
     failure = run.writer.take_failure()
     if failure is None:
         return
-    if failure.step == run.saved_step:  # else a newer one has since been started, or written
-        run.saved_step = -1
-        run.schedule_save(in_s=RETRY_SAVE_S)
+    if failure.step == run.saved_step:  # otherwise a newer save has started since
+        run.saved_step = NOT_SAVED
+        run.schedule_save(delay_s=RETRY_SAVE_S)
     run.log.event(
         run.parts.state.step,
         f"warning: no checkpoint of step {failure.step}: {run.writer.folder}: "
@@ -260,34 +265,36 @@ def raise_diverged(run: Run) -> None:
     step = run.parts.state.step
     run.log.event(
         step,
-        f"error: the loss is not finite at or before step {step}. The checkpoints are from before "
-        "that. Try a new run with a lower --max_lr, or --clip_grad_norm 1",
+        f"error: the loss is not finite at or before step {step}. Existing checkpoints are "
+        "from before that. Try a new run with a lower --max_lr, or --clip_grad_norm 1",
     )
     raise Ended(status.DIVERGED)
 
 
 def report_bad_images(run: Run) -> None:
-    """Name new undecodable files once; raises Ended if there are now too many."""
-    step, most = run.parts.state.step, run.parts.cfg.max_bad_images
+    """Log each new undecodable file once; raises Ended if there are now too many of them."""
+    step, limit = run.parts.state.step, run.parts.cfg.max_bad_images
     new = distributed.gather_names(run.new_bad_images, run.parts.ranks) - run.bad_images
     run.bad_images |= new
     run.new_bad_images = set()
     for name in sorted(new):
         run.log.event(step, f"warning: cannot be decoded, replaced: {name}")
-    if len(run.bad_images) > most:
+    if len(run.bad_images) > limit:
         run.log.event(
             step,
             f"error: {len(run.bad_images)} images cannot be decoded, more than --max_bad_images "
-            f"{most}: repair or remove them (log.jsonl names them), or raise the limit",
+            f"{limit}: repair or remove them (log.jsonl names them), or raise the limit",
         )
         raise Ended(status.CONFIG_ERROR)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, then run as a rank or as the supervisor of all ranks."""
+    """Run as one rank if torchrun started this process, else as the supervisor of all ranks."""
+    # Normalized here already, since `supervise` passes these words on to the ranks.
     argv = with_underscores(sys.argv[1:] if argv is None else argv)
-    presets = {name: recipe.summary for name, recipe in RECIPES.items()}
-    parser = train_flags.build_parser(presets, epilog=__doc__.split("\n", 2)[2])
+    summaries = {name: recipe.summary for name, recipe in RECIPES.items()}
+    usage = __doc__.split("\n", 2)[2]  # the docstring without its summary line
+    parser = train_flags.build_parser(summaries, epilog=usage)
     request = train_flags.parse(parser, argv)
     if request.list_recipes or request.print_config:
         try:

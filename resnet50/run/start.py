@@ -50,7 +50,7 @@ class Run:
     writer: CheckpointWriter
     heartbeat: Heartbeat
     non_finite: LateCounter
-    saved_step: int  # of the checkpoint begun last; -1: none, or it could not be written
+    saved_step: int  # of the most recently started save; -1: none, or it failed
     save_due_s: float  # on the monotonic clock
     bad_images: set[str] = field(default_factory=set)  # known to all ranks
     new_bad_images: set[str] = field(default_factory=set)  # seen by this one since
@@ -60,9 +60,9 @@ class Run:
         for batch in batches:
             self.new_bad_images |= set(batch.bad_images) - self.bad_images
 
-    def schedule_save(self, in_s: float) -> None:
+    def schedule_save(self, delay_s: float) -> None:
         """Have a checkpoint due after so many seconds."""
-        self.save_due_s = time.monotonic() + in_s
+        self.save_due_s = time.monotonic() + delay_s
 
 
 def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> Run:
@@ -142,7 +142,7 @@ def find_max_lr(parts: Parts, log: RunLog, stop: Interruption) -> None:
     try:
         found = range_test.find_max_lr(parts, range_test.Range(), folder, stop, log.say)
     except Interrupted:
-        log_reasons(stop, log, parts.ranks, step=0)
+        acknowledge(stop, log, parts.ranks, step=0)
         raise
     # Into the settings, and so into config.json: a resume takes the number and tests nothing.
     build.set_max_lr(parts, found.recommended)
@@ -151,8 +151,8 @@ def find_max_lr(parts: Parts, log: RunLog, stop: Interruption) -> None:
         log.event(0, f"warning: {warning}")
 
 
-def log_reasons(stop: Interruption, log: RunLog, ranks: Ranks, step: int) -> None:
-    """Log what asked any rank to save or stop, and take the save as granted; every rank must call
+def acknowledge(stop: Interruption, log: RunLog, ranks: Ranks, step: int) -> None:
+    """Log what asked any rank to save or stop, and clear the request to save. Every rank must call
     it."""
     # Sorted, and from all ranks: a notice that every host hears is one line.
     for reason in sorted(distributed.gather_names(stop.acknowledge_save(), ranks)):

@@ -160,7 +160,7 @@ class LearningRate:
         elif step == settings.curve_steps < settings.total_steps:
             self._start_plateau()
 
-    def evaluated(self, step: int, val_loss: float) -> bool:
+    def note_val_loss(self, step: int, val_loss: float) -> bool:
         """Tell the validation loss after `step` steps; returns whether the rate fell.
 
         Counts in the plateau phase only: at curve_steps it is still the curve that is measured.

@@ -247,7 +247,7 @@ def test_every_schedule_that_is_accepted_can_be_followed_to_its_end(changes, ste
         optimizer.step()
         learning_rate.advance(step)
         if plan.ends_epoch(step):
-            learning_rate.evaluated(step, 1.0)
+            learning_rate.note_val_loss(step, 1.0)
 
 
 @settings(max_examples=200)
@@ -289,5 +289,5 @@ def test_an_accepted_plateau_can_lower_the_rate_before_the_end(
         optimizer.step()
         learning_rate.advance(step)
         if plan.evaluates_at(step, every):
-            fell |= learning_rate.evaluated(step, 1.0)
+            fell |= learning_rate.note_val_loss(step, 1.0)
     assert fell == may_fall

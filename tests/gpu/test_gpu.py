@@ -142,7 +142,7 @@ def test_every_method_repeats_to_the_bit(image_folder, name):
             engine.advance(parts.state, sums)
             assert sums[engine.NON_FINITE] == 0 and sums[engine.COUNT] == 16
             if plan.ends_epoch(step + 1):
-                parts.state.learning_rate.evaluated(step + 1, 1.0)
+                parts.state.learning_rate.note_val_loss(step + 1, 1.0)
         ends.append(values_of(parts.state))
         assert all(tensor.is_cuda for tensor in parts.state.model.state_dict().values())
     assert_same(*ends, name)

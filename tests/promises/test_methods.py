@@ -53,7 +53,7 @@ def follow(image_folder: Path, num_steps: int = STEPS, **changes: object) -> Tra
         assert sums[engine.NON_FINITE] == 0 and sums[engine.COUNT] == 16
         trace.snapshots.append({k: v.clone() for k, v in state.model.state_dict().items()})
         if plan.ends_epoch(step + 1):
-            state.learning_rate.evaluated(step + 1, 1.0)
+            state.learning_rate.note_val_loss(step + 1, 1.0)
         if step + 1 == 8:
             trace.after_8 = copy.deepcopy(values_of(state))
     return trace

@@ -235,12 +235,12 @@ def test_the_rate_falls_when_validation_stops_improving():
     for step in range(1, 4):
         optimizer.step()
         learning_rate.advance(step)
-        assert not learning_rate.evaluated(step, 0.0)  # the curve's: it is no best to be beaten
+        assert not learning_rate.note_val_loss(step, 0.0)  # the curve's: it is no best to be beaten
     rates, fell = [], []
     losses = [2.0, 1.0, 0.99995, 1.5, 0.5, 0.6, 0.6, 0.4]  # the third is better by too little
     for step, loss in enumerate(losses, start=4):
         learning_rate.advance(step)
-        fell.append(learning_rate.evaluated(step, loss))
+        fell.append(learning_rate.note_val_loss(step, loss))
         rates.append(observe(optimizer)[0])
         assert learning_rate.lr == rates[-1]
     assert rates == [0.02] * 3 + [0.01] * 3 + [0.005] * 2 == hand_written_plateau(s, losses)
@@ -265,7 +265,7 @@ def test_plateau_alone_follows_a_warm_up_of_any_length(warmup_steps, losses, pat
     )
     optimizer = make_optimizer()
     learning_rate = LearningRate(optimizer, s)
-    assert not learning_rate.evaluated(0, 1.0)
+    assert not learning_rate.note_val_loss(0, 1.0)
     for step in range(1, warmup_steps + 1):
         assert learning_rate.lr < 0.5
         optimizer.step()
@@ -273,7 +273,7 @@ def test_plateau_alone_follows_a_warm_up_of_any_length(warmup_steps, losses, pat
     assert observe(optimizer)[0] == learning_rate.lr == 0.5
     rates, before = [], 0.5
     for step, loss in enumerate(losses, start=warmup_steps + 1):
-        assert learning_rate.evaluated(step, loss) == (learning_rate.lr < before)
+        assert learning_rate.note_val_loss(step, loss) == (learning_rate.lr < before)
         before = learning_rate.lr
         rates.append(before)
     assert rates == hand_written_plateau(s, losses)
@@ -297,7 +297,7 @@ class Run:
             self.optimizer.step()
             self.learning_rate.advance(step)
             if step % 3 == 0:
-                self.seen.append(self.learning_rate.evaluated(step, self.losses[step // 3]))
+                self.seen.append(self.learning_rate.note_val_loss(step, self.losses[step // 3]))
             self.step = step
 
     def save_and_resume(self) -> None:
