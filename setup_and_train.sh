@@ -2,12 +2,12 @@
 # From a bare machine to a trained ResNet50.
 #
 #   ./setup_and_train.sh           on an EC2 GPU host: mount the volume, build the environment, pack
-#                                  the data, train in the background; again: resume
-#   ./setup_and_train.sh --demo    train a ResNet50 on Fashion-MNIST, minutes, no GPU needed
+#                                  the data, train in the background; run again: resume
+#   ./setup_and_train.sh --demo    train a ResNet50 on Fashion-MNIST in minutes; no GPU needed
 #   ./setup_and_train.sh --test    lint and the whole test suite
 #
-# Every step asks first whether it is done, so the same command again goes on where the last one was
-# interrupted. It never waits for an answer where there is no terminal. Exit codes: 0 done or
+# Every step first checks whether it is done, so the same command, run again, continues where the last
+# one was interrupted. Without a terminal, it never waits for an answer. Exit codes: 0 done or
 # training, 1 something failed, 2 change something.
 set -Eeuo pipefail
 
@@ -74,8 +74,8 @@ demo() {
     build_environment requirements.txt
     say "2/3 data"
     run "$venv/bin/python" prepare_data.py fashion-mnist --out data/fashion-mnist
-    say "3/3 training; Ctrl-C saves first, and the same command goes on"
-    # exec: signals to this script are signals to train.py, and its exit code is ours.
+    say "3/3 training; Ctrl-C saves first, and the same command resumes"
+    # exec, so that signals to this script reach train.py, and its exit code is ours.
     run exec "$venv/bin/python" train.py --recipe demo --data_dir data/fashion-mnist \
         --run_dir runs/demo --max_steps "${max_steps:-0}"
 }
@@ -94,17 +94,17 @@ tests() {
     if nvidia-smi -L &>/dev/null; then run "$venv/bin/python" -m pytest -m gpu --numprocesses 1; fi
 }
 
-# Copied to the host without its repository: clone it, mount the volume with the code of that clone,
-# and go on in a clone on the volume.
+# For a script copied to the host without its repository: clone that, mount the volume with the
+# clone's code, and continue in a clone on the volume.
 alone() {
     local target=${data_dir:+$here}
     target=${target:-$mount}/$CLONE_NAME
-    [[ $mode != __demo && $mode != __test ]] || die "this script lies alone: $1 is for clones"
+    [[ $mode != __demo && $mode != __test ]] || die "this script is not in a clone: $1 needs one"
     if [[ ! -t 0 ]]; then export GIT_TERMINAL_PROMPT=0 GIT_SSH_COMMAND="ssh -o BatchMode=yes"; fi
     command -v git >/dev/null || die "git is not installed: sudo apt-get install git"
     if [[ ! -d $target/.git ]]; then
-        [[ -n $repo ]] || die "this script lies alone: give --repo URL, or run it from a clone"
-        # Not local: the trap comes when this function has been left. Root may have left files in it.
+        [[ -n $repo ]] || die "this script is not in a clone: give --repo URL, or run it from one"
+        # Not local: the trap runs after this function has ended. rm may fail on files left by root.
         clone=$(mktemp -d)
         trap 'rm -rf "$clone" || true' EXIT
         say "cloning $repo"
@@ -120,7 +120,7 @@ alone() {
             git clone --quiet "$repo" "$target.partial" </dev/null
             mv "$target.partial" "$target"
         fi
-        rm -rf "$clone" || true # exec leaves the trap out
+        rm -rf "$clone" || true # exec skips the trap
     fi
     exec "$target/setup_and_train.sh" "${words[@]}"
 }
@@ -131,7 +131,7 @@ check_choice() {
     [[ " $* " == *" $value "* ]] || die "$option $value: one of $*"
 }
 
-# What --dataset and the other options come to.
+# Derive the remaining variables from --dataset and the other options.
 resolve_options() {
     local name newest
     [[ -z $dataset || " $DATASETS " == *" $dataset "* ]] || die "--dataset $dataset: one of $DATASETS"
@@ -146,7 +146,7 @@ resolve_options() {
         [[ " $STEPS " == *" $step "* ]] || die "--only $step: steps are $STEPS"
     done
     if [[ $(id -u) == 0 ]]; then root=(); elif [[ -t 0 ]]; then root=(sudo); else root=(sudo -n); fi
-    # Images of the user's own have the name of their folder, and the recipe that they are given.
+    # The user's own images are named after their folder, and use the recipe given.
     if [[ ${#recipe[@]} == 0 && -n $dataset && $dataset != imagenet ]]; then
         recipe=(--recipe "$dataset")
     fi
@@ -161,12 +161,12 @@ resolve_options() {
     packed=${data_dir:-$mount/$source}
     data=$packed
     if [[ -n $cache ]]; then
-        [[ -z $data_dir ]] || die "--cache copies from a volume, and --data_dir takes none"
+        [[ -z $data_dir ]] || die "--cache copies from a volume, but --data_dir uses none"
         data=$mount/cached/$source
     fi
-    # Runs belong on the volume: into a clone that lies there, else beside it.
+    # Runs belong on the volume: in the clone if it is there, else beside the data.
     if [[ $PWD/ == "$state"/* ]]; then runs=$PWD/runs; else runs=$state/runs; fi
-    # A question about no run in particular is about the newest.
+    # --status and the like, without --run_dir, are about the newest run.
     if [[ -n $mode && -z $run_dir ]]; then
         newest=""
         for name in "$PWD"/runs/*/status.json "$mount"/runs/*/status.json; do
@@ -197,7 +197,7 @@ parse() {
             __dry_run) dry_run=yes dry=(--dry_run) ;;
             __cpu) cpu=(--cpu) ;;
             __cache) cache=yes ;;
-            __only_until_volume) until_volume=yes ;; # what `alone` asks of a clone
+            __only_until_volume) until_volume=yes ;; # how `alone` calls a clone
             __format_if_blank) volume_flags+=(--format_if_blank) ;;
             __yes | __allow_code_change) repo_flags+=("--${name#__}") ;;
             __help | _h)
@@ -210,7 +210,7 @@ parse() {
                 ;;
             __max_steps | __dataset | __recipe | __volume | __mount | __wait_s | __data_dir | \
                 __price_per_hour | __then | __way | __repo | __on_local_changes | __only | __run_dir)
-                (($# > 1)) || die "--${name#__} wants a value; see --help"
+                (($# > 1)) || die "--${name#__} needs a value; see --help"
                 case $name in
                     __max_steps)
                         [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--max_steps $2: give a number from 1 up"
@@ -218,7 +218,7 @@ parse() {
                         ;;
                     __recipe) recipe=(--recipe "$2") ;;
                     __price_per_hour)
-                        [[ $2 =~ ^[0-9]*\.?[0-9]+$ ]] || die "--price_per_hour $2: give dollars, as 1.2"
+                        [[ $2 =~ ^[0-9]*\.?[0-9]+$ ]] || die "--price_per_hour $2: give dollars: 1.2"
                         price=(--price_per_hour "$2")
                         ;;
                     __wait_s) volume_flags+=(--wait_s "$2") ;;
@@ -230,9 +230,9 @@ parse() {
         esac
         shift
     done
-    # Folders are relative to where the user is; all else to this clone.
+    # Folders are relative to the user's current one; everything else, to this clone.
     data_dir=${data_dir:+$(realpath -m "$data_dir")} run_dir=${run_dir:+$(realpath -m "$run_dir")}
-    [[ -z $max_steps || $mode == __demo || -z $mode ]] || die "--max_steps goes with training"
+    [[ -z $max_steps || $mode == __demo || -z $mode ]] || die "--max_steps is only for training"
 }
 
 main() {
@@ -243,10 +243,10 @@ main() {
     local mount=/mnt/imagenet volume="" cache=""
     local repo="" on_local_changes=""
     local way="" then=""
-    # Flags that are handed on, each with its value, to train.py and to the host's commands.
+    # Flags to pass on, each with its value, to train.py and to the commands in host/.
     local recipe=() price=() cpu=() dry=()
     local volume_flags=() repo_flags=() service_flags=()
-    # What resolve_options makes of them: the data's name and folders, the runs', the command.
+    # Set by resolve_options: the data's name and folders, the runs' folders, the command.
     local source packed data
     local state runs train
     # How the steps do their work.
@@ -269,7 +269,7 @@ main() {
             ;;
         *)
             resolve_options
-            if [[ -e $log ]] && ! flock --nonblock "$log" true; then say "a setup is at work: $log"; fi
+            if [[ -e $log ]] && ! flock --nonblock "$log" true; then say "a setup is running: $log"; fi
             exec python3 -B -m host.service "${mode#__}" --run_dir "$run_dir"
             ;;
     esac

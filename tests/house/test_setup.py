@@ -122,8 +122,8 @@ def test_without_a_volume_it_says_so_and_offers_a_folder(setup):
         (["--only=volume,fly"], "--only fly: steps are host"),
         (["--only=data"], "nothing is mounted at"),
         (["--volume=vol-0123"], "--volume vol-0123: no such volume is attached"),
-        (["--volume"], "--volume wants a value"),
-        (["--cache", "--data_dir=."], "--data_dir takes none"),
+        (["--volume"], "--volume needs a value"),
+        (["--cache", "--data_dir=."], "--data_dir uses none"),
         (["--on_local_changes=burn"], "--on_local_changes burn: one of fail keep"),
         (["--way=cron"], "--way cron: one of systemd"),
     ],
@@ -244,7 +244,7 @@ def test_as_a_user_with_sudo_and_under_systemd(host):
         assert code == 2 and "--then stop-host needs root" in out
         assert host.call("umount", MOUNT).returncode == 0
         code, out = start("--only=volume")
-        assert code == 2 and "sudo does not give it" in out
+        assert code == 2 and "sudo does not grant it" in out
 
 
 def test_new_code_is_begun_anew_with(setup, tmp_path):
@@ -265,7 +265,7 @@ def test_a_second_setup_waits_for_the_first(setup):
     while not first.stdout.readline().startswith("== 3/7"):
         assert first.poll() is None
     code, out = setup.run()
-    assert code == 0 and "another setup is at work" in out, out
+    assert code == 0 and "another setup is running" in out, out
     assert first.wait(timeout=60) == 0
     first.communicate()
 
@@ -327,7 +327,7 @@ def test_from_nothing_to_a_trained_model(host, tmp_path):
 def test_too_small_a_volume_is_named_before_anything_is_installed(host, tmp_path):
     setup = Setup(host, tmp_path, STAND_IN, size=200 << 20)
     code, out = setup.run()
-    assert code == 2 and "of room, the environment takes" in out, out
+    assert code == 2 and "GB free, but the environment takes" in out, out
     assert not setup.path(f"{VENV}/installed").exists()
 
 

@@ -33,9 +33,9 @@ def call(folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess:
         (["--demo", "--test"], "--demo and --test exclude each other"),
         (["--demo", "--quick"], "unknown option --quick; see --help"),
         (["--demo", "--max_steps", "many"], "--max_steps many: give a number from 1 up"),
-        (["--demo", "--max_steps"], "--max_steps wants a value"),
+        (["--demo", "--max_steps"], "--max_steps needs a value"),
         (["--demo", "--max-steps=0"], "--max_steps 0: give a number from 1 up"),
-        (["--test", "--max_steps", "3"], "--max_steps goes with training"),
+        (["--test", "--max_steps", "3"], "--max_steps is only for training"),
         (["extra"], "unknown option extra"),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
     (tmp_path / "photographs").mkdir()
     (tmp_path / "photographs" / "one.jpg").touch()
     result = call(folder, "--demo", VENV=str(tmp_path / "photographs"))
-    assert result.returncode == 2 and "is no environment and not empty" in result.stderr
+    assert result.returncode == 2 and "is not empty and not an environment" in result.stderr
     assert (tmp_path / "photographs" / "one.jpg").exists()
 
 

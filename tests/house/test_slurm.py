@@ -113,7 +113,7 @@ def test_its_flags_are_slurms_and_ours():
 
 @pytest.mark.parametrize(
     "words, text",
-    [([], "the first word is the run folder"), (["--seed=1"], "the first word is the run folder")],
+    [(words, "the first argument is the run folder") for words in ([], ["--seed=1"])],
 )
 def test_mistakes_end_with_2(tmp_path, words, text):
     result = run(["bash", SCRIPT, *words], REPOSITORY)
