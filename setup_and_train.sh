@@ -21,11 +21,11 @@ usage: ./setup_and_train.sh [options] [-- train.py's options]
        ./setup_and_train.sh --status | --attach | --logs | --stop
        ./setup_and_train.sh --demo [--max_steps N] | --test [--dry_run]
 
-Without --demo and --test, on the host that shall train, in this order and each step once:
+Without --demo or --test, on the host that will train, each step once, in this order:
   host    driver, GPUs, memory, disk: can it train, and with which build of PyTorch
   volume  find the EBS data volume, mount it, now and at every boot; needs root or sudo
   env     Python >= 3.11 and the packages, on the volume
-  repo    bring this clone up to date, unless a run needs the code as it is
+  repo    update this clone, unless a run needs the code as it is
   data    pack the archives found on the volume, or say what to download
   bench   what limits this host, and what the run will take
   train   in the background, restarted after crashes and, with systemd, after reboots
@@ -36,23 +36,23 @@ Without --demo and --test, on the host that shall train, in this order and each 
   --mount DIR          where to mount it [/mnt/imagenet]
   --format_if_blank    put ext4 on a volume with nothing on it
   --wait_s S           for a volume that is being attached [0]
-  --data_dir DIR       train on this folder, packed or not, and take no volume; run: runs/FOLDER
+  --data_dir DIR       train on this folder, packed or not, without a volume; run: runs/FOLDER
   --cache              read the packed data from a copy on instance store
-  --cpu                go on without a GPU
+  --cpu                continue without a GPU
   --price_per_hour X   dollars, for the cost of the run
   --then stop-host     shut this host down when training has ended
   --way WAY            systemd, tmux or setsid [the first that this host has]
   --run_dir DIR        the run folder [runs/DATASET, in a clone on the volume, else on the volume]
-  --repo URL           what to clone onto the volume where this script was copied alone
+  --repo URL           what to clone onto the volume if only this script was copied
   --on_local_changes W fail, keep, backup, merge, reset [asks on a terminal, else keep]
   --yes                with reset: remove local changes, after saving them
   --allow_code_change  update the code even under a run that has checkpoints
   --only STEPS         some of the steps, as in --only volume,env
-  --status             step, epoch, top-1, images/s, time left, dollars; of the newest run, as are:
+  --status             step, epoch, top-1, images/s, time left, dollars of the newest run; for it too:
   --attach, --logs     the training's screen, or the end of its log
   --stop               save, and end training; the same command resumes it
 
-  --demo               get Fashion-MNIST (31 MB), train on it for some minutes, print its top-1
+  --demo               get Fashion-MNIST (31 MB), train on it for a few minutes, print top-1
   --test               build the environment with the development tools, lint, run all tests
   --max_steps N        end after N training steps
   --dry_run            print the commands of all steps and run none
