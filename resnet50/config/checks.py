@@ -23,8 +23,8 @@ def check_widths(cfg: "TrainConfig") -> None:
     """Every block has a whole number of channels inside."""
     if cfg.width * cfg.base_width % 64:
         raise ValueError(
-            f"--base_width {cfg.base_width} 64ths of --width {cfg.width} are no whole number of "
-            "channels: take a multiple of "
+            f"--base_width {cfg.base_width} 64ths of --width {cfg.width} is not a whole number of "
+            "channels: use a multiple of "
             f"{64 // math.gcd(64, cfg.width)}"
         )
 
@@ -35,13 +35,13 @@ def check_batch(cfg: "TrainConfig") -> None:
     if device not in (0, AUTO) and total % device:
         raise ValueError(
             f"--total_batch_size {total} does not split into micro-batches of "
-            f"--device_batch_size {device}: take a multiple, such as "
+            f"--device_batch_size {device}: use a multiple, such as "
             f"{device * (total // device + 1)}"
         )
     if device == 1 and (cfg.mixup_alpha or cfg.cutmix_alpha):
         raise ValueError(
             "--mixup_alpha and --cutmix_alpha mix the images of a micro-batch: --device_batch_size "
-            "1 has none to mix, take 2 or more"
+            "1 has none to mix, use 2 or more"
         )
 
 
@@ -54,13 +54,13 @@ def check_sizes(cfg: "TrainConfig") -> None:
         )
     if start and not cfg.grow_end_epoch > cfg.grow_start_epoch:
         raise ValueError(
-            f"--start_image_size {start}: say when it grows: --grow_end_epoch "
+            f"--start_image_size {start} needs epochs to grow in: --grow_end_epoch "
             f"{cfg.grow_end_epoch:g} must be above --grow_start_epoch {cfg.grow_start_epoch:g}"
         )
     if cfg.eval_resize < cfg.eval_crop:
         raise ValueError(
             f"--eval_resize_size {cfg.eval_resize} is smaller than the crop of {cfg.eval_crop} px "
-            f"cut from it: take at least {cfg.eval_crop}"
+            f"cut from it: use at least {cfg.eval_crop}"
         )
 
 
@@ -79,10 +79,10 @@ def check_optimizer(cfg: "TrainConfig") -> None:
             raise ValueError("--momentum 1: as AdamW's first beta it must be below 1")
     for name, is_set in (("rescale", cfg.ema_rescale), ("every_steps", cfg.ema_every_steps > 1)):
         if is_set and not cfg.ema_decay:
-            raise ValueError(f"--ema_{name} needs --ema_decay above 0: there is no average without")
+            raise ValueError(f"--ema_{name} needs --ema_decay above 0: else there is no average")
     if not 0 <= cfg.ema_update_decay < 1:
         raise ValueError(
-            f"--ema_rescale makes of --ema_decay {cfg.ema_decay:g} a decay of "
+            f"--ema_rescale turns --ema_decay {cfg.ema_decay:g} into a decay of "
             f"{cfg.ema_update_decay:.4g} for batches of {cfg.total_batch_size} and {cfg.epochs} "
             "epochs: give a larger --ema_decay or a smaller --ema_every_steps"
         )
@@ -101,7 +101,7 @@ def check_schedule(cfg: "TrainConfig") -> None:
         )
     if cfg.three_phase and cfg.pct_start > 0.5:
         raise ValueError(
-            f"--pct_start {cfg.pct_start:g} leaves --three_phase no third phase: take 0.5 or less"
+            f"--pct_start {cfg.pct_start:g} leaves --three_phase no third phase: use 0.5 or less"
         )
     if cfg.schedule == "warmup_cosine" and cfg.max_lr != AUTO and cfg.min_lr > cfg.max_lr:
         raise ValueError(
@@ -118,15 +118,15 @@ def check_plateau(cfg: "TrainConfig") -> None:
     """A plateau phase needs evaluations, and a fall at its very end would change nothing."""
     if cfg.schedule == "plateau" and cfg.plateau_epochs:
         raise ValueError(
-            f"--plateau_epochs {cfg.plateau_epochs} come after another schedule: --schedule "
-            "plateau has nothing else, leave out one of them"
+            f"--plateau_epochs {cfg.plateau_epochs} follow another schedule, but --schedule "
+            "plateau has no other: leave out one of them"
         )
     if cfg.schedule != "plateau" and not cfg.plateau_epochs:
         return
     if cfg.plateau_epochs >= cfg.epochs:
         raise ValueError(
-            f"--plateau_epochs {cfg.plateau_epochs} are the last of --epochs {cfg.epochs}: take "
-            "fewer, or --schedule plateau"
+            f"--plateau_epochs {cfg.plateau_epochs} leave no other epochs of --epochs "
+            f"{cfg.epochs}: use fewer, or --schedule plateau"
         )
     begins = cfg.curve_epochs if cfg.plateau_epochs else cfg.warmup_epochs
     every, needed = cfg.eval_every_epochs, cfg.plateau_patience + 2
@@ -135,5 +135,5 @@ def check_plateau(cfg: "TrainConfig") -> None:
         raise ValueError(
             f"--eval_every_epochs {every} leaves {count} evaluations on the plateau before the "
             "last epoch's end, too few for the learning rate to fall: --plateau_patience "
-            f"{cfg.plateau_patience} needs {needed} and more"
+            f"{cfg.plateau_patience} needs {needed} or more"
         )

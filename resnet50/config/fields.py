@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import Literal
 
-AUTO: Literal["auto"] = "auto"  # a setting that is found out when the run starts, and recorded then
+AUTO: Literal["auto"] = (
+    "auto"  # a setting that is determined when the run starts, and recorded then
+)
 
 
 def setting(

@@ -10,11 +10,11 @@ WIDTH = 100  # columns
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of `TrainConfig` by name, and what somebody reached with them.
+    """Settings of `TrainConfig` by name, and the result that somebody published for them.
 
-    top1, top5: percent, None where there is none; evaluated: at which size and how; source: who
-    published it and where; gpu_hours: of training and evaluation there, all GPUs together, gpu:
-    on which; differs: what is not done here as it was there.
+    top1, top5: percent, None if unknown; evaluated: at which size and how; source: who published
+    it and where; gpu_hours: published GPU-hours of training and evaluation; gpu: on which GPUs;
+    differs: what this code does differently.
     """
 
     summary: str
@@ -29,7 +29,7 @@ class Recipe:
 
     @property
     def result(self) -> str:
-        """What was reached, in one line."""
+        """The published result, in one line."""
         if self.top1 is None:
             return "no figure yet"
         top5 = "" if self.top5 is None else f", top-5 {self.top5:g}"
@@ -83,7 +83,7 @@ def _wrapped(text: str, indent: str) -> str:
 
 
 def as_markdown(recipes: Mapping[str, Recipe], default: str) -> str:
-    """A table for the pages: by whom, but not where, nor what differs; ends with a newline."""
+    """A table for the pages: who published it, not where or what differs; ends with a newline."""
     lines = [
         "| recipe | what | px | top-1 / top-5 % | GPU-hours there | published by |",
         "|---|---|---|---|---|---|",

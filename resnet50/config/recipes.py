@@ -3,8 +3,8 @@
     python train.py --list_recipes
     python train.py --recipe fast16 --data_dir /mnt/imagenet
 
-A recipe is a difference to the defaults of `config.TrainConfig`; flags on the command line win
-over it. Percentages are of ImageNet's 50,000 validation images unless a recipe says otherwise.
+A recipe overrides the defaults of `config.TrainConfig`; flags on the command line override the
+recipe. Percentages are of ImageNet's 50,000 validation images unless a recipe says otherwise.
 Where the code cannot or should not do what was published, the recipe's `differs` says so.
 """
 
@@ -25,15 +25,15 @@ ONE_CYCLE = {
     "momentum": 0.9,
     "weight_decay": 1e-4,
 }
-AS_DEFAULT = "what its author does not say is as in onecycle50"
+AS_DEFAULT = "settings that its author does not give are those of onecycle50"
 
 # ----- ffcv-imagenet: one set of numbers, found at 30 epochs and then only stretched
 
 FFCV = "libffcv/ffcv-imagenet on GitHub, rn50_configs/rn50_{epochs}_epochs.yaml and README.md"
 FFCV_DIFFERS = (
-    "blurs after the max pool too; no decay on any norm or bias (theirs goes by name and decays "
+    "blurs after the max pool too; no decay on any norm or bias (theirs selects by name and decays "
     "the downsample norms and the classifier's bias); crops resized with anti-aliasing, not by "
-    "OpenCV's area, from a pack, not from 500 px JPEG and raw pixels half and half; batch-norm "
+    "OpenCV's area, from a pack, not from half 500 px JPEG and half raw pixels; batch-norm "
     "groups as large as fit (theirs 512); the rate peaks one step earlier; bf16 where the GPU has "
     "it (theirs fp16). Evaluation while training does not average over mirrored images, as theirs "
     "does: `evaluate.py --flip` gives the figure to compare"
@@ -71,12 +71,12 @@ def _ffcv(epochs: int, start_ramp: int, end_ramp: int) -> dict[str, object]:
 
 MILD_DIFFERS = (
     "their 90 x {ratio} = {scaled} epochs are {epochs} here, since Composer rounds them down, and "
-    "the 8 epochs of warm-up are not scaled, since its cosine with warm-up does not: both is our "
-    "reading of its source. Batch norms start at 1 (theirs anywhere from 0 to 1), convolutions "
-    "He-normal by fan-out and the classifier as torch's default (theirs both He-normal by fan-in); "
-    "the size changes with the epoch (theirs with the batch), by cropping to it (theirs shrinks "
-    "crops of 176 px to their nearest pixels); batch-norm groups as large as fit (theirs 256); "
-    "bf16 where the GPU has it (theirs fp16)"
+    "the 8 epochs of warm-up are not scaled, since its cosine with warm-up does not scale them: "
+    "both are our reading of its source. Batch norms start at 1 (theirs anywhere from 0 to 1), "
+    "convolutions He-normal by fan-out and the classifier as torch's default (theirs both "
+    "He-normal by fan-in); the size changes with the epoch (theirs with the batch), by cropping to "
+    "it (theirs shrinks crops of 176 px to their nearest pixels); batch-norm groups as large as "
+    "fit (theirs 256); bf16 where the GPU has it (theirs fp16)"
 )
 
 
@@ -147,8 +147,8 @@ IMAGENET: dict[str, Recipe] = {
         top5=None,
         evaluated="224 px, in epoch 67",
         source=USER,
-        differs="how the epochs were split between cycle and plateau is not said: 60 and 10 is our "
-        "reading; " + AS_DEFAULT,
+        differs="how the epochs were split between cycle and plateau was not published: 60 and 10 "
+        "is our reading; " + AS_DEFAULT,
     ),
     "classic90": Recipe(
         summary="ImageNet-1K, torchvision's first recipe: 90 epochs, a tenth of the rate every 30",

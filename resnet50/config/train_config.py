@@ -1,8 +1,8 @@
 """Every setting of a training run: its default, unit and check.
 
-`TrainConfig` is the one list. A field's metadata says what it is for, what it may be, and whether
-it may change when a run is resumed: settings that shape the result may not, settings that only say
-where, how long or how loudly may.
+`TrainConfig` is the only list of them. A field's metadata holds its help text, its allowed values,
+and whether it may change when a run is resumed: settings that shape the result may not; settings
+that only say where or how long to run, or what to print, may.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Literal
 from resnet50.config import checks
 from resnet50.config.fields import check_value, setting, shown
 
-LEAST_CHECKPOINTS = 2  # the newest may be damaged: then a run goes on from the one before
+LEAST_CHECKPOINTS = 2  # the newest may be damaged: then a run resumes from the one before
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class TrainConfig:
     width: int = setting(64, "channels after the stem", at_least=8)
     base_width: int = setting(
         64,
-        "channels inside a block, as 64ths of its stage's: fewer for a pruned network (export.py "
-        "--prune), 128 for Wide ResNet50-2",
+        "inner width of the blocks, in 64ths of their stage's: less for a pruned network "
+        "(export.py --prune), 128 for Wide ResNet50-2",
         at_least=1,
     )
     zero_init_gamma: bool = setting(True, "start every residual block as the identity")
@@ -54,13 +54,13 @@ class TrainConfig:
     # Images
     image_size: int = setting(224, "side of a training crop in pixels", at_least=32)
     start_image_size: int = setting(
-        0, "side of a training crop before grow_start_epoch; 0: image_size all the time", at_least=0
+        0, "side of a training crop before grow_start_epoch; 0: always image_size", at_least=0
     )
     grow_start_epoch: float = setting(
-        0.0, "epochs after which training crops grow from start_image_size", at_least=0
+        0.0, "epoch at which training crops begin to grow from start_image_size", at_least=0
     )
     grow_end_epoch: float = setting(
-        0.0, "epochs after which they have reached image_size", at_least=0
+        0.0, "epoch at which training crops reach image_size", at_least=0
     )
     image_size_multiple: int = setting(
         32, "growing sizes are rounded to multiples of this many pixels", at_least=1
@@ -72,20 +72,20 @@ class TrainConfig:
         0, "shorter side before the evaluation crop, in pixels; 0: crop * 256 / 224", at_least=0
     )
     min_crop_scale: float = setting(
-        0.08, "smallest part of a picture's area that a training crop takes", above=0, at_most=1
+        0.08, "smallest share of a picture's area that a training crop covers", above=0, at_most=1
     )
     flip: bool = setting(True, "mirror half of the training images")
-    trivial_augment: bool = setting(False, "one random change of color or shape an image")
+    trivial_augment: bool = setting(False, "one random change of color or shape per image")
     random_erasing: float = setting(
-        0.0, "part of the training images that get a gray rectangle", at_least=0, at_most=1
+        0.0, "share of the training images that get a gray rectangle", at_least=0, at_most=1
     )
     mixup_alpha: float = setting(
-        0.0, "blend pairs of images with a weight from Beta(alpha, alpha); 0: not", at_least=0
+        0.0, "blend pairs of images with a weight from Beta(alpha, alpha); 0: off", at_least=0
     )
     cutmix_alpha: float = setting(
         0.0,
         "paste a rectangle of one image into another, its area from Beta(alpha, alpha); with "
-        "--mixup_alpha each has half of the batches; 0: not",
+        "--mixup_alpha, each gets half of the batches; 0: off",
         at_least=0,
     )
 
@@ -97,7 +97,7 @@ class TrainConfig:
     device_batch_size: int | Literal["auto"] = setting(
         0,
         "images per micro-batch, which is also the batch-norm group; 0: total_batch_size divided "
-        "by the number of GPUs of the first start; auto: the most that fit into its memory",
+        "by the number of GPUs of the first start; auto: the most that fit into GPU memory",
         at_least=0,
         may_be_auto=True,
     )
@@ -112,7 +112,7 @@ class TrainConfig:
     )
     decay_norms: bool = setting(False, "weight decay on norms and biases too")
     decoupled_weight_decay: bool = setting(
-        False, "shrink SGD's weights by weight_decay x lr / max_lr a step, beside the gradient"
+        False, "decay SGD's weights by weight_decay x lr / max_lr per step, not in the gradient"
     )
     loss: str = setting(
         "ce", "cross-entropy, or binary cross-entropy over all classes", choices=("ce", "bce")
@@ -127,46 +127,46 @@ class TrainConfig:
         at_least=0,
         at_most=0.999999,
     )
-    ema_every_steps: int = setting(1, "steps between two updates of that average", at_least=1)
+    ema_every_steps: int = setting(1, "steps between updates of the averaged weights", at_least=1)
     ema_rescale: bool = setting(
-        False, "ema_decay is for one image an update and one epoch: scale it as torchvision does"
+        False, "scale ema_decay with the images per update and the epochs, as torchvision does"
     )
     seed: int = setting(0, "seed of weights, order and augmentation", at_least=0, at_most=2**63 - 1)
 
     # Schedule, stepped once per optimizer step
     schedule: str = setting(
         "onecycle",
-        "learning rate over the run",
+        "shape of the learning rate over the run",
         choices=("onecycle", "warmup_cosine", "step", "plateau"),
     )
     pct_start: float = setting(
-        0.3, "onecycle: part of the steps in which it rises", at_least=0, at_most=1
+        0.3, "onecycle: share of the steps in which the rate rises", at_least=0, at_most=1
     )
     anneal_strategy: str = setting(
         "cos", "onecycle: shape of rise and fall", choices=("cos", "linear")
     )
-    three_phase: bool = setting(False, "onecycle: fall as long as it rose, then to the last one")
-    div_factor: float = setting(25.0, "onecycle: the first one is max_lr / this", above=0)
-    final_div_factor: float = setting(1e4, "onecycle: the last one is the first / this", above=0)
+    three_phase: bool = setting(False, "onecycle: fall as long as it rose, then to the last rate")
+    div_factor: float = setting(25.0, "onecycle: the first rate is max_lr / this", above=0)
+    final_div_factor: float = setting(1e4, "onecycle: the last rate is the first / this", above=0)
     cycle_momentum: bool = setting(
-        False, "onecycle: move momentum against the learning rate, from 0.95 to 0.85 and back"
+        False, "onecycle: cycle momentum inversely to the learning rate, from 0.95 to 0.85 and back"
     )
     warmup_epochs: float = setting(
         0.0, "warmup_cosine, step, plateau: epochs of a linear rise to max_lr", at_least=0
     )
     warmup_factor: float = setting(
-        0.01, "where that rise starts, as a part of max_lr", at_least=0, at_most=1
+        0.01, "where that rise starts, as a share of max_lr", at_least=0, at_most=1
     )
     min_lr: float = setting(0.0, "warmup_cosine: the last learning rate", at_least=0)
-    step_epochs: int = setting(30, "step: epochs between two falls", at_least=1)
-    step_factor: float = setting(0.1, "step: what a fall leaves", above=0, at_most=1)
+    step_epochs: int = setting(30, "step: epochs between drops of the rate", at_least=1)
+    step_factor: float = setting(0.1, "step: factor of each drop", above=0, at_most=1)
     plateau_epochs: int = setting(
-        0, "epochs at the end that follow the validation loss instead", at_least=0
+        0, "final epochs, whose rate follows the validation loss instead", at_least=0
     )
-    plateau_lr: float = setting(0.0, "learning rate these begin with; 0: max_lr / 10", at_least=0)
-    plateau_factor: float = setting(0.1, "plateau: what a fall leaves", above=0, at_most=0.999)
+    plateau_lr: float = setting(0.0, "first rate of those epochs; 0: max_lr / 10", at_least=0)
+    plateau_factor: float = setting(0.1, "plateau: factor of each drop", above=0, at_most=0.999)
     plateau_patience: int = setting(
-        2, "plateau: evaluations without a lower validation loss before a fall", at_least=0
+        2, "plateau: evaluations without a lower validation loss before a drop", at_least=0
     )
 
     # Arithmetic
@@ -176,12 +176,13 @@ class TrainConfig:
         "has it, else fp16 on a GPU and fp32 on a CPU",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
-    channels_last: bool = setting(True, "NHWC memory layout, what tensor cores want")
+    channels_last: bool = setting(True, "NHWC memory layout, which tensor cores prefer")
     compile: bool = setting(
-        False, "torch.compile the model: 1.4 times the images/s on an H100, a minute to start with"
+        False,
+        "torch.compile the model: 1.4 times the images/s on an H100, a minute longer to start",
     )
     deterministic: bool = setting(
-        False, "bitwise repeatable on a GPU too, and slower (a CPU always is)", may_change=True
+        False, "bitwise repeatable on a GPU too, but slower (a CPU always is)", may_change=True
     )
 
     # The run
@@ -205,24 +206,24 @@ class TrainConfig:
         may_change=True,
     )
     eval_every_epochs: int = setting(
-        1, "evaluate after every so many epochs, and at the end; 0: at the end only", at_least=0
+        1, "evaluate every N epochs, and at the end; 0: at the end only", at_least=0
     )
     target_top1: float = setting(
         0.0,
-        "stop when the validation top-1 has reached so many percent; 0: not",
+        "stop when the validation top-1 reaches this many percent; 0: off",
         at_least=0,
         at_most=100,
         may_change=True,
     )
     save_every_steps: int = setting(
-        0, "checkpoint every so many steps; 0: by time only", at_least=0, may_change=True
+        0, "checkpoint every N steps; 0: by time only", at_least=0, may_change=True
     )
     save_every_minutes: float = setting(
-        5.0, "checkpoint every so many minutes, besides every epoch's end", above=0, may_change=True
+        5.0, "checkpoint every X minutes, and at the end of every epoch", above=0, may_change=True
     )
     hang_minutes: float = setting(
         10.0,
-        "a run that makes no step for so many minutes is ended, and started again by "
+        "a run that makes no step for this many minutes is ended, and started again by "
         "`python train.py`",
         above=0,
         may_change=True,
@@ -238,20 +239,20 @@ class TrainConfig:
     )
     log_every_steps: int = setting(
         20,
-        "steps between two lines of log.jsonl and updates of the display",
+        "steps between lines of log.jsonl and updates of the display",
         at_least=1,
         may_change=True,
     )
     log_every_s: float = setting(
         10.0,
-        "seconds between two printed lines where there is no terminal",
+        "seconds between printed lines if there is no terminal",
         at_least=0,
         may_change=True,
     )
     spot_watch: str = setting(
         "auto",
-        "save and stop when EC2 takes this spot instance back; auto: where its metadata service "
-        "answers; on: warn if it does not",
+        "save and stop when EC2 reclaims this spot instance; auto: if its metadata service "
+        "answers; on: also warn if it does not",
         choices=("auto", "on", "off"),
         may_change=True,
     )
@@ -262,7 +263,7 @@ class TrainConfig:
     )
     price_per_hour: float = setting(
         0.0,
-        "price of this machine in dollars per hour, for the dollars so far",
+        "price of this machine in dollars per hour, to show what the run costs",
         at_least=0,
         may_change=True,
     )
@@ -311,8 +312,8 @@ class TrainConfig:
         """Decay of the averaged weights at an update.
 
         With ema_rescale as in torchvision's references/classification/train.py: an update weighs
-        (1 - ema_decay) x images since the last one / epochs, so that the average reaches back over
-        the same part of a run whatever its batch and length.
+        (1 - ema_decay) x images since the last one / epochs, so that the average spans the same
+        share of a run whatever its batch size and length.
         """
         if not self.ema_rescale:
             return self.ema_decay

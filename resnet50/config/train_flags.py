@@ -24,10 +24,10 @@ GROUPS = {
     "num_workers": "the run",
 }
 COMMANDS = {
-    "list_recipes": "print the recipes, what they reach and where that was published, and exit",
+    "list_recipes": "print the recipes, their results and where those were published, and exit",
     "print_config": "print all settings and exit",
-    "fresh": "start anew; refused where a run lies already",
-    "overwrite": "with --fresh: delete the run that lies there",
+    "fresh": "start over; refused if the folder holds a run already",
+    "overwrite": "with --fresh: delete the run in that folder",
 }
 
 
@@ -101,5 +101,5 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Request:
     given = vars(parser.parse_args(argv))
     commands = {name: given.pop(name, False) for name in COMMANDS}
     if commands["overwrite"] and not commands["fresh"]:
-        parser.error("--overwrite goes with --fresh: without it a run is resumed, not replaced")
+        parser.error("--overwrite needs --fresh: without it a run is resumed, not replaced")
     return Request(given, **commands)

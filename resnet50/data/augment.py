@@ -1,7 +1,7 @@
 """Augmentation of a batch of uint8 images from uniform numbers drawn by (seed, epoch, index).
 
-Pure functions of the draws they are given: nothing here has a random generator. Both do what
-torchvision does, without importing it, which takes seconds in every loader process.
+Pure functions of the draws they are given: nothing here has a random generator. Both augmentations
+match torchvision's, without importing it, which takes seconds in every loader process.
 
 Shape letters: B batch, S side of a square image.
 """
@@ -43,9 +43,9 @@ class Operation(NamedTuple):
 
 
 def _linspace(first: float, last: float) -> list[float]:
-    """torch's float32 values, since numpy's last bits differ and some pixels would.
+    """Magnitudes in torch's float32: numpy's last bits differ, and so would some pixels.
 
-    The 16 of a translation is 15.999999 where the processor has AVX2, and truncated to 15 pixels.
+    With AVX2, for example, a translation by 16 is 15.999999, which is truncated to 15 pixels.
     """
     return torch.linspace(first, last, NUM_BINS).tolist()
 
@@ -55,7 +55,7 @@ def _affine(
 ) -> Operation:
     """Output pixel (x, y) is input pixel (ax + by + c, dx + ey + f), or black outside.
 
-    matrix: a to f from a magnitude; what torchvision's affine works out for these arguments.
+    matrix: magnitude -> a to f, as torchvision's affine computes them for these arguments.
     """
 
     def apply(image: Image.Image, magnitude: float) -> Image.Image:
@@ -99,12 +99,12 @@ def trivial_augment(image: np.ndarray, draws: np.ndarray) -> np.ndarray:
     images, its recipes' default backend; on tensors it rounds differently and takes three times as
     long.
 
-    To flip afterwards instead of before gives the same distribution: the mirror image of an
-    operation is itself or the one with the other sign, and both signs are as likely. Only ShearY's
-    keeps the right column in place, not the left, which moves the result up or down.
+    Flipping afterwards instead of before gives the same distribution: a mirrored operation is the
+    same one or the one of opposite sign, and both signs are equally likely. The exception is
+    ShearY: mirrored, it keeps the right column in place, not the left, which shifts the result.
 
     Mueller and Hutter 2021, arXiv:2103.10158. torchvision measured 76.49% to 76.81% top-1 for
-    ResNet50 (pytorch/vision issue 3995, recalled).
+    ResNet50 (pytorch/vision issue 3995, from memory).
     """
     operation = OPERATIONS[int(draws[0] * len(OPERATIONS))]
     magnitude = operation.magnitudes[int(draws[1] * NUM_BINS)]
@@ -117,12 +117,12 @@ def erasing_boxes(draws: np.ndarray, size: int, probability: float) -> np.ndarra
     """Rectangles to erase, torchvision's RandomErasing for a whole batch at once.
 
     draws: (B, ERASING_DRAWS) uniform in [0, 1); size: side of the images in pixels; probability:
-    of an image to be erased, 0 to 1. Returns (B, 4) int64: left, top, right, bottom; zeros where
+    that an image gets one, 0 to 1. Returns (B, 4) int64: left, top, right, bottom; zeros where
     nothing is erased. A rectangle has 2% to 33% of the area and a ratio between 0.3 and 3.3; the
-    first of ten attempts that leaves some of both sides is taken, if there is one.
+    first of ten attempts that is smaller than the image on both sides is used, if there is one.
 
     Zhong et al. 2017, arXiv:1708.04896. torchvision measured 78.61% to 78.80% top-1 with
-    probability 0.1 on ResNet50 (pytorch/vision issue 3995, recalled).
+    probability 0.1 on ResNet50 (pytorch/vision issue 3995, from memory).
     """
     areas, ratios = np.split(draws[:, 1:-2], 2, axis=1)
     area = size * size * (MIN_AREA + (MAX_AREA - MIN_AREA) * areas)

@@ -1,4 +1,4 @@
-"""A batch in memory that several processes share, and what becomes of it on the device."""
+"""A batch in memory shared by several processes, and its copy on the device."""
 
 import functools
 from typing import NamedTuple
@@ -17,7 +17,7 @@ MAX_SLOT_BYTES = int(1.9 * 2**30)  # a numpy dtype counts bytes in a C int
 class Batch(NamedTuple):
     """A micro-batch on the device.
 
-    images: uint8 (B, S, S, 3); labels: int64 (B,); flips: bool (B,), to be done there;
+    images: uint8 (B, S, S, 3); labels: int64 (B,); flips: bool (B,), still to be applied;
     bad_images: files that could not be decoded, each with the reason.
     """
 
@@ -36,7 +36,7 @@ def slot_dtype(batch_size: int, image_size: int) -> np.dtype:
     if num_bytes > MAX_SLOT_BYTES:
         raise ValueError(
             f"--device_batch_size {batch_size} of {image_size} px makes batches of "
-            f"{num_bytes / 2**30:.1f} GiB, 1.9 are possible: take a smaller one"
+            f"{num_bytes / 2**30:.1f} GiB, the limit is 1.9: use a smaller one"
         )
     fields = [
         ("epoch", "i8"),
@@ -60,7 +60,7 @@ class Slot:
         self.is_filled = False
 
     def set_key(self, key: BatchKey) -> None:
-        """Say which batch is to be put here; what lay here is gone."""
+        """Say which batch goes here; the previous one is gone."""
         record, count = self._record, len(key.indices)
         record["epoch"], record["image_size"] = key.epoch, key.image_size
         record["num_images"], record["num_faults"] = count, 0
@@ -91,7 +91,7 @@ class Slot:
         return self._record["flips"][: self._record["num_images"]]
 
     def add_fault(self, text: str) -> None:
-        """Note an image that cannot be decoded; there is room for as many as the batch has."""
+        """Note an image that cannot be decoded; there is room for one note per image."""
         number = self._record["num_faults"]
         if number < len(self._record["faults"]):
             self._record["faults"][number] = text.encode(errors="replace")[:FAULT_BYTES]
@@ -108,7 +108,7 @@ class Slot:
 
 
 def normalize(images: Tensor, flips: Tensor | None = None) -> Tensor:
-    """Pixels to what the model takes, on whatever device they are.
+    """Turn pixels into the model's input, on whatever device they are.
 
     images: uint8 (B, H, W, 3); flips: bool (B,), pictures to mirror.
     Returns float32 (B, 3, H, W) in channels_last memory order, about -2.1 to 2.6.
@@ -122,6 +122,6 @@ def normalize(images: Tensor, flips: Tensor | None = None) -> Tensor:
 
 @functools.cache
 def _mean_and_scale(device: torch.device) -> tuple[Tensor, Tensor]:
-    """What to subtract and multiply by, (1, 3, 1, 1); made once: the copy to a GPU waits for it."""
+    """What to subtract and multiply by, (1, 3, 1, 1); cached, since each copy waits for the GPU."""
     mean, std = (torch.tensor(v, device=device) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
     return mean.view(1, 3, 1, 1), std.reciprocal().view(1, 3, 1, 1)

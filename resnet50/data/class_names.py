@@ -34,7 +34,7 @@ def imagenet_val_labels() -> dict[str, str]:
 
 
 def readable(names: Sequence[str]) -> list[str]:
-    """WordNet ids in words; all else as it is. Two classes of one name are told apart by number."""
+    """WordNet ids as words, other names unchanged; classes with the same name get numbers."""
     words = imagenet_names()
     found = [words.get(name, name) for name in names]
     return [

@@ -1,8 +1,7 @@
 """How the images of a split become training and evaluation batches.
 
-Which rectangle of a picture a crop is, and what else is done to it, is a pure function of random
-numbers, and these of (seed, epoch, index) (sampling.py). The work is done in other processes
-(loader.py).
+A crop's rectangle and its augmentation are a pure function of random numbers, and those of (seed,
+epoch, index) (sampling.py). The work is done in worker processes (loader.py).
 
 Shape letters: B batch, H and W height and width in pixels, S side of a square crop.
 """
@@ -24,7 +23,7 @@ from resnet50.data.splits import Split
 MIN_RATIO, MAX_RATIO = 3 / 4, 4 / 3
 CROP_ATTEMPTS = 10
 CROP_DRAWS = 2 * CROP_ATTEMPTS + 2  # uniform numbers that `crop_boxes` uses up for one picture
-# Which of an image's random numbers are for what. New ones go to the end, so that the old stay.
+# What each of an image's random numbers is for. New ones go at the end, so that no other moves.
 FLIP = CROP_DRAWS
 TRIVIAL = slice(FLIP + 1, FLIP + 1 + augment.TRIVIAL_DRAWS)
 ERASING = slice(TRIVIAL.stop, TRIVIAL.stop + augment.ERASING_DRAWS)
@@ -36,7 +35,7 @@ MAX_REPLACEMENTS = 100  # images tried in place of one that cannot be decoded, b
 
 
 class Augmentation(NamedTuple):
-    """min_crop_scale: part of the area that a crop takes at least; random_erasing: probability."""
+    """min_crop_scale: smallest share of the area for a crop; random_erasing: probability."""
 
     min_crop_scale: float = 0.08
     flip: bool = True
@@ -45,7 +44,7 @@ class Augmentation(NamedTuple):
 
 
 class TrainImages:
-    """Fills slots with randomly cropped training images; flips are drawn, and left to the device.
+    """Fills slots with randomly cropped training images; flips are drawn here, done on the device.
 
     An image that cannot be decoded is replaced by the next one that can, always the same.
     """
@@ -54,16 +53,16 @@ class TrainImages:
         self._split, self._seed, self._augmentation = split, seed, augmentation
 
     def __call__(self, slot: Slot) -> None:
-        cv2.setNumThreads(0)  # threads of its own would stand in the other workers' way
+        cv2.setNumThreads(0)  # OpenCV's own threads would compete with the other workers
         key, images = slot.key, slot.images
-        # All random numbers of the batch at once, by a hash: a generator an image costs more than
-        # its crop. Switched-off methods have theirs drawn too, so that switching one on moves no
+        # All random numbers of the batch at once, by a hash: a generator per image would cost more
+        # than its crop. Methods that are off get theirs, too, so that turning one on changes no
         # other's.
         draws = sampling.uniforms(self._seed, key.epoch, key.indices, ERASING.stop)
-        # Drawn here, done on the device, where it is free.
+        # Drawn here but applied on the device, where it costs nothing.
         slot.flips[:] = (draws[:, FLIP] < 0.5) & self._augmentation.flip
         slot.labels[:] = self._split.labels[key.indices]
-        # The disk works on all of them while we decode the first.
+        # The disk reads all of them while we decode the first.
         self._split.will_need(key.indices)
         for start in range(0, len(images), CHUNK):
             chunk = slice(start, start + CHUNK)
@@ -83,7 +82,7 @@ class TrainImages:
             try:
                 pictures.append(self._split.open(index))
             except Exception as error:
-                # Whatever is damaged, it may not stop a run: --max_bad_images does, with names.
+                # A damaged image must not stop a run; --max_bad_images does, and names them.
                 pictures.append(None)
                 failed.append(place)
                 note_undecodable(slot, self._split, index, error)
@@ -106,7 +105,7 @@ class TrainImages:
         return failed
 
     def _replace(self, slot: Slot, place: int, draws: np.ndarray) -> None:
-        """Put the next image that can be decoded; black if there is none for long."""
+        """Put the next image that can be decoded; black if none is found soon."""
         # By number, not at random: the batch stays a function of (seed, epoch, index).
         slot.images[place] = 0
         index = int(slot.key.indices[place])
@@ -118,7 +117,7 @@ class TrainImages:
 
 
 class EvalImages:
-    """Fills slots with center crops; an image that cannot be decoded is black, and counts."""
+    """Fills slots with center crops; an image that cannot be decoded is black, but still counts."""
 
     def __init__(self, split: Split, resize_size: int) -> None:
         self._split, self._resize_size = split, resize_size
@@ -130,7 +129,7 @@ class EvalImages:
         self._split.will_need(key.indices)
         for place, index in enumerate(key.indices.tolist()):
             try:
-                # By Pillow, as everyone evaluates: its results compare with published ones.
+                # With Pillow, as everyone evaluates, so that results compare with published ones.
                 image = Image.fromarray(self._split.open(index).pixels())
                 images[place] = transforms.eval_crop(image, self._resize_size, key.image_size)
             except Exception as error:
@@ -172,10 +171,10 @@ def crop_boxes(draws: np.ndarray, sizes: np.ndarray, min_scale: float) -> np.nda
 
 
 def reduce_boxes(boxes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rectangles (B, 4) of crops, and by what each is to be shrunk in decoding: 1, 2 or 4, (B,).
+    """Rectangles (B, 4) of crops, and the factor to shrink each by in decoding: 1, 2 or 4, (B,).
 
-    A crop of twice the size or more is decoded at half of it, which saves a quarter of its time and
-    leaves 42 dB; its edges move inwards to even pixels, since others would lie between two.
+    A crop of at least twice the size is decoded at half of it, which saves a quarter of the time
+    and keeps a PSNR of 42 dB; its edges move inwards to even pixels, the ones that halving keeps.
     """
     boxes, shrinks = boxes.copy(), np.ones(len(boxes), dtype=np.int64)
     for shrink in (2, 4):

@@ -1,15 +1,15 @@
 """Encoded pictures: decode only what a crop needs.
 
-Decoding a JPEG is 60 to 75% entropy decoding (benchmarks/README.md, "The input
-pipeline"), so what pays is not to look at the bytes that a crop does not use:
+Decoding a JPEG is 60 to 75% entropy decoding (benchmarks/README.md, "The input pipeline"), so it
+pays to skip the bytes that a crop does not use:
 
 * A JPEG as it came (`WholePicture`) is decoded from its top to the crop's bottom: its header is
-  made to say that it ends there.
+  patched to say that it ends there.
 * A JPEG made by `encode_tiles` (`TiledPicture`) has a restart marker after every 2 MCUs, so it
-  falls apart into tiles of 32x16 pixels that can be decoded alone. The tiles under a crop are
-  spliced behind a header that tells their size: a smaller, valid, baseline JPEG.
+  splits into tiles of 32x16 pixels that can be decoded alone. The tiles under a crop are spliced
+  behind a header that gives their size: a smaller, valid, baseline JPEG.
 
-Whatever is no plain JPEG, or is damaged, goes to Pillow, which decodes or raises.
+Anything that is not a plain JPEG, or is damaged, goes to Pillow, which decodes it or raises.
 """
 
 import io
@@ -52,7 +52,7 @@ def find_frame(data: bytes) -> Frame | None:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width, num_components = struct.unpack_from(">HHB", data, at + 5)
             return Frame(width, height, at + 5, marker in SEQUENTIAL_FRAMES, num_components)
-        at += 1 if marker == 0xFF else 2 + length  # 0xFF may fill the room before a marker
+        at += 1 if marker == 0xFF else 2 + length  # 0xFF bytes may pad the space before a marker
     return None
 
 
@@ -80,7 +80,7 @@ class WholePicture:
     def crop(self, left: int, top: int, right: int, bottom: int, shrink: int = 1) -> np.ndarray:
         """The pixels of a rectangle, uint8 (H, W, 3).
 
-        shrink: 1, 2 or 4, a divisor of all edges: the rectangle may come at that part of its size.
+        shrink: 1, 2 or 4, a divisor of all edges: the result may be smaller by that factor.
         """
         pixels, shrink = self._pixels(bottom, shrink)
         return pixels[top // shrink : bottom // shrink, left // shrink : right // shrink]
@@ -90,7 +90,7 @@ class WholePicture:
         return self._pixels(self.size[1], 1)[0]
 
     def _pixels(self, bottom: int, shrink: int) -> tuple[np.ndarray, int]:
-        """Pixels from the top to at least `bottom`, and by what they were shrunk.
+        """Pixels from the top to at least `bottom`, and the factor they were shrunk by.
 
         Not shrunk, they are the same as Pillow's, bit for bit.
         """
@@ -115,7 +115,7 @@ def decode(
 ) -> np.ndarray:
     """A JPEG of this size to uint8 (H, W, 3), at 1/shrink of its size. Raises ValueError.
 
-    strict: refuse what libjpeg only warns of.
+    strict: refuse what libjpeg only warns about.
     """
     if shrink == 1:
         return simplejpeg.decode_jpeg(data, "RGB", strict=strict)
@@ -128,7 +128,7 @@ def decode(
 
 
 def tile_grid(width: int, height: int) -> tuple[int, int]:
-    """Rows and columns of the tiles that cover so many pixels."""
+    """Rows and columns of the tiles that cover a picture of this size."""
     return math.ceil(height / TILE_HEIGHT), math.ceil(width / TILE_WIDTH)
 
 
@@ -150,7 +150,7 @@ def encode_tiles(pixels: np.ndarray, quality: int) -> tuple[bytes, bytes, np.nda
     data = file.getvalue()
     start = _scan_start(data)
     stream = np.frombuffer(data, np.uint8, offset=start)
-    # Inside of the coded data 0xFF is always followed by 0x00: what looks like a marker is one.
+    # Inside the coded data 0xFF is always followed by 0x00: what looks like a marker is one.
     ends = np.flatnonzero((stream[:-1] == 0xFF) & (stream[1:] & 0xF8 == FIRST_RESTART)) + 2
     lengths = np.diff(ends, prepend=0, append=len(stream)).astype(np.uint16)
     assert lengths.size == rows * columns, f"{lengths.size} tiles for {rows} x {columns}"
@@ -193,9 +193,10 @@ class TiledPicture:
     def crop(self, left: int, top: int, right: int, bottom: int, shrink: int = 1) -> np.ndarray:
         """The pixels of a rectangle, uint8 ((bottom - top) / shrink, (right - left) / shrink, 3).
 
-        shrink: 1, 2 or 4, a divisor of all edges. 85% of the rectangles have the very pixels of the
-        whole picture; the others differ in the outermost ones, whose chroma is interpolated from
-        these tiles alone (0.003/255 on average). Raises ValueError if the tiles are damaged.
+        shrink: 1, 2 or 4, a divisor of all edges. For 85% of the rectangles the pixels equal those
+        of the whole picture; the others differ only in the outermost pixels, whose chroma is
+        interpolated from these tiles alone (by 0.003/255 on average). Raises ValueError if the
+        tiles are damaged.
         """
         first_row, first_column = top // TILE_HEIGHT, left // TILE_WIDTH
         last_row, last_column = tile_grid(right, bottom)
@@ -223,7 +224,7 @@ class TiledPicture:
         header = self._header.sized(width, (last_row - first_row) * TILE_HEIGHT)
         tiles = self._tiles
         data = bytearray().join([header, *[tiles[start:stop] for start, stop in cuts]])
-        # Restart markers count from 0 to 7 and over again; the last tile ends the picture.
+        # Restart markers count from 0 to 7 and start over; the last tile ends the picture.
         markers = lengths[rows, first_column:last_column].cumsum(dtype=np.int64)
         markers += len(header) - 1
         stream = np.frombuffer(data, np.uint8)

@@ -1,9 +1,9 @@
 """Worker processes that fill batches in memory shared with the training process.
 
-A batch lies in a `Slot` from the first pixel to the copy to the device: nothing is pickled or
-collated in between, and the memory is made once (torch's DataLoader makes it anew for every batch:
-130 to 200 us an image of 224 px, against 10 to 20 here). A worker fills a whole slot, then the next
-one that is free. Slots are anonymous shared memory: a container's small /dev/shm does not matter.
+A batch stays in one `Slot` from the first pixel to the copy to the device: nothing is pickled or
+collated in between, and the memory is allocated once (torch's DataLoader allocates it for every
+batch: 130 to 200 us per image of 224 px, against 10 to 20 here). A worker fills a whole slot, then
+the next free one. Slots are anonymous shared memory: a container's small /dev/shm does not matter.
 
 Two pipes carry slot numbers, to the workers and back. All workers read the same pipe, and the
 kernel gives each number to one of them, so there is no lock that a killed worker could take along.
@@ -26,9 +26,9 @@ from resnet50.data.batch import Batch, Slot, slot_dtype
 from resnet50.data.sampling import BatchKey
 from resnet50.system import processes
 
-# Batches of a stream that lie ready or are being filled, beyond one for every worker.
+# Batches of a stream that are ready or being filled, beyond one per worker.
 SPARE_SLOTS = 2
-# Workers that give nothing for so long hang; a cold network volume may take a minute.
+# Workers that deliver nothing for this long are hung; a cold network volume may take a minute.
 TIMEOUT_S = 600
 NUMBER_BYTES = 2  # of a slot's number in a pipe
 
@@ -36,9 +36,9 @@ NUMBER_BYTES = 2  # of a slot's number in a pipe
 class Loader:
     """Workers and the slots of one or several streams of batches.
 
-    fills: for every stream what fills a slot for its key; None of them is called in this process
-    unless num_workers is 0. Make it before CUDA, the process group and any thread exist, since the
-    workers are forked here. Raises ValueError if this machine has no room for it.
+    fills: for every stream, a function that fills a slot for its key; none is called in this
+    process unless num_workers is 0. Create it before CUDA, the process group and any thread exist,
+    since the workers are forked here. Raises ValueError if this machine lacks the memory for it.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Loader:
         device: torch.device,
     ) -> None:
         dtype = slot_dtype(batch_size, image_size)
-        # One slot a worker is being filled; the spare ones lie ready, so that no worker rests while
-        # the training process takes a batch. Without workers nothing can lie ready.
+        # One slot per worker is being filled; the spare ones are ready, so that no worker idles
+        # while the training process takes a batch. Without workers nothing can be ready.
         self._depth = num_workers + SPARE_SLOTS if num_workers else 1
         num_slots = self._depth * len(fills)
         check_memory(num_slots * dtype.itemsize, num_workers)
@@ -93,9 +93,9 @@ class Loader:
         """What a worker does until it is killed."""
         processes.ignore_signals()
         processes.die_with_parent(parent_pid)
-        # The parent's end: as long as a worker held it, no read would ever end.
+        # The parent's end: if a worker kept it open, no read would ever see the end of the pipe.
         os.close(self._tasks[1])
-        # A process a core is all the parallelism there is; threads would fight for the same cores.
+        # One process per core is all the parallelism needed; threads would compete for the cores.
         torch.set_num_threads(1)
         while message := os.read(self._tasks[0], NUMBER_BYTES):
             self._fill(self._slots[int.from_bytes(message, "little")])
@@ -115,38 +115,38 @@ class Loader:
             self._fill(slot)
             slot.is_filled = True
         while not slot.is_filled:
-            # Waits for results and for deaths alike: a worker that the kernel killed for memory
-            # would otherwise be waited for in vain.
+            # Waits for results and for deaths alike: otherwise this would wait forever for a worker
+            # that the OOM killer has ended.
             workers = {worker.sentinel: worker for worker in self._workers}
             ready = multiprocessing.connection.wait([self._results[0], *workers], TIMEOUT_S)
             if not ready:
-                raise RuntimeError(f"the loader processes gave no batch for {TIMEOUT_S} s")
+                raise RuntimeError(f"the loader processes delivered no batch for {TIMEOUT_S} s")
             if self._results[0] not in ready:
                 dead = workers[ready[0]]
                 dead.join()
                 hint = ": killed, as Linux does when memory runs out" if dead.exitcode == -9 else ""
                 raise RuntimeError(f"a loader process ended with code {dead.exitcode}{hint}")
-            # As many results as have come, in whatever order: batches keep the order of their keys,
-            # since it is a certain slot that is waited for.
+            # All results that have arrived, in any order: batches keep the order of their keys,
+            # since the caller waits for a particular slot.
             numbers = os.read(self._results[0], 1024 * NUMBER_BYTES)
             for at in range(0, len(numbers), NUMBER_BYTES):
                 number = int.from_bytes(numbers[at : at + NUMBER_BYTES], "little")
                 self._slots[number].is_filled = True
 
     def to_device(self, slot: Slot) -> tuple[Batch, torch.cuda.Event | None]:
-        """A filled slot's batch on the device, and what tells when the slot may be used again."""
+        """A filled slot's batch on the device, and an event after which the slot may be reused."""
         if self._device.type != "cuda":
             return slot.to(self._device), None
         # Only now: CUDA had to wait until the workers were forked.
         if not self._is_pinned:
             self._pin()
-        # The copy goes on beside the training step; until it has ended the slot must stay as it is.
+        # The copy runs alongside the training step; until it has ended the slot must not change.
         batch, copied = slot.to(self._device), torch.cuda.Event()
         copied.record()
         return batch, copied
 
     def _pin(self) -> None:
-        """Lock the slots in memory, so that the GPU copies from them by itself."""
+        """Page-lock the slots, so that the GPU can copy from them asynchronously."""
         address = np.frombuffer(self._memory, np.uint8).ctypes.data
         error = torch.cuda.cudart().cudaHostRegister(address, len(self._memory), 0)
         if int(error) != 0:
@@ -179,7 +179,7 @@ class Stream:
         return batch
 
     def _reclaim(self) -> None:
-        """Use those slots again whose copy has ended; wait for one if nothing else is requested."""
+        """Reuse slots whose copy has ended; wait for one if nothing else is requested."""
         while self._in_copy:
             # The oldest: copies end in the order in which they began.
             slot, copied = self._in_copy[0]
@@ -205,12 +205,12 @@ def check_memory(num_bytes: int, num_workers: int) -> None:
     if num_bytes > available:
         raise ValueError(
             f"--num_workers {num_workers} need {num_bytes / 2**30:.1f} GiB for batches, "
-            f"{available / 2**30:.1f} GiB are free: take fewer, or a smaller --device_batch_size"
+            f"{available / 2**30:.1f} GiB are free: use fewer, or a smaller --device_batch_size"
         )
 
 
 def allow_open_files(num_workers: int) -> None:
-    """Raise this process's own limit of open files as far as the pipes of the workers need.
+    """Raise this process's own limit on open files as far as the workers' pipes require.
 
     Raises ValueError if the system does not allow it.
     """
@@ -220,20 +220,20 @@ def allow_open_files(num_workers: int) -> None:
         if hard != resource.RLIM_INFINITY and hard < needed:
             raise ValueError(
                 f"--num_workers {num_workers} need {needed} open files, `ulimit -Hn` allows "
-                f"{hard}: take fewer, or raise the limit"
+                f"{hard}: use fewer, or raise the limit"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def available_memory() -> int:
     """Bytes that can still be used, of the machine and of this container (cgroup v2)."""
-    # MemAvailable, not MemFree: what the page cache holds of the data can be given up.
+    # MemAvailable, not MemFree: the page cache can be reclaimed.
     free = _counts("/proc/meminfo")["MemAvailable:"] * 1024
     cgroup = Path("/sys/fs/cgroup")
     limit = cgroup / "memory.max"
     if limit.exists() and (most := limit.read_text().strip()) != "max":
         used = int((cgroup / "memory.current").read_text())
-        # Of that, files that were read can be dropped again.
+        # Cached files count as used, but can be dropped.
         free = min(free, int(most) - used + _counts(cgroup / "memory.stat")["inactive_file"])
     return free
 
@@ -244,7 +244,7 @@ def _counts(path: str | Path) -> dict[str, int]:
 
 
 def choose_num_workers(wanted: int, local_world_size: int, on_gpu: bool) -> int:
-    """Loader processes of a rank; for -1 its share of the cores, half if the model needs them."""
-    # A container may be given fewer cores than the machine has, which os.cpu_count() would count.
+    """Loader processes of a rank; for -1 its share of the cores, half if the model needs cores."""
+    # A container may have fewer cores than the machine, but os.cpu_count() counts the machine's.
     share = len(os.sched_getaffinity(0)) // local_world_size
     return wanted if wanted >= 0 else max(1, share if on_gpu else share // 2)

@@ -6,16 +6,16 @@
     JSON        UTF-8: "split"; "classes": their names in label order; "store": "tiles" or
                 "original"; "sha256" over classes and names (`content_hash`); "settings" the images
                 were made with; for tiles "jpeg_header", in base64
-    records     one an image: u16 length of its name, the name (CLASS/FILE), for tiles a table of
+    records     one per image: u16 length of its name, the name (CLASS/FILE), for tiles a table of
                 u16 lengths, then the payload
-    index       32 bytes an image, `<Q2I2H3I`: offset and bytes of its record, label, width, height,
-                bytes of the record before the payload, crc32 of these, crc32 of the payload
+    index       32 bytes per image, `<Q2I2H3I`: offset and bytes of its record, label, width,
+                height, bytes of the record before the payload, crc32 of these, crc32 of the payload
 
 With the store "original" a payload is the file that the image came in. With "tiles" it is the coded
 data of a baseline 4:2:0 JPEG with a restart marker after every 2 MCUs: ceil(height / 16) rows of
-ceil(width / 32) tiles, each as long as the table says, the marker behind it included. Put
-"jpeg_header" before it, with height and padded width (a multiple of 32) as big-endian u16 where its
-frame header has them, and it is a file for any viewer. A part of it: see `jpeg.TiledPicture`.
+ceil(width / 32) tiles, each as long as the table says, including the marker behind it. With
+"jpeg_header" before it, and height and padded width (a multiple of 32) as big-endian u16 in its
+frame header, it is a file that any viewer opens. For parts of it, see `jpeg.TiledPicture`.
 
 Opening checks header, JSON and index; every use of an image checks its table; `find_faults` checks
 and decodes the payloads. So a damaged payload can change its own image's pixels and no other's.
@@ -78,7 +78,7 @@ class PackedImages:
     def __init__(self, path: Path) -> None:
         self.root = path
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        # Crops jump about: reading ahead would cost a network volume more than it brings.
+        # Images are read in random order: read-ahead would only load a network volume.
         os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
         about, self._index = self._read_index()
         try:
@@ -88,7 +88,7 @@ class PackedImages:
             is_tiled = self.store == TILES
             header = TileHeader(base64.b64decode(about["jpeg_header"])) if is_tiled else None
         except (KeyError, TypeError, ValueError) as error:
-            raise self._damaged(f"its JSON is not understood ({error!r})") from error
+            raise self._damaged(f"its JSON cannot be interpreted ({error!r})") from error
         self._tile_header = header
         self.labels = self._index["label"]
         self.sizes = np.stack([self._index["width"], self._index["height"]], axis=1)
@@ -97,7 +97,7 @@ class PackedImages:
 
     @property
     def largest_side(self) -> int:
-        """Pixels that pictures were shrunk to, of the shorter side if that was limited; 0: not."""
+        """Pixels that pictures were shrunk to, of the shorter side if it was limited; 0: none."""
         if self.store != TILES:
             return 0
         return self.settings.get("short_side") or self.settings.get("long_side") or 0
@@ -135,7 +135,7 @@ class PackedImages:
         index = np.frombuffer(raw, INDEX)
         ends = index["offset"] + index["size"]
         if len(index) and (index["offset"].min() < records_offset or ends.max() > index_offset):
-            raise self._damaged("its index points outside of its records")
+            raise self._damaged("its index points outside its records")
         return json.loads(text), index
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ class PackedImages:
 
     def _damaged(self, what: str) -> DamagedPackError:
         return DamagedPackError(
-            f"{self.root}: {what}. It is damaged: copy it again, or remove it and pack anew "
+            f"{self.root}: {what}. It is damaged: copy it again, or remove it and pack again "
             "(prepare_data.py)"
         )
 
@@ -181,7 +181,7 @@ class PackedImages:
         return [(self.root, offset, size) for offset, size in places]
 
     def will_need(self, indices: np.ndarray) -> None:
-        """Have the kernel fetch these images from the disk, all at once, and go on."""
+        """Have the kernel fetch these images from the disk, all at once, without waiting."""
         for _, offset, size in self.extents(indices):
             os.posix_fadvise(self._file, offset, size, os.POSIX_FADV_WILLNEED)
 
@@ -198,7 +198,7 @@ class PackedImages:
 
 
 def _pread_all(file: int, num_bytes: int, offset: int) -> bytes:
-    """What pread gives, which may be in parts; less only at the end of the file."""
+    """Call pread, which may return parts, until all is read; less only at the end of the file."""
     data = bytearray()
     while len(data) < num_bytes:
         part = os.pread(file, num_bytes - len(data), offset + len(data))
@@ -218,7 +218,7 @@ class Record(NamedTuple):
     payload: bytes
 
     def index_entry(self, offset: int) -> np.ndarray:
-        """What the index says of it, when its record begins at `offset`: INDEX, shape ()."""
+        """Its entry in the index if its record begins at `offset`: INDEX, shape ()."""
         size = len(self.table) + len(self.payload)
         crcs = zlib.crc32(self.table), zlib.crc32(self.payload)
         return np.array(
@@ -243,9 +243,9 @@ def records_offset(about: dict) -> int:
 
 
 def seal(file: BinaryIO, about: dict, index: np.ndarray) -> None:
-    """Write index, JSON and header around the records, which lie in the file already.
+    """Write index, JSON and header around the records, which are in the file already.
 
-    about: the JSON, as long as it was when `records_offset` was asked.
+    about: the JSON, as long as it was when `records_offset` was called.
     """
     text, raw = _to_json(about), index.tobytes()
     index_offset = file.seek(0, os.SEEK_END)

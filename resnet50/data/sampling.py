@@ -3,8 +3,8 @@
     order of an epoch   = function of (seed, epoch)
     crop and flip       = function of (seed, epoch, index)
 
-Nothing else draws, so no loader has state to save, any number of ranks and loader processes gives
-the same pixels, and a resume starts at a batch number (training/plan.py) instead of replaying.
+Nothing else is random, so no loader has state to save, any number of ranks and loader processes
+gives the same pixels, and a resume starts at a batch number (training/plan.py), without replaying.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,7 @@ def _mix(numbers: np.ndarray) -> np.ndarray:
 def uniforms(seed: int, epoch: int, indices: np.ndarray, num_draws: int) -> np.ndarray:
     """Counter hash of (seed, epoch, index, draw): float64 (B, num_draws), uniform in [0, 1).
 
-    One hash for a whole batch; a generator an image would cost more than its crop.
+    One hash for a whole batch; a generator per image would cost more than its crop.
     """
     golden = np.uint64(0x9E3779B97F4A7C15)
     state = np.full(1, seed, dtype=np.uint64)

@@ -47,11 +47,11 @@ class ImageFolder:
         return [(path, 0, path.stat().st_size) for path in paths]
 
     def will_need(self, indices: np.ndarray) -> None:
-        """Nothing: to find a file on the disk is to read it."""
+        """Does nothing: finding where a file is on the disk takes as long as reading it."""
 
     @property
     def largest_side(self) -> int:
-        """Pixels that pictures were shrunk to: 0, since a folder's are as they came."""
+        """Pixels that pictures were shrunk to: 0, since a folder's were not shrunk."""
         return 0
 
     @property
@@ -63,7 +63,7 @@ Split = ImageFolder | PackedImages
 
 
 class Splits(NamedTuple):
-    """A data set for training. bench.py measures without a validation split, None."""
+    """A data set for training. val is None only in bench.py, if there is no validation split."""
 
     train: Split
     val: Split | None
@@ -130,7 +130,7 @@ def open_dataset(data_dir: Path) -> Splits:
 
 def fingerprint(split: Split) -> dict[str, object]:
     """What identifies a split: counts, a sha256 over classes and names in order, and how its pixels
-    were changed, which those of a folder and of a pack of originals were not."""
+    were changed (not at all in a folder or in a pack of originals)."""
     is_tiled = isinstance(split, PackedImages) and split.store == pack.TILES
     return {
         "num_images": len(split),

@@ -100,7 +100,7 @@ def verify(data_dir: Path, num_workers: int) -> int:
     if missing := dataset_paths.missing_images(classes, *counts):
         print(f"warning: {missing}")
     if num_faults:
-        print(f"{num_faults} images are damaged: copy the pack again, or remove it and pack anew")
+        print(f"{num_faults} images are damaged: copy the pack again, or remove it and pack again")
     else:
         print("all images are whole")
     return 2 if num_faults else 0

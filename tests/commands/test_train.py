@@ -197,7 +197,7 @@ def test_help_shows_commands_to_copy(script, tmp_path):
         (["--epoch=3"], ["unrecognized arguments: --epoch=3"]),
         (
             ["--run_dir=new", "--total_batch_size=100", "--device_batch_size=64"],
-            ["--total_batch_size 100", "take a multiple, such as 128"],
+            ["--total_batch_size 100", "use a multiple, such as 128"],
         ),
         (["--total_batch_size=64"], ["cannot go on with other settings", "(the run has 16)"]),
         (

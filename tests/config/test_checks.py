@@ -44,16 +44,16 @@ REFUSED = [
     # checks.py
     (
         {"width": 8, "base_width": 33},
-        ["--base_width 33", "--width 8", "take a multiple of 8"],
+        ["--base_width 33", "--width 8", "use a multiple of 8"],
     ),
     (
         {"total_batch_size": 100, "device_batch_size": 64},
-        ["--total_batch_size 100", "--device_batch_size 64", "take a multiple, such as 128"],
+        ["--total_batch_size 100", "--device_batch_size 64", "use a multiple, such as 128"],
     ),
     *[
         (
             {"device_batch_size": 1, name: 0.2},
-            ["--mixup_alpha and --cutmix_alpha", "--device_batch_size 1", "take 2 or more"],
+            ["--mixup_alpha and --cutmix_alpha", "--device_batch_size 1", "use 2 or more"],
         )
         for name in ("mixup_alpha", "cutmix_alpha")
     ],
@@ -70,7 +70,7 @@ REFUSED = [
     ),
     (
         {"eval_image_size": 256, "eval_resize_size": 232},
-        ["--eval_resize_size 232", "crop of 256 px", "take at least 256"],
+        ["--eval_resize_size 232", "crop of 256 px", "use at least 256"],
     ),
     ({"nesterov": True, "momentum": 0.0}, ["--nesterov", "needs --momentum above 0"]),
     *[
@@ -106,11 +106,11 @@ REFUSED = [
     ),
     (
         {"schedule": "plateau", "plateau_epochs": 5},
-        ["--plateau_epochs 5", "--schedule plateau has nothing else", "leave out one"],
+        ["--plateau_epochs 5", "--schedule plateau has no other", "leave out one"],
     ),
     (
         {"plateau_epochs": 50},
-        ["--plateau_epochs 50 are the last of --epochs 50", "take fewer, or --schedule plateau"],
+        ["--plateau_epochs 50 leave no other", "--epochs 50", "use fewer, or --schedule plateau"],
     ),
     *[
         (

@@ -43,7 +43,7 @@ def test_only_explicit_flags_are_reported():
         (["--epochs", "many"], "--epochs: invalid int value: 'many'"),
         (["--recipe", "fast"], "--recipe: invalid choice: 'fast'"),
         (["--no-such-flag"], "unrecognized arguments: --no_such_flag"),
-        (["--overwrite"], "--overwrite goes with --fresh"),
+        (["--overwrite"], "--overwrite needs --fresh"),
     ],
 )
 def test_unknown_flags_end_with_code_2(words, message, capsys):
@@ -62,7 +62,7 @@ def test_unknown_flags_end_with_code_2(words, message, capsys):
         ({"momentum": 1.5}, "--momentum 1.5: must be at most 1"),
         ({"amp": "fp8"}, "--amp fp8: choose from auto, bf16, fp16, fp32"),
         ({"epochs": 1.5}, "--epochs 1.5: must be of type int"),
-        ({"total_batch_size": 100, "device_batch_size": 64}, "take a multiple, such as 128"),
+        ({"total_batch_size": 100, "device_batch_size": 64}, "use a multiple, such as 128"),
         ({"layers": (1, 1)}, "--layers needs four numbers, got 1,1"),
         ({"nesterov": True, "momentum": 0.0}, "--nesterov needs --momentum above 0"),
         ({"eval_resize_size": 100}, "--eval_resize_size 100 is smaller than the crop of 224 px"),

@@ -112,7 +112,7 @@ def test_a_mistake_of_ours_in_a_worker_ends_the_wait_too(capfd):
 def test_workers_that_hang_are_noticed(monkeypatch):
     monkeypatch.setattr("resnet50.data.loader.TIMEOUT_S", 0.2)
     loader = Loader([stuck], 4, 8, 2, CPU)
-    with pytest.raises(RuntimeError, match=r"gave no batch for 0\.2 s"):
+    with pytest.raises(RuntimeError, match=r"delivered no batch for 0\.2 s"):
         next(loader.batches(0, keys_of(4)))
     loader.close()
 
@@ -149,7 +149,7 @@ def test_too_little_memory_is_said_before_anything_is_made():
     with pytest.raises(ValueError, match=r"--num_workers 900 need [\d.]+ GiB for batches, .* free"):
         Loader([number], 256, 1024, 900, CPU)
     with pytest.raises(
-        ValueError, match=r"--device_batch_size 65536 of 224 px .* 9.2 GiB, 1.9 are"
+        ValueError, match=r"--device_batch_size 65536 of 224 px .* 9.2 GiB, the limit is 1.9"
     ):
         Loader([number], 1 << 16, 224, 1, CPU)
 

@@ -111,7 +111,7 @@ def test_a_damaged_file_is_refused_when_opened(pack_path, tmp_path, change, mess
     place = spoiled(pack_path, tmp_path / "other.pack", change)
     with pytest.raises(ValueError, match=f"{place}.* {message}") as caught:
         PackedImages(place)
-    assert "pack anew" in str(caught.value) or "format 9" in str(caught.value)
+    assert "pack again" in str(caught.value) or "format 9" in str(caught.value)
 
 
 def test_a_damaged_table_names_file_image_and_place(pack_path, tmp_path):
@@ -121,7 +121,7 @@ def test_a_damaged_table_names_file_image_and_place(pack_path, tmp_path):
     pack = PackedImages(place)
     with pytest.raises(DamagedPackError, match=rf"record of image 2 at {offset:,} fails") as caught:
         pack.open(2)
-    assert str(place) in str(caught.value) and "pack anew" in str(caught.value)
+    assert str(place) in str(caught.value) and "pack again" in str(caught.value)
     assert pack.name(2) == f"{place}:image 2" and "checksum" in pack.find_fault(2)
     assert pack.find_fault(1) is None and pack.find_fault(3) is None
 

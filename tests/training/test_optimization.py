@@ -246,7 +246,7 @@ def test_rescaled_decay_is_torchvisions(batch, every, epochs, weight):
     kwargs |= {"ema_decay": decay, "ema_rescale": True}
     alpha = min(1.0, (1 - decay) * (batch * every / epochs))
     if (1 - decay) * (batch * every / epochs) > 1.0001:
-        with pytest.raises(ValueError, match="--ema_rescale makes of --ema_decay"):
+        with pytest.raises(ValueError, match="--ema_rescale turns --ema_decay"):
             TrainConfig(**kwargs)
     elif alpha < 0.9999:
         assert TrainConfig(**kwargs).ema_update_decay == pytest.approx(1 - alpha, abs=1e-9)
