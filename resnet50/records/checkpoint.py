@@ -3,7 +3,7 @@
     sha256: the last 73 bytes of a checkpoint file are b"\\nsha256 " + 64 hex digits + b"\\n", over
     all bytes before them. `torch.load(path, weights_only=True)` reads the file as it is.
 
-A file is whole at any moment, also after a power cut (system/files.py). torch.load alone would not
+A file is whole at any moment, even after a power cut (system/files.py). torch.load alone would not
 notice a flipped bit. Only tensors and plain values are stored; nothing here ever unpickles code.
 """
 
@@ -23,7 +23,7 @@ from resnet50.system import files
 FILE_NAME = re.compile(r"step_(\d{9})\.pt")
 TRAILER_BYTES = len(b"\nsha256 ") + 64 + len(b"\n")
 BEST = "best.pt"
-# What exFAT, and buckets mounted as folders, answer.
+# Errors of file systems without hard links: exFAT, and buckets mounted as folders.
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -73,7 +73,7 @@ def save(folder: Path, step: int, state: dict) -> Path:
 
 
 def write(path: Path, state: dict) -> None:
-    """Write tensors and plain values, with their sha256; the old file stands until they are there.
+    """Write tensors and plain values, with their sha256; the old file stays until they are there.
 
     Raises OSError (disk full, read-only) and leaves no partial file behind.
     """
@@ -85,7 +85,7 @@ def write(path: Path, state: dict) -> None:
         except RuntimeError as error:
             # torch's zip writer reports a failed write as RuntimeError; the OSError is its context.
             raise _os_error(error) or error from None
-        # Behind torch's zip, whose reader looks for its directory from the end and allows for this.
+        # After torch's zip: a reader searches for its directory from the end and allows for this.
         file.write(b"\nsha256 " + hashing.sha256.hexdigest().encode() + b"\n")
 
 
@@ -97,18 +97,18 @@ def _os_error(error: BaseException | None) -> OSError | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of a run's checkpoints, and see that a power cut leaves it where it is."""
+    """Make the folder of a run's checkpoints so that it survives a power cut."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        # Else a power cut could take the folder with the checkpoint that was synced into it.
-        # The run's folder, and where that lies: both may be new.
+        # Otherwise a power cut could lose the folder with the checkpoint that was synced into it.
+        # Both the run's folder and the one above it may be new.
         for above in (folder.parent, folder.parent.parent):
             files.sync_folder(above)
 
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and leftovers of interrupted saves."""
-    # best.pt is a link of its own: the file lives on under that name.
+    # best.pt is a hard link of its own: that file stays under that name.
     for step in steps_in(folder)[:-keep]:
         step_path(folder, step).unlink()
     for leftover in folder.glob("*.partial"):
@@ -116,16 +116,16 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def mark_best(path: Path) -> None:
-    """Make `best.pt` a hard link to this checkpoint, or a copy where there are none, at once."""
+    """Make `best.pt` a hard link to this checkpoint, or a copy without hard links, atomically."""
     link = path.with_name(BEST)
     # Linked under another name and renamed, since a link cannot replace a file.
     partial = link.with_name(f"{BEST}.partial")
     partial.unlink(missing_ok=True)
     try:
-        # Costs nothing, where a copy would be 300 MB at every new best.
+        # A link costs nothing; a copy would write 300 MB at every new best.
         os.link(path, partial)
     except OSError as error:
-        # What has no links is no error of the disk; a full one is.
+        # A disk without hard links is not an error; a full one is.
         if error.errno not in NO_LINKS:
             raise
         shutil.copyfile(path, partial)
@@ -159,12 +159,12 @@ def load(path: Path) -> dict:
 
 
 def recover_newest(folder: Path, say: Callable[[str], None], may_rename: bool = True) -> int:
-    """Step of the newest checkpoint that is whole, out of whose way damaged ones are put; -1 if
-    there is none at all.
+    """Step of the newest checkpoint that is whole, after moving damaged newer ones out of the way;
+    -1 if there are no checkpoints.
 
-    Damaged newer ones are named through `say` and, by the one process that may, renamed to
+    Damaged newer ones are reported through `say` and, by the one process that may, renamed to
     *.corrupt, never deleted. If every file is damaged, nothing is renamed and
-    DamagedCheckpointError says so: starting over would cost the run.
+    DamagedCheckpointError is raised: starting over would lose the run.
     """
     damaged: list[tuple[Path, str]] = []
     for step in reversed(steps_in(folder)):
@@ -173,23 +173,23 @@ def recover_newest(folder: Path, say: Callable[[str], None], may_rename: bool = 
         except DamagedCheckpointError as error:
             damaged.append((step_path(folder, step), str(error)))
             continue
-        # Only now that a whole one is found; and out of the way, or `prune` would count them and
+        # Only now that a whole one is found. They must be renamed, or `prune` would count them and
         # delete a good one instead.
         for path, reason in damaged if may_rename else []:
-            say(f"{reason}; renamed to {path.name}.corrupt, going on from step {step}")
+            say(f"{reason}; renamed to {path.name}.corrupt, resuming from step {step}")
             os.replace(path, path.with_name(f"{path.name}.corrupt"))
         return step
     if damaged:
         raise DamagedCheckpointError(
             f"no checkpoint in {folder} is whole: {damaged[0][1]}. Put a good copy there, "
-            "start anew with --fresh --overwrite, or give another --run_dir"
+            "start over with --fresh --overwrite, or give another --run_dir"
         )
     return -1
 
 
 def weights_of(contents: dict, raw: bool = False) -> tuple[dict, str]:
     """The averaged weights in a checkpoint, or the trained ones with `raw` or without an average,
-    and which they are: "EMA" or "trained". Any other file of tensors: itself, "weights"."""
+    and their kind: "EMA" or "trained". For other files of tensors: the contents and "weights"."""
     if "model" not in contents:
         return contents, "weights"
     if contents.get("ema") is not None and not raw:
@@ -198,10 +198,10 @@ def weights_of(contents: dict, raw: bool = False) -> tuple[dict, str]:
 
 
 def load_weights_file(path: Path, option: str = "--weights") -> dict:
-    """A checkpoint of this project or any file of tensors that torch.save wrote, onto the CPU.
+    """Load a checkpoint of this project, or any file of tensors from torch.save, onto the CPU.
 
-    option: of the command line, for the message. Raises ValueError naming option and file if it is
-    neither, not whole, or would need code to load.
+    option: the flag to name in messages. Raises ValueError naming option and file if the file is
+    neither, is damaged, or would need code to load.
     """
     if path.is_dir():
         raise ValueError(
@@ -210,7 +210,7 @@ def load_weights_file(path: Path, option: str = "--weights") -> dict:
         )
     try:
         with open(path, "rb") as file:
-            # Ours ends with its hash, and is verified; anything else is whatever torch makes of it.
+            # Our files end with their hash and are verified; all others are left to torch.load.
             file.seek(-min(TRAILER_BYTES, os.fstat(file.fileno()).st_size), os.SEEK_END)
             if file.read(8) == b"\nsha256 ":
                 return load(path)
@@ -221,7 +221,7 @@ def load_weights_file(path: Path, option: str = "--weights") -> dict:
         raise DamagedCheckpointError(f"{option}: {error}") from None
     except Exception as error:
         # torch raises half a dozen types for files that are not its own, and for those that hold
-        # more than tensors it advises to load them as code: that advice is not passed on.
+        # more than tensors it advises weights_only=False: that advice is not passed on.
         raise ValueError(
             f"{option} {path} is not a file of tensors written by torch.save"
         ) from error

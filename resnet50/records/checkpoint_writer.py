@@ -1,7 +1,7 @@
 """Checkpoints written in the background: training waits for a copy in memory, not for the disk.
 
-One thread, one file at a time. What it meets, a full disk above all, is kept until the loop asks:
-`take_failure` after a while, or after `wait` where the file must be there before going on.
+One thread, one file at a time. A failure, most likely a full disk, is kept until the loop asks for
+it with `take_failure`: some steps later, or after `wait` if it needs the file before continuing.
 """
 
 import errno
@@ -43,23 +43,23 @@ class CheckpointWriter:
     def start(self, step: int, state: dict, is_best: bool) -> None:
         """Copy the state of `step` to host memory and begin to write it.
 
-        Waits for the file before, if that is still being written. The caller may change the state
+        Waits for the previous file if it is still being written. The caller may change the state
         as soon as this returns.
         """
         self.wait()
         words = (step, on_host(state), is_best)
-        # Not a daemon: a program that ends in whatever way but a kill ends after this file.
+        # Not a daemon: unless it is killed, the program ends only after this file is written.
         self._thread = threading.Thread(target=self._write, args=words, name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
-        """Until nothing is being written any more."""
+        """Wait until nothing is being written any more."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def take_failure(self) -> Failure | None:
-        """What became of the last checkpoint if it could not be written, once."""
+        """The failure of the last checkpoint, if it could not be written; given only once."""
         if self._bug is not None:
             raise self._bug
         failure, self._failure = self._failure, None
@@ -75,13 +75,13 @@ class CheckpointWriter:
         except OSError as error:
             self._failure = Failure(step, error)
         except BaseException as error:
-            self._bug = error  # for the loop, where it ends the run as any other would
+            self._bug = error  # raised in the loop, where it ends the run as any other would
 
 
 def make_room(folder: Path, state: dict) -> None:
-    """See that the disk has room for a file of this state, before anything of it is written.
+    """Make sure that the disk has room for a file of this state, before any of it is written.
 
-    Where it has not, the oldest checkpoints go, down to two. Raises OSError if that is too little.
+    If not, the oldest checkpoints are deleted, down to two. Raises OSError if that is too little.
     """
     checkpoint.make_folder(folder)
     needed = size_of(state)
@@ -101,7 +101,7 @@ def size_of(state: object) -> int:
 
 
 def on_host(value: object) -> object:
-    """A copy whose tensors lie in host memory and that nothing changes any more."""
+    """A copy whose tensors are in host memory and that nothing changes any more."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):

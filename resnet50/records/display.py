@@ -1,4 +1,4 @@
-"""A run's terminal: a progress bar on one, a line now and then without, and messages above both."""
+"""A run's display: a progress bar on a terminal, else a line now and then, messages above both."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ from resnet50.training.plan import Plan, image_size_at
 
 
 class Throttle:
-    """Tells whether something that may happen every so many seconds may happen now."""
+    """Tells whether something that may happen once every few seconds may happen now."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -50,7 +50,7 @@ class Display:
                 sys.stdout.flush()
 
     def advance(self, step: int) -> None:
-        """Move the bar on by the images of a step."""
+        """Advance the bar by the images of a step."""
         if self._has_bar:
             with self._terminal_may_be_gone():
                 self._bar_of(step).update(self._plan.total_batch_size)
@@ -64,7 +64,7 @@ class Display:
         left_s: float,
         cost_usd: float,
     ) -> None:
-        """The numbers beside the bar, or the plain line where there is none."""
+        """Show the numbers beside the bar, or print them if there is none."""
         text = (
             f"loss {loss:.3f} lr {lr:.4g} waiting {speed['data_wait_pct']:.0f}% left "
             f"{metrics.clock(left_s)}"
@@ -82,7 +82,7 @@ class Display:
             )
 
     def close_bar(self) -> None:
-        """At the end of an epoch, whose bar makes room for the epoch's line."""
+        """Remove an epoch's bar at its end, to make room for the epoch's line."""
         with self._terminal_may_be_gone():
             if self._bar is not None:
                 self._bar.close()
@@ -105,13 +105,13 @@ class Display:
         return self._bar
 
     def _size(self, epoch: int) -> str:
-        """The size of an epoch's crops, where it grows."""
+        """The size of an epoch's crops, if it grows."""
         size = image_size_at(self._cfg, epoch)
         return "" if size == image_size_at(self._cfg, self._plan.epochs) else f" {size} px"
 
     @contextmanager
     def _terminal_may_be_gone(self) -> Iterator[None]:
-        """An SSH connection that dropped takes its terminal along; training goes on in silence."""
+        """A dropped SSH connection takes the terminal with it; training continues silently."""
         try:
             yield
         except OSError:

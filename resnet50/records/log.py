@@ -1,7 +1,7 @@
-"""What a run leaves to read: log.jsonl, metrics.csv, metrics.md, curves.png, status.json.
+"""The readable records of a run: log.jsonl, metrics.csv, metrics.md, curves.png, status.json.
 
-    runs/NAME/log.jsonl      one JSON object a line: training steps, epochs, events
-    runs/NAME/metrics.csv    one row an epoch; metrics.md the same as a table to read
+    runs/NAME/log.jsonl      one JSON object per line: training steps, epochs, events
+    runs/NAME/metrics.csv    one row per epoch; metrics.md the same as a table to read
     runs/NAME/tensorboard/   with --tensorboard: the curves once more
 
 Rank 0 writes. A disk that is full costs log lines, never the run.
@@ -27,7 +27,7 @@ CURVES_EVERY_S = 60.0  # drawing takes half a second, which a tiny run would fee
 
 
 def on_main_rank(method: Callable[..., None]) -> Callable[..., None]:
-    """A method that writes: on other ranks than the first it does nothing."""
+    """Decorator for methods that write: they do nothing on ranks other than the first."""
 
     @functools.wraps(method)
     def write(self: "RunLog", *args: object, **kwargs: object) -> None:
@@ -58,7 +58,7 @@ class RunLog:
         self._steps: list[dict] = []  # training records, for the curves
         self._tensorboard: TensorBoardLog | None = None
         self._started_s = clock()
-        # Attempts add up: status.json has what those before this one cost.
+        # The time of all attempts adds up: status.json has that of the earlier ones.
         self._paid_before_s = 0.0
         if is_main:
             self._paid_before_s = float(status.read_status(self.run_dir).get("paid_s", 0.0))
@@ -66,7 +66,7 @@ class RunLog:
 
     @property
     def paid_s(self) -> float:
-        """Seconds this run has used up a machine, in all its attempts."""
+        """Seconds of machine time that this run has used, in all its attempts."""
         return self._paid_before_s + self._clock() - self._started_s
 
     @property
@@ -75,7 +75,7 @@ class RunLog:
 
     @on_main_rank
     def begin(self, step: int) -> None:
-        """Go on from the checkpoint of `step`: what was logged after it is dropped."""
+        """Continue from the checkpoint of `step`: what was logged after it is dropped."""
         with self._disk_may_be_full():
             records = files.read_records(self.run_dir / run_folder.LOG)
             # Steps after the checkpoint are trained again, and logged again. What happened to the
@@ -89,7 +89,7 @@ class RunLog:
                 self._tensorboard = TensorBoardLog(self.run_dir, step)
 
     def step_done(self, step: int, step_s: float, wait_s: float) -> None:
-        """Book one training step: how long it took, and how long of that it waited for data."""
+        """Record one training step: how long it took, and how much of that it waited for data."""
         # Per epoch, not since the start: images grow from epoch to epoch, and steps get slower.
         self._epoch_steps += 1
         self._epoch_s += step_s
@@ -102,11 +102,11 @@ class RunLog:
         record = {"kind": "train", "step": step, "lr": lr, **means}
         speed = self._speed()
         left_s = self._remaining_s(step, speed["images_per_s"])
-        # Kept in memory too: the curves are drawn anew after every epoch.
+        # Kept in memory too: the curves are redrawn after every epoch.
         self._steps.append(record)
         self._append({**record, **speed, "seconds": round(self.paid_s, 1)})
         self.display.show(step, lr, means["loss"], speed, left_s, self.cost_usd)
-        # Synced to the disk each time, so not at every step.
+        # Each write is synced to the disk, so it is not done at every step.
         if self._throttle.is_due("status", STATUS_EVERY_S):
             self.write_status(status.RUNNING, step, **speed, remaining_s=round(left_s))
 
@@ -128,17 +128,17 @@ class RunLog:
 
     def epoch_done(self) -> None:
         """Write the tables, now and then the curves, and the line of the results' last row."""
-        # On every rank: each measures the speed that its next row says.
+        # On every rank: each measures the speed for its next row.
         self._start_epoch()
         self._write_epoch()
 
     @on_main_rank
     def _write_epoch(self) -> None:
         row = self.results.rows[-1]
-        # Else the bar would stand between the epochs' lines for ever.
+        # Otherwise the bar would remain between the epochs' lines.
         self.display.close_bar()
         self._append({"kind": "epoch", **row})
-        # Whole tables each time: 50 rows cost nothing, and a table can never lack a row in between.
+        # Whole tables each time: 50 rows cost nothing, and no row can be missing.
         with self._disk_may_be_full():
             self._write_tables()
         if self._throttle.is_due("curves", CURVES_EVERY_S):
@@ -147,12 +147,12 @@ class RunLog:
 
     @on_main_rank
     def event(self, step: int, text: str) -> None:
-        """Say something and keep it in log.jsonl, whatever becomes of the steps around it."""
+        """Print a line and keep it in log.jsonl, even if the steps around it are dropped."""
         self.say(text)
         self._append({"kind": "event", "step": step, "text": text})
 
     def say(self, text: str) -> None:
-        """Print a line, and do not keep it."""
+        """Print a line without keeping it."""
         self.display.say(text)
 
     @on_main_rank
@@ -174,15 +174,15 @@ class RunLog:
 
     @on_main_rank
     def close(self, state: str, step: int) -> None:
-        """Write what is still to be written; for a finished run also its summary."""
+        """Write what is pending; for a finished run, print its summary too."""
         self.display.close_bar()
-        # An interrupted run's too: its curves are what one looks at next.
+        # For an interrupted run, too: its curves are what the user looks at next.
         if self.results.rows:
             self._draw_curves()
         if self._tensorboard:
             with self._disk_may_be_full():
                 self._tensorboard.close()
-        # A finished run has no time left; any other will have, when it goes on.
+        # A finished run has no time left; any other will, when it resumes.
         if state == status.DONE:
             self.write_status(state, step, remaining_s=0)
             self.say(
@@ -205,7 +205,7 @@ class RunLog:
 
     def _remaining_s(self, step: int, images_per_s: float) -> float:
         """Seconds to the run's end at this epoch's speed, less when --max_minutes come first."""
-        # Later epochs may have larger images, which take time by their area.
+        # Later epochs may have larger images, which take time in proportion to their area.
         work = self.plan.images_left(step, functools.partial(image_size_at, self.cfg))
         remaining_s = work / max(images_per_s, 1e-9)
         if self.cfg.max_minutes:
@@ -213,7 +213,7 @@ class RunLog:
         return remaining_s
 
     def _append(self, record: dict) -> None:
-        # Opened for each line: a log that somebody moved away, or a disk that is back, is no error.
+        # Opened for each line, so that a log that was moved, or a disk that is back, is no error.
         with self._disk_may_be_full(), open(self.run_dir / run_folder.LOG, "a") as file:
             file.write(json.dumps(record) + "\n")
         if self._tensorboard and record["kind"] != "event":
@@ -235,10 +235,10 @@ class RunLog:
 
     @contextmanager
     def _disk_may_be_full(self) -> Iterator[None]:
-        """Go on without a log line or a picture; say so once a minute."""
+        """Continue without a log line or a picture; say so once a minute."""
         try:
             yield
         except OSError as error:
             # A lost line is worth a warning and no more: the checkpoints are what must not be lost.
             if self._throttle.is_due("warning", 60.0):
-                self.say(f"warning: {self.run_dir}: {error.strerror}: going on without this record")
+                self.say(f"warning: {self.run_dir}: {error.strerror}: skipping this record")

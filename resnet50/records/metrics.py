@@ -74,7 +74,7 @@ def as_markdown(rows: list[dict]) -> str:
 
 
 def summary(results: Results, paid_s: float, price_per_hour: float, run_dir: Path) -> str:
-    """What a finished run says of itself; paid_s: seconds that it used up a machine."""
+    """The summary of a finished run; paid_s: seconds of machine time."""
     last, best = results.rows[-1], results.best
     an_epoch_s = last["seconds"] / max(last["epoch"], 1e-9)
     lines = [

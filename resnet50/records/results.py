@@ -1,4 +1,4 @@
-"""What a run has measured so far, which also decides over its end."""
+"""What a run has measured so far, which also decides when it ends."""
 
 
 class Results:

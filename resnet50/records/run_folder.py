@@ -1,7 +1,7 @@
-"""A run's folder: what lies in it, what the run is, and which run goes on.
+"""A run's folder: what is in it, the settings of the run, and which run to resume.
 
     runs/NAME/config.json    settings, command line, commit, versions, hardware
-    runs/NAME/status.json    how it stands (status.py)
+    runs/NAME/status.json    its state (status.py)
     runs/NAME/checkpoints/   step_000001200.pt, best.pt (checkpoint.py)
 
 Both JSON files are replaced whole, so that a reader never sees half of one.
@@ -32,14 +32,14 @@ def has_run(run_dir: Path) -> bool:
 
 
 def make_room(run_dir: Path, overwrite: bool) -> None:
-    """Delete the run that lies there, if told to, and nothing that is not a run's."""
+    """Delete the run in the folder, if `overwrite`, and no file that is not a run's."""
     if not has_run(run_dir):
         return
     if not overwrite:
         step = status.read_status(run_dir).get("step", "?")
         raise ValueError(
-            f"--fresh: a run lies in {run_dir}, at step {step}. Leave --fresh out to resume it, "
-            "add --overwrite to delete it, or give another --run_dir"
+            f"--fresh: there is a run in {run_dir}, at step {step}. Leave --fresh out to resume "
+            "it, add --overwrite to delete it, or give another --run_dir"
         )
     for folder in (checkpoints_dir(run_dir), run_dir / "tensorboard"):
         if folder.exists():
@@ -49,7 +49,7 @@ def make_room(run_dir: Path, overwrite: bool) -> None:
 
 
 def write_config(run_dir: Path, settings: dict[str, object], command_line: list[str]) -> None:
-    """config.json, for resuming and for whoever asks later how this was made."""
+    """Write config.json, for resuming and to show later how the run was made."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     record = {
         "settings": settings,
@@ -64,7 +64,7 @@ def write_config(run_dir: Path, settings: dict[str, object], command_line: list[
 
 
 def read_settings(run_dir: Path) -> dict[str, object] | None:
-    """The settings a run was started with; None where no run lies."""
+    """The settings a run was started with; None if there is no run."""
     record = files.read_json(run_dir / CONFIG)
     if not record:
         return None
@@ -86,7 +86,7 @@ def commit() -> str:
 
 
 def newest_unfinished(runs: Path = RUNS) -> Path | None:
-    """The run folder started last among those that can go on; None without one."""
+    """The most recently started run that can be resumed, as its folder; None without one."""
     unfinished = [
         path.parent
         for path in runs.glob(f"*/{CONFIG}")

@@ -1,11 +1,11 @@
-"""How a run stands: status.json, its states, their exit codes. Standard library, Python 3.10.
+"""The state of a run: status.json, its states, their exit codes. Standard library, Python 3.10.
 
     status.json    state, attempt (id of the last start), message (why it was refused), step,
                    stop_step, epoch, best_top1, paid_s, cost_usd, images_per_s, data_wait_pct,
-                   remaining_s; a run that has not come to its first step has the first three
+                   remaining_s; a run that has not reached its first step has the first three
 
-Read by train.py's supervisor, by host/ before there is an environment, and by whoever asks how a
-run is doing. Nobody else knows the file or spells a state; launch/slurm.sbatch asks by
+Read by train.py's supervisor, by host/ before there is an environment, and by anyone who asks how a
+run is doing. No other module reads the file or spells out a state; launch/slurm.sbatch asks with
 
     python -m resnet50.records.status RUN_DIR ATTEMPT    # ends with the exit code of that attempt
 """
@@ -24,7 +24,7 @@ RUNNING, DONE, INTERRUPTED = "running", "done", "interrupted"
 DIVERGED, CRASHED, CONFIG_ERROR = "diverged", "crashed", "config error"
 ENDED = (DONE, DIVERGED)  # nothing more happens without the user
 
-# Exit codes of every command that trains; without a state of theirs it crashed, code 1.
+# Exit codes of every command that trains; with none of these states it crashed, code 1.
 # sysexits.h calls 75 EX_TEMPFAIL: try again.
 EXIT_CODES = {DONE: 0, CONFIG_ERROR: 2, DIVERGED: 3, INTERRUPTED: 75}
 
@@ -73,7 +73,7 @@ def describe_progress(status: Mapping) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of an attempt, which torchrun hides: 1 if it left no state, so crashed."""
+    """The exit code of an attempt, which torchrun hides: 1 if it left no state, as in a crash."""
     run_dir, attempt = sys.argv[1:] if argv is None else argv
     return EXIT_CODES.get(state_of(Path(run_dir), attempt), 1)
 

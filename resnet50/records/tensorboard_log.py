@@ -11,7 +11,7 @@ import importlib
 from pathlib import Path
 
 FOLDER = "tensorboard"
-LEFT_OUT = ("kind", "step")  # of a record, what is no curve
+LEFT_OUT = ("kind", "step")  # entries of a record that are not curves
 
 
 def check_installed() -> None:
@@ -29,10 +29,10 @@ class TensorBoardLog:
     """Writes records of log.jsonl as scalars `train/loss`, `epoch/val_top1` and so on."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
-        """step: of the checkpoint that the run goes on from; what was shown after it is dropped."""
+        """step: of the checkpoint that the run resumes from; what was shown after it is dropped."""
         from torch.utils.tensorboard import SummaryWriter  # takes seconds: not without the flag
 
-        # max_queue 1: a disk that is full shows at the write, not in a thread somewhere later.
+        # max_queue 1: a full disk raises at the write, not later in some thread.
         self._writer = SummaryWriter(
             str(run_dir / FOLDER), purge_step=step + 1, max_queue=1, flush_secs=10
         )

@@ -1,7 +1,7 @@
 """What all ranks must agree on before anything is built: settings, data, and one run folder.
 
-Hosts may read copies of the data and mount folders in different places. The run folder itself must
-be one: rank 0 alone writes it, and every rank goes on from the checkpoints in it.
+Hosts may read copies of the data and mount folders in different places. But the run folder must be
+shared: only rank 0 writes to it, and every rank resumes from the checkpoints in it.
 """
 
 import json
@@ -16,17 +16,17 @@ from resnet50.records.status import read_status
 from resnet50.training import distributed
 from resnet50.training.distributed import Ranks
 
-# NFS may hide another host's new files for as long: its default acdirmax.
+# NFS may hide another host's new files for this long, its default acdirmax.
 PATIENCE_S = 60.0
 POLL_S = 0.2
 PLACES = ("data_dir", "run_dir")  # settings in which hosts may differ
 
 
 def check(cfg: TrainConfig, ranks: Ranks, attempt: str, data: Splits, saved_step: int) -> int:
-    """The step that all ranks go on from: rank 0's newest checkpoint, -1 without one.
+    """The step that all ranks resume from: rank 0's newest checkpoint, -1 without one.
 
-    attempt: that of rank 0 stands in status.json by now. Every rank must call it. Raises ValueError
-    naming ranks, hosts and options that differ, the same on all ranks.
+    attempt: rank 0 has written its own to status.json by now. Every rank must call this. Raises the
+    same ValueError on all ranks, naming ranks, hosts and options that differ.
     """
     if ranks.world_size == 1:
         return saved_step
@@ -56,7 +56,7 @@ def check(cfg: TrainConfig, ranks: Ranks, attempt: str, data: Splits, saved_step
         if rank == 0 or not other["is_shared"]
     )
     raise ValueError(
-        f"--run_dir {run_dir} is not the same folder on all hosts, and must lie on a file system "
+        f"--run_dir {run_dir} is not the same folder on all hosts: it must be on a file system "
         f"that they share. Newest checkpoint there: {found}"
     )
 
@@ -76,25 +76,25 @@ def refuse_other_settings(who: str, theirs: dict, first: dict) -> None:
     ]
     if differing:
         raise ValueError(
-            f"{who} has other settings than rank 0: {', '.join(differing)}. Give the same command "
-            "on every host, and a --run_dir on a file system that they share"
+            f"{who} has different settings from rank 0: {', '.join(differing)}. Run the same "
+            "command on every host, with a --run_dir on a file system that they share"
         )
 
 
 def refuse_other_data(who: str, theirs: dict, first: dict, cfg: TrainConfig) -> None:
-    """Raise ValueError naming the split in which a rank's data are not rank 0's."""
+    """Raise ValueError naming the split in which a rank's data differ from rank 0's."""
     for split, rank_0s in first.items():
         if theirs[split] != rank_0s:
             raise ValueError(
-                f"--data_dir {cfg.data_dir}: {who} has other data than rank 0: its {split} split "
-                f"has {theirs[split]['num_images']} images in {theirs[split]['num_classes']} "
+                f"--data_dir {cfg.data_dir}: {who} has different data from rank 0: its {split} "
+                f"split has {theirs[split]['num_images']} images in {theirs[split]['num_classes']} "
                 f"classes, rank 0's {rank_0s['num_images']} in {rank_0s['num_classes']}, "
-                "or other file names, or it was packed otherwise. Copy the same data to every host"
+                "or the file names or packing options differ. Copy the same data to every host"
             )
 
 
 def sees_rank_0(run_dir: Path, attempt: str, step: int) -> bool:
-    """Whether what rank 0 wrote and found is in this rank's folder too, now or soon."""
+    """Whether this rank's folder, too, has what rank 0 wrote and found, now or soon."""
     deadline = time.monotonic() + PATIENCE_S
     while not has_start(run_dir, attempt, step):
         if time.monotonic() > deadline:

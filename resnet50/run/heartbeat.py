@@ -1,4 +1,4 @@
-"""A run's sign of life: rank 0 writes its step into a small file as it gets on, and the supervisor
+"""A run's heartbeat: rank 0 writes its step into a small file as it advances, and the supervisor
 ends a run whose file no longer changes.
 
 Every rank waits for all others in every step, so a hang of any of them stops rank 0 too.
@@ -22,18 +22,18 @@ class Heartbeat:
         self._next_s = 0.0
 
     def beat(self, step: int) -> None:
-        """Tell that the run gets on, in a step, an evaluation or a wait for something slow."""
+        """Show that the run is alive: in a step, an evaluation, or a wait for something slow."""
         if self._file < 0 or time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + EVERY_S
         try:
             os.pwrite(self._file, b"%12d\n" % step, 0)
-        except OSError:  # a disk that is full or gone: the run goes on, and this file still does
+        except OSError:  # the disk is full or read-only: the file's time still shows life
             os.utime(self._file)
 
 
 def read(run_dir: Path) -> tuple[int, int]:
-    """When the run last gave a sign of life, in nanoseconds, and its step; (0, -1) without one."""
+    """Time of the last heartbeat, in nanoseconds, and its step; (0, -1) if there is none."""
     try:
         path = run_dir / FILE
         return path.stat().st_mtime_ns, int(path.read_bytes() or b"-1")

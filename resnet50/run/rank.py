@@ -1,4 +1,4 @@
-"""A rank: what torchrun starts. It trains, and leaves the outcome in status.json."""
+"""One rank, as torchrun starts it: it trains, and leaves the outcome in status.json."""
 
 import faulthandler
 import os
@@ -26,11 +26,11 @@ from resnet50.training.plan import image_size_at
 
 
 def run_rank(request: Request, train: Callable[[Run], str]) -> int:
-    """Be one rank from its start to its end; returns the exit code.
+    """Run one rank from its start to its end; returns the exit code.
 
-    train: goes on until it knows the state that the run ends in, or raises Ended.
+    train: returns the state that the run ended in, or raises Ended.
     """
-    faulthandler.register(signal.SIGUSR2)  # the supervisor asks a run that hangs where it does
+    faulthandler.register(signal.SIGUSR2)  # the supervisor asks a hung run where it hangs
     processes.die_with_launcher()
     stop = Interruption()
     attempt = os.environ.get(ATTEMPT) or uuid.uuid4().hex
@@ -40,12 +40,14 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
         cfg = with_data(resolve(request, ranks.world_size))
         run_dir = Path(cfg.run_dir)
         if request.fresh and run_folder.has_run(run_dir):
-            raise ValueError(f"--fresh: a run lies in {run_dir}: `python train.py` can replace it")
+            raise ValueError(
+                f"--fresh: there is a run in {run_dir}: `python train.py` can replace it"
+            )
         if ranks.is_main:
             lock = FolderLock(run_dir)
             status.write_status(run_dir, state=status.RUNNING, attempt=attempt, message="")
         run = start(cfg, ranks, attempt, stop)
-        if ranks.is_main:  # only now: settings that cannot start are not those of a run to resume
+        if ranks.is_main:  # only now: a refused start must leave no settings to resume
             run_folder.write_config(run_dir, run.parts.cfg.to_json(), sys.argv)
     except Interrupted as interrupted:
         text = "interrupted before the first step; the same command starts again"
@@ -81,11 +83,11 @@ def interrupted_message(run: Run) -> str:
     step = run.parts.state.step
     if run.saved_step == step:
         return f"interrupted at step {step}, which is saved; the same command resumes from there"
-    return f"interrupted at step {step}, not saved; the same command resumes from an older one"
+    return f"interrupted at step {step}, not saved; the same command resumes from an earlier step"
 
 
 def say_last(text: str, ranks: Ranks) -> None:
-    """Where torchrun was started by hand, end each host's log with this."""
+    """If torchrun was started by hand, end each host's log with this."""
     is_by_hand = "TORCHELASTIC_RUN_ID" in os.environ and ATTEMPT not in os.environ
     if is_by_hand and ranks.local_rank == 0:
         text += " (torchrun's traceback, if there is one above, only says that it was stopped)"
@@ -93,15 +95,15 @@ def say_last(text: str, ranks: Ranks) -> None:
 
 
 def exit_code(state: str) -> int:
-    """Of a rank whose run ended in this state.
+    """The exit code of a rank whose run ended in this state.
 
-    The supervisor reads status.json; with another code than 0 torchrun would print a traceback.
+    The supervisor reads status.json; on any code but 0, torchrun would print a traceback.
     """
     return 0 if ATTEMPT in os.environ else status.EXIT_CODES[state]
 
 
 def train_to_an_end(run: Run, train: Callable[[Run], str]) -> str:
-    """The state that the run ends in. Raises what is neither an end nor a lack of memory."""
+    """Train; returns the state that the run ended in. Raises errors other than lack of memory."""
     try:
         return train(run)
     except Ended as ended:
@@ -119,8 +121,8 @@ def train_to_an_end(run: Run, train: Callable[[Run], str]) -> str:
 def is_lasting_lack_of_memory(run: Run, error: RuntimeError) -> bool:
     """Whether the first step since the last checkpoint needs more memory than there is.
 
-    If steps went well before, something else took the memory, and the supervisor starts again from
-    the checkpoint.
+    If steps succeeded before, something else took the memory, and the supervisor restarts from the
+    checkpoint.
     """
     is_first_step = run.parts.state.step == max(run.saved_step, 0)
     return batch_fit.is_out_of_memory(error) and is_first_step
@@ -133,14 +135,14 @@ def no_memory_message(run: Run, error: RuntimeError) -> str:
     return (
         f"error: not enough memory on {parts.ranks.device} for step {step + 1}: "
         f"--device_batch_size {parts.cfg.device_batch_size} of {size} px "
-        f"({str(error).splitlines()[0]}). Does another program take it (nvidia-smi)? Else begin "
-        "a new run with --device_batch_size auto"
+        f"({str(error).splitlines()[0]}). Is another program using it (see nvidia-smi)? If not, "
+        "start a new run with --device_batch_size auto"
     )
 
 
 def end_all_ranks(run: Run, message: str) -> None:
-    """Leave the outcome, and end this process: the others wait for it until torchrun ends them."""
-    time.sleep(1)  # until rank 0 waits too, and writes no status.json of its own any more
+    """Record the outcome, and end this process; the others wait for it until torchrun ends them."""
+    time.sleep(1)  # until rank 0 waits too, and no longer writes status.json
     state, attempt = status.CONFIG_ERROR, run.log.attempt
     status.write_status(run.log.run_dir, state=state, attempt=attempt, message=message)
     print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What settings a run has: those stored in its folder, or a recipe's, and the flags over them."""
+"""A run's settings: those stored in its folder, or a recipe's, overridden by the flags."""
 
 import dataclasses
 import json
@@ -24,10 +24,10 @@ def answer(request: Request) -> str:
 
 
 def resolve(request: Request, world_size: int = 0) -> TrainConfig:
-    """The settings of the run: those in its folder, else its recipe's, and the flags over them.
+    """The settings of the run: those in its folder, else its recipe's, overridden by the flags.
 
-    Without any flag that is the newest unfinished run, else the default recipe's. world_size: the
-    number of ranks, where it is known, which the batch-norm group of a new run depends on.
+    Without any flags, the run is the newest unfinished one, else the default recipe's. world_size:
+    the number of ranks, if it is known; the batch-norm group of a new run depends on it.
     Raises ValueError for settings that a resume cannot change.
     """
     settings = dict(request.settings)
@@ -35,7 +35,7 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
     newest = None if settings else run_folder.newest_unfinished()
     run_dir = str(settings.pop("run_dir", newest or run_folder.RUNS / name))
     if Path(run_dir).exists() and not Path(run_dir).is_dir():
-        raise ValueError(f"--run_dir {run_dir} is a file: give a folder, new or of a run")
+        raise ValueError(f"--run_dir {run_dir} is a file: give a new folder, or a run's")
     stored = None if request.fresh else run_folder.read_settings(Path(run_dir))
     if stored is None:
         settings = {**RECIPES[name].settings, **settings, "recipe": name, "run_dir": run_dir}
@@ -62,7 +62,7 @@ def with_batch_norm_group(cfg: TrainConfig, world_size: int) -> TrainConfig:
 
 
 def with_data(cfg: TrainConfig) -> TrainConfig:
-    """The settings with a data folder that is there. Raises ValueError if there is none."""
+    """The settings with a data folder that exists. Raises ValueError if there is none."""
     if not cfg.data_dir:
         cfg = dataclasses.replace(cfg, data_dir=str(dataset_paths.find_data_dir()))
     if not Path(cfg.data_dir).is_dir():
@@ -71,13 +71,13 @@ def with_data(cfg: TrainConfig) -> TrainConfig:
 
 
 def resumed(stored: TrainConfig, settings: Mapping[str, object]) -> TrainConfig:
-    """The stored settings of a run with those explicit ones that a resume may change.
+    """The stored settings of a run, with those explicit ones that a resume may change.
 
     Raises ValueError naming every other explicit setting that differs from the stored one, and what
-    would become of the learning rate.
+    would happen to the learning rate.
     """
     fields = {item.name: item for item in dataclasses.fields(TrainConfig)}
-    given = {  # what was found out at the start of the run stands
+    given = {  # `auto` keeps the value that was found at the start of the run
         name: value
         for name, value in settings.items()
         if not (fields[name].metadata["may_be_auto"] and value == AUTO)
@@ -89,7 +89,7 @@ def resumed(stored: TrainConfig, settings: Mapping[str, object]) -> TrainConfig:
     ]
     if differing:
         raise ValueError(
-            f"the run in {stored.run_dir} cannot go on with other settings: "
+            f"the run in {stored.run_dir} cannot be resumed with different settings: "
             f"{', '.join(differing)}. Leave them out to resume it, or give a new --run_dir"
             f"{consequence(stored, given)}"
         )
@@ -98,9 +98,9 @@ def resumed(stored: TrainConfig, settings: Mapping[str, object]) -> TrainConfig:
 
 def consequence(stored: TrainConfig, given: Mapping[str, object]) -> str:
     """What the newest checkpoint's learning rate would jump to, and what to do instead; empty if
-    there is no checkpoint, or the settings make no run at all.
+    there is no checkpoint, or no run is possible with the settings.
 
-    That is how runs are lost: a scheduler built for other epochs and loaded from a checkpoint jumps
+    This is how runs are lost: a scheduler built for other epochs and loaded from a checkpoint jumps
     (vLAR-group/GrowSP#11, deepinsight/insightface#2143, Lightning-AI/pytorch-lightning#15462).
     """
     folder = run_folder.checkpoints_dir(Path(stored.run_dir))

@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds, and how a run goes on from one."""
+"""What a checkpoint of a run holds, and how a run resumes from one."""
 
 import dataclasses
 from typing import TYPE_CHECKING
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 
 def checkpoint_contents(run: "Run", epoch_sums: Tensor) -> dict[str, object]:
-    """Tensors and plain values, from which `resume_from` goes on bit for bit.
+    """Tensors and plain values, from which `resume_from` resumes bit for bit.
 
     epoch_sums: of all ranks; those in the state are this rank's only.
     """
     state = run.parts.state
     return {
-        # Where it comes from, for whoever resumes, evaluates or publishes it
+        # Where it comes from, for resuming, evaluating and publishing it
         "config": run.provenance["config"],  # every setting of the run
         "data": run.provenance["data"],  # fingerprint of both splits: a run cannot change them
-        "schedule": run.provenance["schedule"],  # what fixes rate and images of every step
+        "schedule": run.provenance["schedule"],  # what determines the rate and images of every step
         "classes": run.provenance["classes"],  # names, in the order of the logits
         "commit": run.provenance["commit"],  # of the code that wrote it, -dirty with local changes
         # What a step changes
         "step": state.step,  # batches consumed: the next one is the batch of this number
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),  # momentum, and the current learning rate
-        "scheduler": state.learning_rate.state_dict(),  # what decides on the next rates
+        "scheduler": state.learning_rate.state_dict(),  # what determines the next rates
         "scaler": state.scaler.state_dict(),  # of fp16's gradients; empty in other precisions
         "ema": None if state.ema is None else state.ema.module.state_dict(),  # averaged weights
         "num_averaged": 0 if state.ema is None else state.ema.num_updates,
@@ -46,7 +46,7 @@ def checkpoint_contents(run: "Run", epoch_sums: Tensor) -> dict[str, object]:
 
 
 def provenance(parts: Parts) -> dict[str, object]:
-    """What a checkpoint tells of where it comes from; the same all through an attempt."""
+    """A checkpoint's record of where it comes from; constant within an attempt."""
     return {
         "config": parts.cfg.to_json(),
         "data": {
@@ -60,7 +60,7 @@ def provenance(parts: Parts) -> dict[str, object]:
 
 
 def schedule_fingerprint(cfg: TrainConfig, plan: Plan) -> dict[str, object]:
-    """What fixes the learning rate and the images of every step."""
+    """What determines the learning rate and the images of every step."""
     return dataclasses.asdict(build.learning_rate_settings(cfg, plan)) | {
         "epochs": cfg.epochs,
         "total_batch_size": cfg.total_batch_size,
@@ -77,20 +77,20 @@ def resume_from(run: "Run", contents: dict) -> None:
     refuse_other_run(contents, run.provenance, run.parts.cfg)
     restore(state, contents)
     results.rows = list(contents["rows"])
-    # The sums are those of all ranks together: one takes them, the others start at zero.
+    # The sums are over all ranks: one rank takes them, the others start at zero.
     if not run.parts.ranks.is_main:
         return
     state.epoch_sums.copy_(contents["epoch_sums"])
     if results.best and results.best["step"] == state.step:
-        # A kill between writing the checkpoint and linking it would have left the link behind.
+        # A kill between writing the checkpoint and linking it leaves best.pt out of date.
         folder = run_folder.checkpoints_dir(run.log.run_dir)
         checkpoint.mark_best(checkpoint.step_path(folder, state.step))
 
 
 def restore(state: TrainState, contents: dict) -> None:
-    """Give a state that was just built what a checkpoint holds of it.
+    """Load a checkpoint into a state that was just built.
 
-    Building a scheduler resets the optimizer's learning rate, so both exist by now.
+    Building a scheduler resets the optimizer's learning rate, so both must exist by now.
     """
     # The step is all that the data need: their order and their augmentation are functions of it.
     state.step = contents["step"]
@@ -98,7 +98,7 @@ def restore(state: TrainState, contents: dict) -> None:
     state.optimizer.load_state_dict(contents["optimizer"])
     state.learning_rate.load_state_dict(contents["scheduler"])
     state.scaler.load_state_dict(contents["scaler"])
-    # The average is no copy of the weights: begun anew it would forget the run so far.
+    # The average is not a copy of the weights: started anew, it would forget the run so far.
     if state.ema is not None:
         state.ema.module.load_state_dict(contents["ema"])
         state.ema.num_updates = contents["num_averaged"]
@@ -113,11 +113,11 @@ def refuse_other_run(contents: dict, provenance: dict, cfg: TrainConfig) -> None
             raise ValueError(
                 f"--data_dir {cfg.data_dir} is not the data of the run in {cfg.run_dir}: its "
                 f"{split} split has {now['num_images']} images in {now['num_classes']} classes, "
-                f"the run's had {then['num_images']} in {then['num_classes']}, or other file "
-                "names, or it was packed otherwise. Give the same data, or a new --run_dir"
+                f"the run's had {then['num_images']} in {then['num_classes']}, or the file "
+                "names or packing options differ. Give the same data, or a new --run_dir"
             )
-    # Settings are compared before (run/resolve.py); this is for a config.json that was edited, and
-    # for data of another size, which make epochs of other lengths.
+    # Settings were compared earlier (run/resolve.py); this catches a config.json that was edited,
+    # and data of another size, with which epochs have another length.
     then, now = contents["schedule"], provenance["schedule"]
     differing = [f"{key} {then.get(key)} -> {now[key]}" for key in now if then.get(key) != now[key]]
     if differing:

@@ -1,21 +1,21 @@
-"""Spot notices: EC2 says two minutes before it takes a machine back; we save, and stop.
+"""Spot notices: EC2 warns two minutes before it reclaims a machine; the run saves and stops.
 
     python train.py --spot_watch auto    # watch where the instance metadata service answers
     python train.py --spot_watch on      # the same, and warn if it does not
     python train.py --spot_watch off
 
-One daemon thread a host asks the service (IMDSv2, always with a token) every 5 s for
+One daemon thread per host asks the service (IMDSv2, always with a token) every 5 s for
 
     /latest/meta-data/spot/instance-action                    404, or {"action": ..., "time": ...}
     /latest/meta-data/events/recommendations/rebalance        404, or {"noticeTime": ...}
 
-The first asks to save and stop, as SIGTERM does, exit code 75; the second to save once and go on.
-Notices are on a best effort basis, so the checkpoints every few minutes remain the guarantee. Any
-other answer, and none, changes nothing and prints nothing.
+The first makes the run save and stop, as SIGTERM does, with exit code 75; the second makes it save
+once and continue. Notices are best effort, so the checkpoints every few minutes remain the
+guarantee. Any other answer, or none, changes nothing and prints nothing.
 
-A systemd unit starts code 75 again after 30 s. That does no harm on a machine about to vanish: the
-notice still stands, so each start stops at its first steps, until the machine is gone. In Docker's
-own network the service is one hop too far, unless the instance allows two.
+A systemd unit restarts a run that exited with 75 after 30 s. That does no harm on a machine about
+to vanish: the notice is still there, so each start stops at its first steps, until the machine is
+gone. In Docker's own network the service is one hop too far, unless the instance allows two.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-# The AWS SDKs' own environment variables. Proxies are not asked: http.client knows none.
+# The AWS SDKs' own environment variables. Proxies are not used: http.client ignores them.
 ENDPOINT, DISABLED = "AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_EC2_METADATA_DISABLED"
 DEFAULT_ENDPOINT = "http://169.254.169.254"
 TOKEN_PATH = "/latest/api/token"
@@ -45,16 +45,18 @@ RENEW_S = 600  # before its end
 MAX_BYTES = 10_000
 
 TOKEN = re.compile(r"[!-~]{1,1000}")
-TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{5,15}Z?", re.ASCII)  # printed, so nothing else
+TIME = re.compile(
+    r"\d{4}-\d\d-\d\dT[\d:.]{5,15}Z?", re.ASCII
+)  # it gets printed, so it may be nothing else
 ACTIONS = ("terminate", "stop", "hibernate")
 
 
 def start(
     mode: str, request_stop: Callable[[str], None], request_save: Callable[[str], None]
 ) -> None:
-    """Begin to watch in a thread: only after every fork of this process.
+    """Start watching in a thread; to be called after the last fork of this process.
 
-    mode: --spot_watch. request_stop, request_save: called there, each with a line that says why.
+    mode: --spot_watch. request_stop, request_save: called in the thread, with the reason as text.
     """
     is_disabled = os.environ.get(DISABLED, "").lower() == "true"
     if mode == "off" or (mode == "auto" and is_disabled):
@@ -81,18 +83,18 @@ class SpotWatch:
         self._recommended = ""
 
     def run(self) -> None:
-        """Watch until a notice comes; end at once where nobody gives a token."""
+        """Watch until a notice comes; end at once if no service gives a token."""
         if not any(self._renew_token() for _ in range(TRIES)):
             if not self._must_answer:
                 return
             with contextlib.suppress(OSError):  # the terminal is gone
-                what = f"warning: --spot_watch on: {self._endpoint} does not answer: trying on"
+                what = f"warning: --spot_watch on: {self._endpoint} does not answer: still trying"
                 print(what, file=sys.stderr, flush=True)
         while not self.poll():
             time.sleep(POLL_S)
 
     def poll(self) -> bool:
-        """Ask once; True if the machine will be taken, after which there is nothing to ask."""
+        """Ask once; True if the machine will be reclaimed, after which polling can end."""
         if notice := parse_notice(self._read(INSTANCE_ACTION)):
             self._request_stop(f"spot notice: {notice}: saving and stopping")
             return True
@@ -100,12 +102,12 @@ class SpotWatch:
         if recommended and recommended != self._recommended:
             self._recommended = recommended
             self._request_save(
-                f"spot: rebalance recommendation of {recommended}: saving, and going on"
+                f"spot: rebalance recommendation of {recommended}: saving, then continuing"
             )
         return False
 
     def _read(self, path: str) -> bytes:
-        """What the service has there; empty for everything but a good answer."""
+        """What the service has there; empty unless it answers as expected."""
         for _ in range(2):  # again with a new token, if this one is refused
             if self._clock() >= self._token_until and not self._renew_token():
                 return b""
@@ -126,7 +128,7 @@ class SpotWatch:
 
 
 class _Socket(socket.socket):
-    """Receives until a moment and no longer, however slowly the bytes drip in."""
+    """A socket with one deadline for all that it receives, however slowly the bytes drip in."""
 
     until_s = 0.0  # on the monotonic clock
 
@@ -154,7 +156,7 @@ def ask(endpoint: str, method: str, path: str, headers: dict[str, str]) -> tuple
             connection.request(method, parts.path.rstrip("/") + path, headers=headers)
             with connection.getresponse() as answer:
                 return answer.status, answer.read(MAX_BYTES)
-    except Exception:  # whatever goes wrong there, training must not hear of it
+    except Exception:  # whatever goes wrong here must not affect training
         return 0, b""
 
 

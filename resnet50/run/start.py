@@ -4,11 +4,11 @@ The order, as `start` has it:
 
 1. The data are opened and the newest whole checkpoint is found.
 2. All ranks agree on settings, data and checkpoint, before anything large is made.
-3. --device_batch_size auto is tried in a process of its own, before this one touches the GPU.
+3. --device_batch_size auto is tried in a separate process, before this one touches the GPU.
 4. The parts are built (training/build.py); their loaders begin to work at that checkpoint's step.
 5. The threads start: only now, since the loaders were forked.
 6. --max_lr auto is measured, with the parts that will train.
-7. The checkpoint is put back, or the run begins.
+7. The checkpoint is loaded, or the run begins.
 """
 
 import time
@@ -35,7 +35,7 @@ from resnet50.training.distributed import Ranks
 
 
 class Ended(Exception):  # noqa: N818 (not always an error)
-    """The run cannot go on; the state it ended in (records/status.py) is the only argument."""
+    """The run cannot continue; the state it ended in (records/status.py) is the only argument."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Run:
     """One attempt at training: everything that train.py works with."""
 
     parts: Parts
-    provenance: dict[str, object]  # what a checkpoint tells of where it comes from
+    provenance: dict[str, object]  # a checkpoint's record of where it comes from
     results: Results
     log: RunLog
     interruption: Interruption
@@ -53,40 +53,40 @@ class Run:
     saved_step: int  # of the most recently started save; -1: none, or it failed
     save_due_s: float  # on the monotonic clock
     bad_images: set[str] = field(default_factory=set)  # known to all ranks
-    new_bad_images: set[str] = field(default_factory=set)  # seen by this one since
+    new_bad_images: set[str] = field(default_factory=set)  # seen by this rank since
 
     def note_bad_images(self, batches: Iterable[Batch]) -> None:
-        """Remember the undecodable files of these batches until all ranks hear of them."""
+        """Remember the undecodable files of these batches until all ranks are told of them."""
         for batch in batches:
             self.new_bad_images |= set(batch.bad_images) - self.bad_images
 
     def schedule_save(self, delay_s: float) -> None:
-        """Have a checkpoint due after so many seconds."""
+        """Make a checkpoint due in this many seconds."""
         self.save_due_s = time.monotonic() + delay_s
 
 
 def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> Run:
     """Do everything that comes before the first step, in the order above.
 
-    Raises ValueError for everything that the user must change, and Interrupted.
+    Raises ValueError if the user must change something, and Interrupted.
     """
     # There is no log before the plan is known.
     say = printer(ranks)
     folder = run_folder.checkpoints_dir(Path(cfg.run_dir))
     splits = open_dataset(Path(cfg.data_dir))
     saved_step = checkpoint.recover_newest(folder, say, may_rename=ranks.is_main)
-    # Hosts may read copies of the data and mount folders in other places: what differs between them
-    # must show now, not as another model.
+    # Hosts may read copies of the data and mount folders in other places: differences between them
+    # must show now, not in a different model.
     saved_step = consistency.check(cfg, ranks, attempt, splits, saved_step)
     cfg = batch_fit.fit_batch_size(cfg, ranks, stop, say)
-    # The loaders begin at the checkpoint's step at once, so that a resume at step 4,000 of an epoch
-    # decodes nothing of the 4,000 before. A range test comes first, if there is one: then they wait
-    # for its batches.
+    # The loaders start right at the checkpoint's step, so that a resume at step 4,000 of an epoch
+    # decodes nothing of the 4,000 steps before it. But if a range test comes first, they wait for
+    # its batches.
     first_step = None if cfg.max_lr == AUTO else max(saved_step, 0)
-    # A resume has weights of its own: the file of --init_from need not be there any more.
+    # A resume has its own weights: the file of --init_from need no longer exist.
     weights = initial_weights(cfg) if saved_step < 0 else None
     parts = build.set_up(cfg, ranks, splits, first_step, weights)
-    # A thread, once on every host: each may be taken away.
+    # One thread on every host, since EC2 may reclaim any of them.
     if ranks.local_rank == 0:
         spot_watch.start(cfg.spot_watch, stop.request_stop, stop.request_save)
     results = Results()
@@ -105,7 +105,7 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         saved_step=saved_step,
         save_due_s=time.monotonic() + 60 * cfg.save_every_minutes,
     )
-    # Last, over the weights that were just made: loading checks that everything has its place.
+    # Last, over the weights that were just built: loading checks that everything has its place.
     if saved_step >= 0:
         resume.resume_from(run, checkpoint.load(checkpoint.step_path(folder, saved_step)))
     log.begin(parts.state.step)
@@ -114,7 +114,7 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
 
 
 def printer(ranks: Ranks) -> Callable[[str], None]:
-    """How a rank says something before it has a log: the first one prints, the others do not."""
+    """How a rank prints before it has a log: rank 0 does, the others stay silent."""
 
     def say(text: str) -> None:
         if ranks.is_main:
@@ -124,27 +124,27 @@ def printer(ranks: Ranks) -> Callable[[str], None]:
 
 
 def initial_weights(cfg: TrainConfig) -> dict | None:
-    """Weights of the file of --init_from, averaged where they are; None without the option.
+    """The weights in the file of --init_from, averaged ones if it has any; None without the option.
 
-    Raises ValueError naming both.
+    Raises ValueError naming option and file.
     """
     if not cfg.init_from:
         return None
-    # The averaged weights where there are any: they are what that run was evaluated with.
+    # The averaged weights if there are any: they are what that run was evaluated with.
     contents = checkpoint.load_weights_file(Path(cfg.init_from), "--init_from")
     weights, _ = checkpoint.weights_of(contents)
     return weights
 
 
 def find_max_lr(parts: Parts, log: RunLog, stop: Interruption) -> None:
-    """Measure --max_lr auto, and give the parts what depends on it. Raises Interrupted."""
+    """Find the rate for --max_lr auto, and build what depends on it. Raises Interrupted."""
     folder = log.run_dir / "lr_finder"
     try:
         found = range_test.find_max_lr(parts, range_test.Range(), folder, stop, log.say)
     except Interrupted:
         acknowledge(stop, log, parts.ranks, step=0)
         raise
-    # Into the settings, and so into config.json: a resume takes the number and tests nothing.
+    # Into the settings, and so into config.json: a resume uses the number without a test.
     build.set_max_lr(parts, found.recommended)
     log.event(0, f"--max_lr auto: {found.recommended:g} ({found}); curve in {folder}")
     for warning in found.warnings:
@@ -152,30 +152,30 @@ def find_max_lr(parts: Parts, log: RunLog, stop: Interruption) -> None:
 
 
 def acknowledge(stop: Interruption, log: RunLog, ranks: Ranks, step: int) -> None:
-    """Log what asked any rank to save or stop, and clear the request to save. Every rank must call
-    it."""
-    # Sorted, and from all ranks: a notice that every host hears is one line.
+    """Log why any rank was asked to save or stop, and clear the request to save. Every rank must
+    call it."""
+    # Gathered from all ranks and sorted: a notice that every host gets is one line.
     for reason in sorted(distributed.gather_names(stop.acknowledge_save(), ranks)):
         log.event(step, reason)
 
 
 def log_start(run: Run) -> None:
-    """Say once what will happen: data, arithmetic, device, and where the run stands."""
+    """Print once what will happen: data, arithmetic, device, and the step it starts from."""
     parts, log, step = run.parts, run.log, run.parts.state.step
     cfg, (train_set, val_set) = parts.cfg, parts.splits
     log.say(
         f"{cfg.data_dir}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{len(train_set.classes)} classes"
     )
-    # Some mirrors of ImageNet lack hundreds of images, and validation is then on other pictures.
+    # Some mirrors of ImageNet lack hundreds of images, which changes what validation measures.
     if missing := dataset_paths.missing_images(train_set.classes, len(train_set), len(val_set)):
-        log.say(f"warning: {missing}: results will not compare with published ones")
+        log.say(f"warning: {missing}: results cannot be compared with published ones")
     log.say(parts.plan.describe())
     log.say(
         f"{parts.ranks.device.type}, {parts.precision.name}, learning rate up to {cfg.max_lr:g}, "
         f"run folder {cfg.run_dir}"
     )
     if unused := distributed.unused_gpus(parts.ranks):
-        log.say(f"warning: {unused} GPUs stay idle: torchrun --nproc_per_node=gpu uses all")
+        log.say(f"warning: {unused} GPUs stay idle: torchrun --nproc_per_node=gpu uses them all")
     if run.saved_step >= 0:
         log.event(step, f"resuming at step {step} of {parts.plan.stop_step}")

@@ -1,8 +1,9 @@
-"""What `python train.py` is: torchrun with restarts, forwarded signals and a true exit code.
+"""What `python train.py` runs: torchrun with restarts, forwarded signals and a true exit code.
 
-torchrun ends with 1 whatever a rank ended with, so the outcome is read from the run's status.json,
-which carries this attempt's id. A crash is restarted from the newest checkpoint as long as
-checkpoints advance; a crash that repeats itself is not. SIGUSR1 has the ranks save and go on.
+torchrun exits with 1 whatever a rank exited with, so the outcome is read from the run's
+status.json, which carries this attempt's id. A crashed run is restarted from the newest checkpoint
+as long as it gets further each time; one that crashes at the same step again is not. SIGUSR1 makes
+the ranks save and continue.
 
 Exit codes: 0 done, 1 crashed, 2 the user must change something, 3 diverged, 75 interrupted and
 resumable.
@@ -29,21 +30,21 @@ from resnet50.run.resolve import resolve, with_data
 from resnet50.system import processes
 from resnet50.system.locking import FolderLock
 
-ATTEMPT = "TRAIN_ATTEMPT"  # environment variable: the id that status.json then carries
+ATTEMPT = "TRAIN_ATTEMPT"  # environment variable: the id that the ranks write to status.json
 POLL_S = 0.1
 REPORT_S = 2.0  # for the ranks to print where they hang
 NO_LIMIT = "--max_minutes 0 --max_steps 0 --target_top1 0"
 
 
 def supervise(request: Request, argv: Sequence[str], script: str) -> int:
-    """Check, and have torchrun run `script` with the words of argv; returns the exit code.
+    """Check the settings, and run `script` with argv under torchrun; returns the exit code.
 
-    A run that is done is left alone, unless new limits let it go on.
+    A run that is done is left alone, unless new limits let it continue.
     """
     try:
         cfg = with_data(resolve(request))
         run_dir = Path(cfg.run_dir)
-        # Two locks: the supervisor's, by which host/ finds who trains here, and the rank's.
+        # Two locks: the supervisor's, by which host/ finds the training process, and the rank's.
         lock = FolderLock(run_dir, status.SUPERVISOR_LOCK)
         FolderLock(run_dir).release()  # a plain torchrun may be training there
         if request.fresh:
@@ -59,12 +60,12 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
             f"{no_limit if cfg.max_minutes or cfg.max_steps or cfg.target_top1 else ''}"
         )
         return 0
-    # The ranks get the very words, so that they resolve the same settings; not those that delete.
+    # The ranks get the same words, and so the same settings, but not those that delete.
     flags = [word for word in argv if word not in ("--fresh", "--overwrite")]
     command = [script, *flags, f"--run_dir={run_dir}", f"--data_dir={cfg.data_dir}"]
     num_ranks = max(1, torch.cuda.device_count())
     code = Supervisor(command, num_ranks, run_dir, hang_s=60 * cfg.hang_minutes).run()
-    # Still "running": nobody was left to write what became of it.
+    # Still "running": no rank was left to write the outcome.
     if status.read_status(run_dir).get("state") == status.RUNNING:
         was_interrupted = code == status.EXIT_CODES[status.INTERRUPTED]
         state = status.INTERRUPTED if was_interrupted else status.CRASHED
@@ -74,7 +75,7 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
 
 
 def is_prolonged(cfg: TrainConfig, stored: dict[str, object], step: int) -> bool:
-    """Whether new limits let a run that ended at `step` go on."""
+    """Whether new limits let a run that ended at `step` continue."""
     if any(getattr(cfg, name) != stored.get(name, 0) for name in ("max_minutes", "target_top1")):
         return True
     return cfg.max_steps != stored["max_steps"] and not 0 < cfg.max_steps <= step
@@ -86,23 +87,23 @@ class Supervisor:
     def __init__(
         self, command: Sequence[str], num_ranks: int, run_dir: Path, *, hang_s: float
     ) -> None:
-        """hang_s: seconds without a sign of life, after a first one, that make a run a hung one."""
+        """hang_s: seconds without a heartbeat, after the first one, before a run counts as hung."""
         self.command, self.num_ranks = list(command), num_ranks
         self.run_dir, self.hang_s = run_dir, hang_s
         self.num_signals = 0  # that ask to stop
         self.wants_save = False
 
     def run(self) -> int:
-        """Train to the end, restarting crashes that got further; returns the exit code."""
+        """Train to the end, restarting after crashes that got further; returns the exit code."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGUSR1, self._on_save)
-        # A dropped SSH connection hangs up on us; training goes on, and the same command comes
-        # back.
+        # A dropped SSH connection sends SIGHUP: training continues without the terminal, and
+        # must not end with it.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         furthest = self._saved_step()
         while True:
-            # status.json may still tell of the attempt before: only what carries this id counts.
+            # status.json may still describe the attempt before: only what carries this id counts.
             attempt, last_beat = uuid.uuid4().hex, heartbeat.read(self.run_dir)
             self._watch(self._start(attempt), attempt)
             state = status.state_of(self.run_dir, attempt)
@@ -110,11 +111,11 @@ class Supervisor:
                 return status.EXIT_CODES[state]
             if self.num_signals:
                 return status.EXIT_CODES[status.INTERRUPTED]
-            # A crash at the same place again would crash for ever. The heartbeat counts too: a rank
-            # that the OOM killer took before the first checkpoint deserves another try.
+            # A run that crashes at the same place would restart forever. The heartbeat counts too:
+            # a rank that the OOM killer ended before the first checkpoint deserves another try.
             reached = max(self._step_since(last_beat), self._saved_step())
             if reached <= furthest:
-                _say("training crashed without getting any further: not restarting")
+                _say("training crashed without making progress: not restarting")
                 return 1
             furthest = reached
             _say(f"training crashed; restarting from step {max(self._saved_step(), 0)}")
@@ -124,7 +125,7 @@ class Supervisor:
         return checkpoint.newest_step(run_folder.checkpoints_dir(self.run_dir))
 
     def _step_since(self, last_beat: tuple[int, int]) -> int:
-        """The step that an attempt came to; -1 if it did not come to any."""
+        """The step that an attempt reached; -1 if it reached none."""
         beat = heartbeat.read(self.run_dir)
         return beat[1] if beat != last_beat else -1
 
@@ -135,13 +136,13 @@ class Supervisor:
         self.wants_save = True
 
     def _start(self, attempt: str) -> subprocess.Popen:
-        """torchrun in a session of its own, so that Ctrl-C comes to us alone and arrives once."""
+        """Start torchrun in its own session, so that Ctrl-C reaches us alone, and arrives once."""
         parent_pid = os.getpid()
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         torchrun += ["--max-restarts=0", f"--nproc_per_node={self.num_ranks}"]
-        # Not SIGHUP: torchrun would take it up again and end the job when a connection drops.
+        # Not SIGHUP: torchrun would handle it again and end the job when a connection drops.
         torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]
-        # Ranks find the supervisor by its id: if torchrun died while they imported, they die too.
+        # Ranks check for the supervisor's id: if torchrun died while they imported, they die too.
         environment = {ATTEMPT: attempt, processes.SUPERVISOR_PID: str(parent_pid)}
         return subprocess.Popen(
             [*torchrun, *self.command],
@@ -151,15 +152,15 @@ class Supervisor:
         )
 
     def _watch(self, torchrun: subprocess.Popen, attempt: str) -> None:
-        """Wait for torchrun; pass on a first signal politely, kill everything on a second, and what
-        hangs too."""
+        """Wait for torchrun; pass on a first signal, kill everything on a second one or on a
+        hang."""
         num_forwarded, last_beat = 0, heartbeat.read(self.run_dir)
         changed_s: float | None = None  # when this attempt last gave a sign of life
         while torchrun.poll() is None:
             time.sleep(POLL_S)
             beat = heartbeat.read(self.run_dir)
-            # Importing and listing a million files may take as long as they like: the watch begins
-            # with the first sign of life.
+            # Importing, and listing a million files, may take any amount of time: the hang check
+            # begins with the first heartbeat.
             if beat != last_beat:
                 last_beat, changed_s = beat, time.monotonic()
             elif changed_s is not None and time.monotonic() - changed_s > self.hang_s:
@@ -167,14 +168,14 @@ class Supervisor:
             if self.wants_save:
                 self.wants_save = False
                 self._pass_on_save(torchrun, attempt)
-            # Signals may come several at once: the second one in a row means "now".
+            # Several signals may come at once: the second one in a row means "now".
             if self.num_signals > num_forwarded:
                 num_forwarded = self.num_signals
                 self._pass_on_stop(torchrun, attempt)
 
     def _pass_on_save(self, torchrun: subprocess.Popen, attempt: str) -> None:
         if status.state_of(self.run_dir, attempt):
-            _say("saving after this step, and going on")
+            _say("saving after this step, then continuing")
             _signal_ranks(torchrun.pid, signal.SIGUSR1)
         else:
             _say("nothing to save yet: training has not begun")
@@ -183,18 +184,18 @@ class Supervisor:
         # A rank that has not begun to train has nothing to save and does not listen yet.
         # And whoever presses Ctrl-C twice wants out, not a save.
         if self.num_signals == 1 and status.state_of(self.run_dir, attempt):
-            _say("stopping after this step, saving first; once more to stop at once")
+            _say("saving and stopping after this step; a second signal stops at once")
             _signal_ranks(torchrun.pid, signal.SIGTERM)
         else:
-            _say("stopping at once; the same command starts again where it last saved")
+            _say("stopping at once; the same command resumes where it last saved")
             _signal_ranks(torchrun.pid, signal.SIGKILL)
             torchrun.kill()
 
 
 def _prepare_torchrun(parent_pid: int) -> None:
-    """In the child, before it becomes torchrun, which a SIGUSR1 to everybody would otherwise kill.
+    """In the child, before it becomes torchrun, which a SIGUSR1 to the whole group would kill.
 
-    The ranks inherit that, and ignore SIGUSR1 until they listen to it.
+    The ranks inherit this, and ignore SIGUSR1 until they install a handler.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     processes.die_with_parent(parent_pid)

@@ -1,6 +1,6 @@
 """matplotlib's figures, on a host with no screen, perhaps no home folder, and few fonts.
 
-Whoever draws takes Figure and Axes from here, so that matplotlib is first imported below.
+Code that draws imports Figure and Axes from here, so that matplotlib is first imported below.
 """
 
 import logging
@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-# Before the import, which otherwise tells every user without a writable home where its cache is.
+# Before the import, which otherwise logs where its cache is to users without a writable home.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 import matplotlib  # noqa: E402
@@ -17,8 +17,8 @@ from matplotlib.figure import Figure  # noqa: E402
 
 __all__ = ["Axes", "Figure", "plain", "save"]
 
-# For characters that DejaVu Sans, which comes with matplotlib, lacks; those not installed are
-# passed over.
+# The others are for characters that DejaVu Sans, which comes with matplotlib, lacks; fonts that are
+# not installed are skipped.
 matplotlib.rcParams["font.family"] = [
     *("DejaVu Sans", "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans Devanagari"),
     *("WenQuanYi Zen Hei", "Noto Emoji", "Unifont"),
@@ -28,7 +28,7 @@ matplotlib.rcParams["font.family"] = [
 def save(figure: Figure, file: Path | BinaryIO) -> bool:
     """Write a figure as a PNG; returns whether the fonts had all its characters.
 
-    A missing one becomes a box. matplotlib would say so for each of them and each picture.
+    A missing one becomes a box. matplotlib would warn about each of them in each picture.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -41,5 +41,5 @@ def save(figure: Figure, file: Path | BinaryIO) -> bool:
 
 
 def plain(text: str) -> str:
-    """Text as matplotlib shows it, where "$a$" is no mathematics."""
+    """Escape text for matplotlib, so that "$a$" is not taken for math."""
     return text.replace("$", r"\$")

@@ -1,7 +1,7 @@
 """Files that are whole at any moment, and JSON in them. Standard library, Python 3.10.
 
-A file is written beside its place and renamed, so that a reader, and a kill at any moment, find the
-old one or the new one, never half of it. `sync` makes that true of a power cut too.
+A file is written next to its place and renamed, so that a reader finds the old one or the new one,
+never half of it, even after a kill at any moment. `sync` makes that true after a power cut, too.
 """
 
 import json
@@ -14,10 +14,10 @@ from typing import IO
 
 @contextmanager
 def replaced(path: Path, mode: str = "w", *, sync: bool) -> Iterator[IO]:
-    """A file to write into; it takes its place, and the old one's, when the block has ended.
+    """A file to write into; it replaces the old one when the block ends.
 
-    sync: have the bytes and then the name on the disk before going on. Raises OSError (disk full,
-    read-only); whatever is raised in the block, the old file stands and nothing lies beside it.
+    sync: flush the bytes and then the name to the disk before returning. Raises OSError (disk full,
+    read-only); whatever is raised in the block, the old file stays and no other file is left.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -35,7 +35,7 @@ def replaced(path: Path, mode: str = "w", *, sync: bool) -> Iterator[IO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the folder's names on the disk: only then does a rename in it survive a power cut."""
+    """Flush the folder's names to the disk: only then does a rename in it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -44,14 +44,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, sync: bool) -> None:
-    """Replace a file by this text. Raises OSError, and then the old file stands."""
+    """Replace a file by this text. Raises OSError, in which case the old file stays."""
     with replaced(path, sync=sync) as file:
         file.write(text)
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
-    """Replace a file by a JSON object, on the disk when this returns: a power cut would else leave
-    an empty file under the name. Raises OSError, and then the old file stands."""
+    """Replace a file by a JSON object, on the disk when this returns: otherwise a power cut could
+    leave an empty file under the name. Raises OSError, in which case the old file stays."""
     write_text(path, json.dumps(values, indent=2) + "\n", sync=True)
 
 

@@ -1,9 +1,9 @@
 """Signals as flags: "stop" and "save" at the next step. Standard library, Python 3.10.
 
-SIGTERM and SIGINT only set the first flag; the loop looks at it between two steps, all ranks agree,
+SIGTERM and SIGINT only set the first flag; the loop checks it between two steps, all ranks agree,
 one checkpoint is written, and the run ends as resumable. A second SIGINT ends the process at once.
-SIGUSR1 sets the other flag: one checkpoint is written, and the run goes on. The thread of
-run/spot_watch.py may set both too, with a reason that the run logs.
+SIGUSR1 sets the other flag: one checkpoint is written, and the run continues. The thread of
+run/spot_watch.py may set both as well, with a reason that the run logs.
 """
 
 import os
@@ -33,12 +33,12 @@ class Interruption:
         self.requested = True
 
     def request_save(self, reason: str) -> None:
-        """Ask to save and go on; from any thread."""
+        """Ask to save and continue; from any thread."""
         self._reasons.append(reason)
         self.save_requested = True
 
     def acknowledge_save(self) -> set[str]:
-        """Take the wish to save as granted; returns who asked for what until now, each once."""
+        """Clear the request to save; returns the reasons given until now, each once."""
         self.save_requested = False
         reasons = set()
         while self._reasons:
@@ -51,4 +51,4 @@ class Interruption:
         self.requested = self._was_signalled = True
 
     def _on_save(self, signum: int, frame: FrameType | None) -> None:
-        self.request_save("SIGUSR1: saving, and going on")
+        self.request_save("SIGUSR1: saving, then continuing")

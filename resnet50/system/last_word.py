@@ -1,9 +1,9 @@
-"""Have a log end with a line of ours, after what torchrun prints at its own end.
+"""End a log with a line of ours, after whatever torchrun prints as it ends.
 
     python last_word.py PID TEXT
 
 Stopped by a signal, torchrun ends with a traceback, which looks like a crash. Its ranks are gone by
-then, so a program of its own waits for torchrun and then says what became of the run.
+then, so a separate program waits for torchrun and then says what happened to the run.
 """
 
 import os
@@ -12,12 +12,12 @@ import subprocess
 import sys
 from contextlib import suppress
 
-WAIT_S = 60  # torchrun waits 30 s for ranks that do not end; if it lives on, the line comes anyway
+WAIT_S = 60  # torchrun waits 30 s for ranks that do not end; after this the line comes anyway
 
 
 def say_after_launcher(text: str) -> None:
     """Called by a rank: say this on stderr once torchrun, the rank's parent, has ended."""
-    # A session of its own: a signal to torchrun's process group means the training.
+    # In its own session: a signal to torchrun's process group is meant for the training.
     subprocess.Popen(
         [sys.executable, "-S", __file__, str(os.getppid()), text],
         stdin=subprocess.DEVNULL,
@@ -28,7 +28,7 @@ def say_after_launcher(text: str) -> None:
 def main(pid: int, text: str) -> None:
     """Wait for that process, then say it."""
     with suppress(ProcessLookupError):  # it has ended already
-        # Unlike kill(pid, 0) it knows when a process has ended that nobody has waited for yet.
+        # Unlike kill(pid, 0), this notices a process that has ended but was not reaped yet.
         select.select([os.pidfd_open(pid)], [], [], WAIT_S)
     print(text, file=sys.stderr)
 

@@ -11,8 +11,8 @@ FLOCK = "hhqqi"  # struct flock of Linux on 64 bits
 class FolderLock:
     """Only one process works in a folder; the kernel frees the lock however that process ends.
 
-    A POSIX record lock, since it stays with this process: loader processes forked later do not hold
-    it on (flock's would), so a killed rank frees it although its loaders have yet to die.
+    A POSIX record lock, since it belongs to this process alone: loader processes forked later do
+    not keep it (as with flock), so a killed rank frees it although its loaders have yet to die.
     Raises ValueError naming the folder and the process that holds it.
     """
 
@@ -40,7 +40,7 @@ class FolderLock:
 def lock_holder(path: Path) -> int:
     """Process id of whoever holds a FolderLock's file; 0 if nobody does. Takes no lock itself.
 
-    The kernel is asked: the number in the file outlives a process that was killed.
+    This asks the kernel: the number in the file outlives a process that was killed.
     """
     try:
         with open(path, "rb") as file:

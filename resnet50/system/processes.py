@@ -13,7 +13,7 @@ SUPERVISOR_PID = "TRAIN_SUPERVISOR_PID"  # environment variable from run/supervi
 
 
 def ignore_signals() -> None:
-    """Let a loader process live on when torchrun or the terminal signals its whole group.
+    """Keep a loader process alive when torchrun or the terminal signals its whole group.
 
     Otherwise the loader dies before the rank has saved (faults seen in the field:
     KempnerInstitute/KempnerForge#177, goodfire-ai/spd#677).
@@ -24,9 +24,9 @@ def ignore_signals() -> None:
 
 @contextmanager
 def children_without_sigusr1() -> Iterator[None]:
-    """Programs started here never see SIGUSR1, of which they would die while they still import.
+    """Block SIGUSR1 for programs started in this block, which it would kill during their imports.
 
-    A signal mask is inherited; this process gets a SIGUSR1 that comes meanwhile at the end.
+    A signal mask is inherited; this process gets a SIGUSR1 that came meanwhile when the block ends.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
@@ -36,9 +36,9 @@ def children_without_sigusr1() -> Iterator[None]:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel SIGKILL this process when its parent dies. On Linux; elsewhere nothing.
+    """Have the kernel SIGKILL this process when its parent dies. Does nothing outside Linux.
 
-    parent_pid: who the parent must be; if it died before the call, this process exits with 1.
+    parent_pid: the expected parent; if it died before the call, this process exits with 1.
     """
     if not sys.platform.startswith("linux"):
         return

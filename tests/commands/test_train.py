@@ -199,12 +199,15 @@ def test_help_shows_commands_to_copy(script, tmp_path):
             ["--run_dir=new", "--total_batch_size=100", "--device_batch_size=64"],
             ["--total_batch_size 100", "use a multiple, such as 128"],
         ),
-        (["--total_batch_size=64"], ["cannot go on with other settings", "(the run has 16)"]),
+        (
+            ["--total_batch_size=64"],
+            ["cannot be resumed with different settings", "(the run has 16)"],
+        ),
         (
             ["--max_lr=9", "--epochs=7"],
             ["--max_lr 9.0 (the run has 0.05), --epochs 7 (the run has 3)"],
         ),
-        (["--fresh"], ["--fresh: a run lies in", "--overwrite to delete it"]),
+        (["--fresh"], ["--fresh: there is a run in", "--overwrite to delete it"]),
         ([f"--run_dir={REPOSITORY / 'README.md'}"], ["README.md is a file: give a folder"]),
     ],
 )

@@ -65,7 +65,7 @@ def test_it_trains_to_the_end_and_says_so(image_folder, tmp_path):
     assert "is done at step 12" in again.out
     other = training(image_folder, run_dir, "--epochs=9")
     refused = call("start", run_dir, "--way=setsid", *other)
-    assert refused.code == 2 and "cannot go on with other settings" in refused.out
+    assert refused.code == 2 and "cannot be resumed with different settings" in refused.out
     end(run_dir)
 
 

@@ -21,7 +21,7 @@ from support.pictures import training_gate, validation_gate
 from support.runs import assert_same_end, events_of, saved_steps, status_of, steps_logged
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-EVENT = "SIGUSR1: saving, and going on"
+EVENT = "SIGUSR1: saving, then continuing"
 
 
 def flags_of(data_dir: Path, run_dir: Path) -> list[object]:

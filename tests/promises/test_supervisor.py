@@ -115,7 +115,7 @@ def test_sigusr1_saves_and_goes_on_and_a_spot_notice_ends_it(image_folder, tmp_p
         result = finish(process)
     assert result.code == 75 and "Traceback" not in result.err
     assert "nothing to save yet" in result.out and "restarting" not in result.out
-    assert result.out.count("saving after this step, and going on") == 2
+    assert result.out.count("saving after this step, then continuing") == 2
     status = status_of(run_dir)
     assert (status["state"], status["attempt"]) == ("interrupted", attempt)
     assert newest_checkpoint(run_dir).name == f"step_{status['step']:09d}.pt"
@@ -197,7 +197,7 @@ def test_a_crash_that_makes_no_progress_is_not_repeated(image_folder, tmp_path):
     for pid in ranks_of(run_dir):
         os.kill(pid, signal.SIGKILL)
     result = finish(process)
-    assert result.code == 1 and "crashed without getting any further" in result.out
+    assert result.code == 1 and "crashed without making progress" in result.out
     assert status_of(run_dir).get("state", "crashed") == "crashed"
 
 

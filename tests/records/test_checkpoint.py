@@ -77,7 +77,7 @@ def test_falls_back_past_damaged_and_foreign_files_and_keeps_them(tmp_path):
     said = []
     assert checkpoint.recover_newest(tmp_path, said.append, may_rename=False) == 20 and not said
     assert checkpoint.recover_newest(tmp_path, said.append) == 20
-    assert len(said) == 2 and all("going on from step 20" in text for text in said)
+    assert len(said) == 2 and all("resuming from step 20" in text for text in said)
     assert (tmp_path / "step_000000100.pt.corrupt").exists()
     assert (tmp_path / "step_000001000.pt.corrupt").exists()
     assert checkpoint.recover_newest(tmp_path, said_nothing) == 20

@@ -80,7 +80,7 @@ def test_a_full_disk_costs_lines_and_is_said(tmp_path, capsys):
         for _ in range(30):
             fill(log, 1, 8)
         log.close("done", 8)
-        assert "No space left on device: going on without this record" in capsys.readouterr().out
+        assert "No space left on device: skipping this record" in capsys.readouterr().out
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 

@@ -40,7 +40,9 @@ def test_a_recommendation_is_passed_on_once_and_the_next_one_too(service, heard)
     watch = watch_of(heard)
     service.recommend()
     assert not any(watch.poll() for _ in range(3))
-    assert heard == ["spot: rebalance recommendation of 2026-01-31T11:50:00Z: saving, and going on"]
+    assert heard == [
+        "spot: rebalance recommendation of 2026-01-31T11:50:00Z: saving, then continuing"
+    ]
     service.found[spot_watch.REBALANCE] = {"noticeTime": "2026-01-31T11:55:00Z"}
     assert not watch.poll() and len(heard) == 2
     service.give_notice()
