@@ -1,9 +1,9 @@
 """--device_batch_size auto: the largest micro-batch that fits into the device's memory.
 
-Tried in a process of its own, before this one touches the device: an allocation that fails leaves
-memory in pieces, and on a CPU the kernel may kill whoever asks for too much. Composer has the like
-as device_train_microbatch_size="auto", which changes batches in the middle of a run; here it is
-settled before the first step, recorded, and fixed for the run's life.
+Sizes are tried in a separate process, before this one touches the device: a failed allocation
+leaves memory fragmented, and on a CPU the kernel may kill a process that asks for too much.
+Composer's device_train_microbatch_size="auto" changes the micro-batch in the middle of a run; here
+it is determined before the first step, recorded, and fixed for the whole run.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ from resnet50.training.plan import make_plan
 
 POLL_S = 0.2
 TRYING, FITS, FAILED = "trying", "fits", "failed"  # what the child reports
-INTERRUPTED = -1  # in place of a size, among ranks
+INTERRUPTED = -1  # sent to the other ranks in place of a size
 
 
 def candidates(images_per_rank: int) -> list[int]:
-    """Micro-batches that divide a rank's part of a step, each at most half of the one before.
+    """Micro-batches that divide a rank's share of a step, each at most half of the one before.
 
-    One image alone is none: batch norm has no variance of it.
+    A single image is not a candidate: batch norm has no variance for it.
     """
     sizes = [images_per_rank]
     while smaller := [n for n in range(2, sizes[-1] // 2 + 1) if images_per_rank % n == 0]:
@@ -47,7 +47,7 @@ def candidates(images_per_rank: int) -> list[int]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the host had no more memory: torch tells it in a dozen ways."""
+    """Whether a device or the host ran out of memory, which torch reports in a dozen ways."""
     words = ("out of memory", "alloc", "could not create a primitive", "could not create a memory")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         word in str(error).lower() for word in words
@@ -55,13 +55,13 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def take_step(cfg: TrainConfig, device: torch.device, batch_sizes: Sequence[int]) -> None:
-    """Train on black pictures of the largest size; all of the memory that a run needs is in use."""
+    """Train on black pictures of the largest size, with all the memory in use that a run needs."""
     ranks = Ranks(device=device)
     cfg = dataclasses.replace(cfg, max_lr=1e-9, device_batch_size=cfg.total_batch_size)
     plan = make_plan(cfg, cfg.total_batch_size)  # one step an epoch
     state = build_state(cfg, ranks, 1000, plan)
     context = StepContext(cfg, choose_precision(cfg.amp, device), ranks, state.model)
-    # Where there are several ranks, DistributedDataParallel keeps every gradient once more.
+    # With several ranks, DistributedDataParallel keeps a second copy of every gradient.
     copies = [torch.zeros_like(parameter) for parameter in state.model.parameters()]
     for batch_size in batch_sizes:
         shape = (batch_size, cfg.image_size, cfg.image_size, 3)
@@ -105,7 +105,7 @@ def next_report(reports: Connection, stop: Interruption) -> tuple[str, object]:
     try:
         return reports.recv()
     except EOFError:
-        # torchrun signals the whole process group, and a child that is still importing dies of it.
+        # torchrun signals the whole process group, which kills a child that is still importing.
         time.sleep(POLL_S)
         if stop.requested:
             raise Interrupted from None
@@ -115,9 +115,9 @@ def next_report(reports: Connection, stop: Interruption) -> tuple[str, object]:
 def largest_that_fits(
     cfg: TrainConfig, device: torch.device, sizes: Sequence[int], stop: Interruption
 ) -> int:
-    """The first of the falling sizes that fits, 0 if none does. Raises Interrupted.
+    """The first of the decreasing sizes that fits, 0 if none does. Raises Interrupted.
 
-    Linux may kill a child that asks for too much memory: the next one begins at the next size.
+    Linux may kill a child that asks for too much memory: the next child starts at the next size.
     """
     remaining = list(sizes)
     while remaining:
@@ -135,9 +135,9 @@ def try_in_child(
     cfg: TrainConfig, device: torch.device, sizes: list[int], stop: Interruption
 ) -> tuple[int, int]:
     """What one child finds: the first size that fits, 0 if it ended without one, and the last size
-    that it tried, 0 if it did not come to any.
+    that it tried, 0 if it tried none.
 
-    Raises RuntimeError for what is no lack of memory, and Interrupted.
+    Raises RuntimeError for any error but lack of memory, and Interrupted.
     """
     spawn = multiprocessing.get_context("spawn")
     reports, far_end = spawn.Pipe(duplex=False)
@@ -145,7 +145,7 @@ def try_in_child(
     child = spawn.Process(target=try_sizes, args=arguments, daemon=True)
     with processes.children_without_sigusr1():
         child.start()
-    far_end.close()  # else the end of the child would not end what is read from it
+    far_end.close()  # otherwise reading would not end when the child does
     last_tried = 0
     try:
         while True:
@@ -172,7 +172,7 @@ def fit_batch_size(
     if cfg.device_batch_size != AUTO:
         return cfg
     sizes = candidates(cfg.total_batch_size // ranks.world_size)
-    say(f"device batch size: trying {sizes[0]} images of {cfg.image_size} px and halves of it")
+    say(f"device batch size: trying {sizes[0]} images of {cfg.image_size} px, then smaller sizes")
     try:
         fitting = largest_that_fits(cfg, ranks.device, sizes, stop)
     except Interrupted:
@@ -183,15 +183,15 @@ def fit_batch_size(
     if not fitting:
         raise ValueError(
             f"--device_batch_size auto: not even {sizes[-1]} images of {cfg.image_size} px fit "
-            "into the memory: take a smaller --image_size"
+            "into memory: use a smaller --image_size"
         )
     say(f"device batch size: {fitting} fit")
     return dataclasses.replace(cfg, device_batch_size=fitting)
 
 
 def fit_batch_size_alone(cfg: TrainConfig) -> TrainConfig:
-    """`fit_batch_size` for a command of one process that Ctrl-C ends by KeyboardInterrupt:
-    afterwards it does, in a background job too, where it would be ignored."""
+    """`fit_batch_size` for a single-process command: afterwards, Ctrl-C raises KeyboardInterrupt
+    again, even in a background job, where the shell has it ignored."""
     try:
         return fit_batch_size(
             cfg, distributed.read_ranks(), Interruption(), partial(print, file=sys.stderr)

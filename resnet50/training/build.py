@@ -1,4 +1,4 @@
-"""What takes training steps: data, loader processes, ranks, model, optimizer, put together.
+"""Puts together what takes training steps: data, loader processes, ranks, model, optimizer.
 
 The order matters and is the point of this file: the loader processes are forked before CUDA, the
 process group and any thread exist, and begin to work at once; the optimizer exists before the
@@ -56,25 +56,25 @@ def set_up(
     first_step: int | None = None,
     weights: dict | None = None,
 ) -> Parts:
-    """Fork the loaders, join the other ranks, build the model: the one order that works.
+    """Fork the loaders, join the other ranks, build the model: the only order that works.
 
-    first_step: the loaders begin to work for it at once; None: they wait for another request.
-    weights: those of the file of --init_from, where it counts. Raises ValueError for everything
-    that the user must change.
+    first_step: the loaders start to work on it at once; None: they wait for another request.
+    weights: those in the file of --init_from, if it applies. Raises ValueError if the user must
+    change something.
     """
-    # What the user must change is said first, before any process or GPU memory is paid for.
+    # Mistakes are reported first, before any process is started or GPU memory is allocated.
     plan = make_plan(cfg, len(splits.train), ranks.world_size)
     refuse_enlarging(cfg, splits.train)
 
-    # Forked before CUDA exists in this process, since a fork of a CUDA process cannot use it; and
-    # before the process group's threads, of which a fork inherits the locks and not the threads.
+    # Forked before CUDA exists in this process, since a fork of a CUDA process cannot use CUDA; and
+    # before the process group's threads, since a fork inherits their locks but not the threads.
     loader = start_loader(cfg, ranks, splits)
     first_step = plan.total_steps if first_step is None else first_step
     keys = train_keys(cfg, plan, ranks.rank, first_step, plan.total_steps)
     # The workers decode while the model is being built.
     batches = loader.batches(TRAIN, keys)
 
-    # 1.5 times: in a hang the supervisor comes first, which has the ranks print where they are.
+    # 1.5 times, so that in a hang the supervisor acts first and has the ranks print where they are.
     distributed.connect(ranks, timedelta(minutes=1.5 * cfg.hang_minutes))
     set_up_device(ranks.device, cfg.deterministic)
     state = build_state(cfg, ranks, len(splits.train.classes), plan, weights)
@@ -93,7 +93,7 @@ def set_up(
 
 
 def refuse_enlarging(cfg: TrainConfig, train_set: Split) -> None:
-    """Raise ValueError if a pack was made smaller than the crops that are asked for."""
+    """Raise ValueError if a pack's pictures were shrunk below the crops that are asked for."""
     side = train_set.largest_side or cfg.image_size
     if side < cfg.image_size:
         raise ValueError(
@@ -108,8 +108,8 @@ def start_loader(cfg: TrainConfig, ranks: Ranks, splits: Splits) -> Loader:
     augmentation = crops.Augmentation(
         cfg.min_crop_scale, cfg.flip, cfg.trivial_augment, cfg.random_erasing
     )
-    # One loader for both streams, each with slots of its own: an evaluation takes nothing away from
-    # the training batches that lie ready, and forks no process while CUDA runs.
+    # One loader for both streams, each with its own slots: an evaluation leaves alone the training
+    # batches that are ready, and needs no fork while CUDA is running.
     return Loader(
         [
             crops.TrainImages(splits.train, cfg.seed, augmentation),
@@ -129,13 +129,13 @@ def build_state(
     plan: Plan,
     weights: dict | None = None,
 ) -> TrainState:
-    """A model fresh from the seed, or from `weights`, and what trains it.
+    """A model initialized from the seed, or from `weights`, and what trains it.
 
     Only the model's weights draw from torch's generator. Without a max_lr there is no schedule yet.
     """
     # On the CPU, whose generator gives the same weights on every machine; then moved.
     torch.manual_seed(cfg.seed)
-    # NHWC, as tensor cores want it and as the loader's bytes lie anyway.
+    # NHWC, which tensor cores prefer and which the loader's bytes have anyway.
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = ResNet(
         cfg.layers, cfg.width, num_classes, cfg.zero_init_gamma, cfg.blurpool, cfg.base_width
@@ -145,9 +145,9 @@ def build_state(
     if weights is not None:
         init_from(model, weights, cfg)
     model = model.to(ranks.device, memory_format=layout)
-    # After the move: an optimizer holds the very tensors that it was given.
+    # After the move: an optimizer keeps the tensors that it was given.
     optimizer = optimization.build_optimizer(model, cfg)
-    # Without a max_lr a range test comes first, which sets the rate by itself.
+    # Without a max_lr a range test comes first, which sets the rate itself.
     learning_rate = None
     if cfg.max_lr != AUTO:
         learning_rate = LearningRate(optimizer, learning_rate_settings(cfg, plan))
@@ -164,12 +164,12 @@ def build_state(
 
 
 def init_from(model: ResNet, weights: dict, cfg: TrainConfig) -> None:
-    """Take the weights of the file of --init_from; a classifier for other classes stays fresh.
+    """Load the weights of --init_from, but no classifier for another number of classes.
 
     Raises ValueError if they are another network's.
     """
     try:
-        # Named by option: torch's own error would list the shapes of a hundred tensors.
+        # This names the options; torch's own error would list the shapes of a hundred tensors.
         check_architecture(weights, cfg)
         load_backbone(model, weights)
     except ValueError as error:
@@ -185,11 +185,11 @@ def check_architecture(weights: dict, cfg: TrainConfig) -> None:
         if theirs[name] != getattr(cfg, name)
     ]
     if differing:
-        raise ValueError(f"weights of another network: give {' '.join(differing)} too")
+        raise ValueError(f"the weights are of another network: give {' '.join(differing)} too")
 
 
 def set_max_lr(parts: Parts, max_lr: float) -> None:
-    """Give parts whose max_lr has been found their optimizer, their schedule and their batches."""
+    """Now that max_lr has been found, add the optimizer, the schedule and the batches."""
     cfg = parts.cfg = dataclasses.replace(parts.cfg, max_lr=max_lr)
     state, plan = parts.state, parts.plan
     state.optimizer = optimization.build_optimizer(state.model, cfg)
@@ -199,13 +199,13 @@ def set_max_lr(parts: Parts, max_lr: float) -> None:
 
 
 def learning_rate_settings(cfg: TrainConfig, plan: Plan) -> LearningRateSettings:
-    """What fixes the learning rate of every step: the settings, epochs turned into steps."""
+    """What determines the learning rate of every step: the settings, with epochs as steps."""
     # The settings of the same names, and then what only the plan knows: numbers of steps.
     names = {item.name for item in dataclasses.fields(LearningRateSettings)}
     settings = {name: value for name, value in dataclasses.asdict(cfg).items() if name in names}
     warmup_steps = round(cfg.warmup_epochs * plan.steps_per_epoch)
     on_plateau = cfg.schedule == "plateau"
-    # A plateau alone starts at the peak; one behind a curve at a tenth of it.
+    # A plateau alone starts at the peak; one after a curve, at a tenth of it.
     settings["plateau_lr"] = cfg.plateau_lr or cfg.max_lr / (1 if on_plateau else 10)
     curve_steps = warmup_steps if on_plateau else cfg.curve_epochs * plan.steps_per_epoch
     return LearningRateSettings(

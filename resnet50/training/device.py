@@ -1,4 +1,4 @@
-"""The device that computes: in which precision, how repeatably, and how its numbers are read."""
+"""The device that computes: its precision, its determinism, and how its numbers are read."""
 
 import os
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Precision:
 
 
 def choose_precision(amp: str, device: torch.device) -> Precision:
-    """The dtype of `--amp`; auto takes bf16 where the hardware computes it itself.
+    """The dtype of `--amp`; auto takes bf16 where the hardware supports it.
 
     Ampere and newer GPUs and CPUs with AMX or AVX512-BF16 do; T4 and V100 only have fp16.
     """
@@ -40,7 +40,7 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
 
 
 def set_up_device(device: torch.device, deterministic: bool) -> None:
-    """Let cuDNN pick its fastest kernels, or have every kernel repeat its bits."""
+    """Let cuDNN pick its fastest kernels, or make every kernel deterministic."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch's notes on randomness
         torch.use_deterministic_algorithms(True)

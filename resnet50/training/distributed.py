@@ -1,8 +1,8 @@
 """Ranks: who am I, how do we agree, and who may write.
 
-The only reader of RANK, LOCAL_RANK and WORLD_SIZE. One process is world size 1, not another
-branch. NCCL carries CUDA tensors, gloo CPU tensors: gradients take the first way on a GPU, the
-small numbers that ranks agree on every step take the second, so that no step waits for the device.
+The only reader of RANK, LOCAL_RANK and WORLD_SIZE. One process is world size 1, not a separate
+code path. NCCL carries CUDA tensors, gloo CPU tensors: on a GPU, gradients go over NCCL; the small
+numbers that ranks agree on every step go over gloo, so that no step waits for the device.
 """
 
 import gc
@@ -53,7 +53,7 @@ def launched_by_torchrun() -> bool:
 
 
 def read_ranks() -> Ranks:
-    """What torchrun told this process; alone without torchrun. Starts nothing, touches no GPU."""
+    """The ranks according to torchrun; one without it. Starts nothing, touches no GPU."""
     number = {
         name: int(os.environ.get(name, default))
         for name, default in (
@@ -85,20 +85,22 @@ def unused_gpus(ranks: Ranks) -> int:
 
 
 def connect(ranks: Ranks, timeout: timedelta = TIMEOUT) -> None:
-    """Join the process group; nothing for a single rank. timeout: of every wait for the others."""
+    """Join the process group if there are several ranks. timeout: of every wait for the others."""
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     if ranks.world_size > 1:
-        exchange_before_connecting("", ranks)  # in the group all would wait for one that gave up
+        exchange_before_connecting(
+            "", ranks
+        )  # in the group, all would wait for a rank that gave up
         backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout)
 
 
 def exchange_before_connecting(word: str, ranks: Ranks, problem: str = "") -> list[str]:
-    """Every rank's word, by way of torchrun's own store; every rank must call it equally often.
+    """Every rank's word, through torchrun's own store; every rank must call this equally often.
 
     For what must be agreed on before the loader processes are forked, and so before `connect`.
-    Raises PeerError where another rank has a problem, and RuntimeError naming ranks that stay away.
+    Raises PeerError if another rank has a problem, and RuntimeError naming ranks that are missing.
     """
     if ranks.world_size == 1:
         return [word]
@@ -106,7 +108,7 @@ def exchange_before_connecting(word: str, ranks: Ranks, problem: str = "") -> li
         store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     except dist.DistError as error:
         raise RuntimeError(f"rank {ranks.rank} cannot reach torchrun's store: {error}") from error
-    # torchrun's restarts share one store.
+    # Restarts by torchrun share one store.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     prefix = f"exchange/{attempt}/{next(_exchange_numbers)}"
     keys = [f"{prefix}/{rank}" for rank in range(ranks.world_size)]
@@ -119,7 +121,7 @@ def exchange_before_connecting(word: str, ranks: Ranks, problem: str = "") -> li
         away = [rank for rank, key in enumerate(keys) if not store.check([key])]
         raise RuntimeError(f"waited {TIMEOUT} for ranks {away}: {error}") from error
     if any(problems):
-        # All ranks end now, and the store with the torchrun that has it: not before all have read.
+        # All ranks end now, and torchrun takes its store with it: first, all must have read.
         store.set(f"{keys[ranks.rank]}/read", "")
         with suppress(dist.DistError):
             store.wait([f"{key}/read" for key in keys])
@@ -128,7 +130,7 @@ def exchange_before_connecting(word: str, ranks: Ranks, problem: str = "") -> li
 
 
 def report_problem(error: Exception, ranks: Ranks) -> None:
-    """Have the ranks that wait for this one before `connect` hear why it ends."""
+    """Tell the ranks that wait for this one before `connect` why it ends."""
     if not isinstance(error, PeerError) and not dist.is_initialized():
         with suppress(PeerError, RuntimeError):
             exchange_before_connecting("", ranks, str(error))
@@ -140,10 +142,10 @@ def least_before_connecting(number: int, ranks: Ranks) -> int:
 
 
 def disconnect() -> None:
-    """Leave the process group, if it was joined; callers let go of the wrapped model before.
+    """Leave the process group, if it was joined; callers must have let go of the wrapped model.
 
-    Destroyed while a model in DistributedDataParallel lived, gloo ended 8 of 58 bare two-process
-    scripts with SIGABRT after they had done their work.
+    When the group was destroyed while a model in DistributedDataParallel was alive, gloo ended 8 of
+    58 bare two-process scripts with SIGABRT after they had done their work.
     """
     if dist.is_initialized():
         gc.collect()  # such a model is part of reference cycles
@@ -154,8 +156,8 @@ def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:
     """The model in DistributedDataParallel; the model itself when there is one rank.
 
     Buffers are not broadcast every step: batch-norm statistics come from rank 0's first micro-batch
-    and go round before they are used (`broadcast_buffers`). They are broadcast once, here: that
-    gives the other ranks what rank 0 has, whose buffers are the only ones that count.
+    and are sent to the others before they are used (`broadcast_buffers`). They are broadcast once,
+    here, so that all ranks start with rank 0's, the only ones that count.
     """
     if ranks.world_size == 1:
         return model
@@ -174,7 +176,7 @@ def sum_over_ranks(numbers: Tensor, ranks: Ranks) -> Tensor:
 
 
 def agree(numbers: Sequence[int], ranks: Ranks) -> list[int]:
-    """Sums of small host numbers over all ranks, by way of gloo; every rank must call it."""
+    """Sums of small CPU numbers over all ranks, through gloo; every rank must call it."""
     if ranks.world_size == 1:
         return list(numbers)
     return sum_over_ranks(torch.tensor(numbers, dtype=torch.int64), ranks).tolist()

@@ -20,14 +20,14 @@ from resnet50.training.learning_rate import LearningRate
 from resnet50.training.optimization import MovingAverage
 
 LOSS_UNIT = 2.0**-20
-# Of a batch's images together. More is as good as infinite, and could overflow an int64.
+# Summed over a batch's images. More is as good as infinite, and could overflow an int64.
 LARGEST_LOSS = 2.0**32
 LOSS, TOP1, TOP5, COUNT, NON_FINITE = range(5)  # what `batch_sums` sums, int64 (5,)
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """What the steps of a run are taken with, the same for all of them."""
+    """What a run's steps need, the same for all of them."""
 
     cfg: TrainConfig
     precision: Precision
@@ -62,7 +62,7 @@ class TrainState:
 
 
 def batch_sums(logits: Tensor, labels: Tensor, image_losses: Tensor) -> Tensor:
-    """What is counted of a batch, on its device, without waiting for it.
+    """Sums over a batch, on its device, without waiting for it.
 
     logits: (B, K); labels: int64 (B,); image_losses: float32 (B,), one an image.
     Returns int64 (5,): loss in LOSS_UNIT, top-1 and top-5 hits, images, batches of non-finite loss.
@@ -94,14 +94,14 @@ def means(sums: Tensor) -> dict[str, float]:
 
 
 def track_running_statistics(model: nn.Module, enabled: bool) -> None:
-    """Whether training forwards update the batch norms' running mean and variance."""
+    """Set whether training forwards update the batch norms' running mean and variance."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.track_running_stats = enabled
 
 
 def train_step(state: TrainState, micro_batches: Sequence[Batch], context: StepContext) -> Tensor:
-    """One optimizer step from this rank's micro-batches; the scheduler is the caller's.
+    """One optimizer step from this rank's micro-batches; the caller steps the scheduler.
 
     Gradients are means over all images of the step. Returns this rank's `batch_sums` of the step.
     """
@@ -112,11 +112,11 @@ def train_step(state: TrainState, micro_batches: Sequence[Batch], context: StepC
         # Running statistics come from the step's first micro-batch alone, which rank 0 has, so
         # that they do not depend on the number of ranks.
         track_running_statistics(state.model, ranks.is_main and i == 0)
-        # Gradients go over the network once a step, with the last micro-batch's backward pass.
+        # Gradients go over the network once per step, in the last micro-batch's backward pass.
         is_last = i == len(micro_batches) - 1
         with nullcontext() if is_last or ranks.world_size == 1 else network.no_sync():
-            # The number that this micro-batch has in the step, whatever rank it is on: mixing then
-            # draws the same on any number of GPUs.
+            # This micro-batch's number in the step, whatever rank it is on: mixing then draws the
+            # same numbers on any number of GPUs.
             key = (cfg.seed, state.step, i * ranks.world_size + ranks.rank)
             logits, labels, image_losses = forward(batch, context, state.num_classes, key)
             # Gradients add up over micro-batches: divided here, their sum is the mean.
@@ -126,7 +126,7 @@ def train_step(state: TrainState, micro_batches: Sequence[Batch], context: StepC
         # Scaled gradients (fp16) would be clipped 65,536 times too early.
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_grad_norm)
-    # With fp16 this leaves the step out where a gradient overflowed; it counts as one all the same.
+    # With fp16 this skips the step if a gradient overflowed; it counts as a step all the same.
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad()
@@ -141,11 +141,11 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A training batch from the loader -> float32 logits (B, K), labels (B,) and losses (B,).
 
-    key: seed, step and micro-batch; what chance does here is a function of it. The label of a mixed
+    key: seed, step and micro-batch; all randomness here is a function of it. The label of a mixed
     image is that of its larger part.
     """
     cfg = context.cfg
-    # Bytes came over the bus, a quarter of what floats would be; the GPU makes floats of them.
+    # Bytes came over the bus, a quarter of the size of floats; the GPU converts them to floats.
     images, targets = normalize(batch.images, batch.flips), batch.labels
     if cfg.mixup_alpha or cfg.cutmix_alpha:
         images, targets = losses.mix(
@@ -156,7 +156,7 @@ def forward(
     # In bf16 the loss would have two or three digits.
     logits = logits.float()
     image_losses = losses.losses_of(logits, targets, cfg.loss, cfg.label_smoothing)
-    # Of a mixed image the accuracy is counted by its larger part; its loss knows both.
+    # A mixed image counts for the accuracy by its larger part; its loss uses both.
     labels = targets if targets is batch.labels else targets.argmax(1)
     return logits, labels, image_losses
 
@@ -166,7 +166,7 @@ def predict(
 ) -> Tensor:
     """Batch from the loader -> float32 logits (B, K); with_flip: mean over it and its mirror image.
 
-    Flip averaging is what ffcv-imagenet's published figures have; it costs twice the time.
+    ffcv-imagenet's published figures use such flip averaging; it takes twice the time.
     """
     images = normalize(batch.images, batch.flips)
     with precision.autocast():
@@ -185,13 +185,13 @@ def evaluate(
     """Count hits over a split, exactly: every image once on any number of ranks.
 
     predict: batch from the loader -> float32 logits (B, K), by a model in evaluation mode; batches:
-    this rank's, as many as the others have (plan.eval_keys); should_stop: asked after every batch,
-    must answer alike on all ranks.
-    Returns the summed `batch_sums` of all ranks, or None if it was told to stop.
+    this rank's, as many as the others have (plan.eval_keys); should_stop: called after every batch,
+    must return the same on all ranks.
+    Returns the summed `batch_sums` of all ranks, or None if should_stop ended it.
     """
     sums = torch.zeros(5, dtype=torch.int64, device=ranks.device)
     for batch in batches:
-        # A rank with fewer batches than the others gets an empty one, and still answers below.
+        # A rank with fewer batches than the others gets an empty one, and still takes part below.
         if len(batch.labels):
             logits = predict(batch)
             sums += batch_sums(logits, batch.labels, losses.losses_of(logits, batch.labels))
@@ -209,7 +209,7 @@ def all_finite(model: nn.Module) -> bool:
 
 
 def advance(state: TrainState, sums: Tensor) -> None:
-    """Book a finished step: its sums, the step count, the next learning rate."""
+    """Record a finished step: its sums, the step count, the next learning rate."""
     state.epoch_sums += sums
     state.step += 1
     state.learning_rate.advance(state.step)

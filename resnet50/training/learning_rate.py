@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLR
 
 @dataclass(frozen=True)
 class LearningRateSettings:
-    """What fixes the rate of every step, together with the validation losses of a plateau phase.
+    """What determines the rate of every step, together with the losses of a plateau phase.
 
-    Unused values are those of the other schedules. "onecycle" has no warm-up of its own.
+    Values that only other schedules use are ignored. "onecycle" has no separate warm-up.
     """
 
     # "onecycle", "warmup_cosine", "step", or "plateau": a warm-up of curve_steps, then the plateau
@@ -56,7 +56,7 @@ def refuse_impossible(settings: LearningRateSettings) -> None:
             f"--pct_start {settings.pct_start} is exactly one of {settings.curve_steps} steps, "
             "where OneCycleLR divides by zero: choose another"
         )
-    # torch would notice when the curve is over, which may be days into the run.
+    # torch would notice only when the curve is over, which may be days into the run.
     if settings.curve_steps < settings.total_steps and not 0 < settings.plateau_factor < 1:
         raise ValueError(f"--plateau_factor {settings.plateau_factor}: must be between 0 and 1")
 
@@ -66,9 +66,9 @@ def curve_rate(settings: LearningRateSettings, step: int) -> float:
 
     Linear warm-up (Goyal et al. 2017, arXiv:1706.02677), then half a cosine down to min_lr
     (Loshchilov and Hutter 2016, arXiv:1608.03983), steps, or max_lr. A function of the step alone,
-    unlike torch's LinearLR, CosineAnnealingLR and StepLR, which multiply the rate before it and
-    gather rounding errors. `step` counts the drops from step 0, also behind a warm-up; torchvision,
-    with torch's SequentialLR, from the end of the warm-up.
+    unlike torch's LinearLR, CosineAnnealingLR and StepLR, which multiply the previous rate and
+    accumulate rounding errors. `step` counts its drops from step 0, even after a warm-up;
+    torchvision, with torch's SequentialLR, from the end of the warm-up.
     """
     rate = settings.max_lr
     if step < settings.warmup_steps:
@@ -108,7 +108,7 @@ def build_curve(optimizer: Optimizer, settings: LearningRateSettings) -> LRSched
 
 
 def rate_at(settings: LearningRateSettings, step: int) -> float:
-    """Rate of a step, without those before it; on a plateau, before it falls."""
+    """Rate of a step, computed without the steps before it; on a plateau, before any drop."""
     if step >= settings.curve_steps:
         return settings.plateau_lr
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
@@ -124,8 +124,8 @@ class LearningRate:
     """Sets the rate of an optimizer's parameter groups, all alike, from step to step.
 
     Building one sets the rate of step 0. To resume, build it on the fresh optimizer, then load the
-    optimizer's state and this one's: the rate and the momentum are in the former, what decides on
-    the next ones in the latter.
+    optimizer's state and this one's: the former has the rate and the momentum, the latter has what
+    determines the next ones.
 
     cycle_momentum moves momentum, or AdamW's first beta, against the rate. When a plateau phase
     begins, it returns to what the optimizer was constructed with, for all groups.
@@ -141,7 +141,7 @@ class LearningRate:
 
     @property
     def lr(self) -> float:
-        """The rate set last; after loading, of the saved state, for comparing the optimizer's."""
+        """The rate set last; after loading, the saved one, to compare with the optimizer's."""
         return float((self._plateau or self._curve).get_last_lr()[0])
 
     def advance(self, step: int) -> None:
@@ -161,11 +161,11 @@ class LearningRate:
             self._start_plateau()
 
     def note_val_loss(self, step: int, val_loss: float) -> bool:
-        """Tell the validation loss after `step` steps; returns whether the rate fell.
+        """Report the validation loss after `step` steps; returns whether the rate fell.
 
         Counts in the plateau phase only: at curve_steps it is still the curve that is measured.
-        Tell only what an uninterrupted run measures too, each once, or a resumed run differs: not
-        an evaluation that there is because of --max_steps or --max_minutes.
+        Report only what an uninterrupted run measures too, each once, or a resumed run will differ:
+        no evaluation that happens because of --max_steps or --max_minutes.
         """
         if self._plateau is None or step <= self._settings.curve_steps:
             return False

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 @functools.cache
 def _mixers(mixup_alpha: float, cutmix_alpha: float, num_classes: int) -> nn.Module:
-    """One of the two, or for every batch one of them by chance, as in torchvision's recipe."""
-    from torchvision.transforms import v2  # takes 1.7 s, which every start would pay
+    """One of the two, or one of them at random for every batch, as in torchvision's recipe."""
+    from torchvision.transforms import v2  # takes 1.7 s, which would slow down every start
 
     kinds = [(v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)]
     mixers = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha]
@@ -71,9 +71,9 @@ def losses_of(
 
 
 def start_bias_at_log_constant(classifier: nn.Linear) -> None:
-    """Have a classifier say 1 / K for every class at first.
+    """Make a classifier predict 1 / K for every class at first.
 
-    With zeros binary cross-entropy would start at K log 2 and spend its first steps on unlearning
-    that half of all classes are there (Composer's ResNet benchmark).
+    With zeros, binary cross-entropy would start at K log 2 and spend its first steps unlearning
+    that half of all classes are present (Composer's ResNet benchmark).
     """
     nn.init.constant_(classifier.bias, -math.log(classifier.out_features))

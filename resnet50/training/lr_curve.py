@@ -1,6 +1,6 @@
-"""What a learning-rate range test tells: suggestions and pictures from the curve of loss over lr.
+"""What a learning-rate range test shows: suggestions and pictures from the curve of loss over lr.
 
-N is the iterations of the test, which trains with a rate that grows from each to the next. `lrs`:
+N is the number of iterations of the test, whose rate grows from each to the next. `lrs`:
 float (N,), increasing, above zero; `losses`: float (N,), of each batch before its update, which may
 end in non-finite values.
 """
@@ -36,12 +36,12 @@ LINES = {  # label, color (Okabe and Ito's color-blind safe palette, and a gray)
 
 @dataclass(frozen=True)
 class Suggestions:
-    """Learning rates, all above zero; they are for the whole batch, and a schedule's highest.
+    """Learning rates, all above zero, for the whole batch and as the peak of a schedule.
 
-    minimum_tenth: where the smoothed loss is lowest, / 10; steepest: where it falls fastest over
-    log10(lr), None if it does nowhere inside the range; valley: fastai's default; anchor: what the
-    linear rule says, 0.1 * batch / 256, None where it does not hold; recommended: the one to take,
-    3 significant digits.
+    minimum_tenth: a tenth of the rate where the smoothed loss is lowest; steepest: where it falls
+    fastest over log10(lr), None if it does not inside the range; valley: fastai's default; anchor:
+    the linear rule's, 0.1 * batch / 256, None if the rule does not hold; recommended: the one to
+    use, 3 significant digits.
     """
 
     minimum_tenth: float
@@ -77,24 +77,25 @@ def smooth(losses: np.ndarray, beta: float = 0.98) -> np.ndarray:
 
 
 def diverged(loss: float, best: float) -> bool:
-    """Whether a loss, smoothed or not, is beyond hope, best being the lowest smoothed one yet."""
+    """Whether a loss, smoothed or not, has exploded, best being the lowest smoothed one so far."""
     return not math.isfinite(loss) or loss > DIVERGED * best
 
 
 def suggest(lrs: Floats, losses: Floats, total_batch_size: int | None) -> Suggestions:
-    """Which learning rates the curve speaks for; total_batch_size: None without the linear rule.
+    """Which learning rates the curve suggests; total_batch_size: None without the linear rule.
 
-    Takes minimum / 10. Of the rules tried on a small ResNet (6 seeds; runs at fixed rates were best
-    at 0.3-1) it stayed in 0.20-0.31, the median of the three rules in 0.14-0.31, the steepest point
-    in 0.14-1.97, the valley in 0.05-0.11. For the same reason only the recommended rate, not each
-    of the three, is held against the anchor. The minimum of a flat bottom is its high end, where
-    the loss begins to rise for good: with small batches it hardly falls before (docs/recipes.md,
-    "A learning rate"). A loss that neither fell nor exploded says nothing: then the anchor is
-    recommended. The moving average lags: on synthetic curves it put the minimum 1.2 to 1.7 times
-    too high where the loss then leaps up, up to 5 times where it rises slowly.
+    Recommends minimum / 10. Among the rules tried on a small ResNet (6 seeds; runs at fixed rates
+    were best at 0.3-1) it stayed in 0.20-0.31, the median of the three rules in 0.14-0.31, the
+    steepest point in 0.14-1.97, the valley in 0.05-0.11. For the same reason only the recommended
+    rate, not each of the three, is compared with the anchor. The minimum of a flat bottom is its
+    high end, where the loss begins to rise for good: with small batches it hardly falls before
+    that (docs/recipes.md, "A learning rate"). If the loss neither fell nor exploded, the curve
+    shows nothing and the anchor is recommended. The moving average lags: on synthetic curves it put
+    the minimum 1.2 to 1.7 times too high if the loss then jumps, up to 5 times if it rises slowly.
 
     The first tenth and the last 5 points are left out, as in fastai's lr_find: the moving average
-    starts with single batches, and the end is explosion. ValueError if MIN_POINTS aren't finite.
+    starts with single batches, and the end is the explosion. Raises ValueError if fewer than
+    MIN_POINTS are finite.
     """
     kept_lrs, kept = _finite(lrs, losses)
     smoothed = smooth(kept)
@@ -108,7 +109,7 @@ def suggest(lrs: Floats, losses: Floats, total_batch_size: int | None) -> Sugges
     steepest = _steepest(inner_lrs, inner, lowest) if fell else None
     # Goyal et al. 2017, "Accurate, Large Minibatch SGD": 0.1 for every 256 images of a batch.
     anchor = None if total_batch_size is None else 0.1 * total_batch_size / 256
-    # Where it exploded within the points left out, the minimum is known well enough.
+    # If it exploded within the points left out, the minimum is known well enough.
     exploded = len(kept) < len(losses) or diverged(kept[-SKIP_END:].max(), smoothed.min())
     chosen = float(f"{tenth if fell or exploded or anchor is None else anchor:.3g}")
     found = Suggestions(tenth, steepest, valley, anchor, chosen, warnings=())
@@ -176,7 +177,7 @@ def _finite(lrs: Floats, losses: Floats) -> tuple[np.ndarray, np.ndarray]:
 def _warnings(
     found: Suggestions, fell: bool, exploded: bool, low_end: bool, high_end: bool
 ) -> tuple[str, ...]:
-    """What to know before taking the recommendation; *_end: where the range cut the curve off."""
+    """What to know before using the recommendation; *_end: where the range cut the curve off."""
     chosen, anchor = found.recommended, found.anchor or found.recommended
     by_rule = found.anchor is not None and not exploded
     far_apart = max(chosen / anchor, anchor / chosen) > FAR_APART
@@ -197,7 +198,7 @@ def _warnings(
 
 
 def _noise(losses: np.ndarray) -> float:
-    """Standard deviation of a loss from batch to batch, blind to slope and to a few wild ones."""
+    """Standard deviation of the loss from batch to batch, robust to slope and to a few outliers."""
     bends = np.abs(np.diff(losses, n=2))  # of sqrt(1 + 4 + 1) times the deviation of one point
     rounding = 1e-9 * float(np.abs(losses).max())  # or a constant curve would seem to fall by it
     return float(np.median(bends)) / (0.6745 * math.sqrt(6)) + rounding
@@ -226,12 +227,12 @@ def _valley(smoothed: np.ndarray) -> int:
 
 
 def _curve(axis: Axes, lrs: np.ndarray, losses: np.ndarray, shown: np.ndarray) -> None:
-    """The points and the smoothed line, as high as what is shown (bool (N,)) needs."""
+    """The points and the smoothed line, with the y axis scaled to what is shown (bool (N,))."""
     smoothed = smooth(losses)
     axis.plot(lrs, losses, "o", color=BLUE, alpha=0.35, markersize=5, label="loss of one batch")
     axis.plot(lrs, smoothed, color=BLUE, linewidth=2.5, label="smoothed")
     low, top = losses[shown].min(), losses[shown].max()
-    if not shown.all():  # an explosion's few points would press the rest flat
+    if not shown.all():  # the few points of an explosion would flatten the rest
         top = max(np.percentile(losses[shown], 90), smoothed[shown].max())
     margin = 0.06 * (top - low) or 0.1
     axis.set_ylim(low - margin, top + margin)

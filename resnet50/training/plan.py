@@ -1,8 +1,8 @@
 """The arithmetic of a run: steps, image sizes, and which images come when.
 
-Here epochs become steps, once; everywhere else time is steps. `step` counts batches consumed, which
-is also the position in the schedule. A checkpoint of step 1200 continues with batch 1200 (counted
-from 0). A step that gradient scaling skips counts.
+Epochs become steps here, once; everywhere else time is measured in steps. `step` counts batches
+consumed, which is also the position in the schedule. A checkpoint of step 1200 continues with batch
+1200 (counted from 0). A step that gradient scaling skips still counts.
 """
 
 import math
@@ -28,7 +28,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; the rest, other images every epoch, is left out."""
+        """Whole batches in an epoch; the rest, different images every epoch, is left out."""
         return self.num_images // self.total_batch_size
 
     @property
@@ -45,14 +45,14 @@ class Plan:
         return self.num_micro_batches // self.world_size
 
     def epoch_of(self, step: int) -> float:
-        """Epochs behind `step`, as a fraction."""
+        """Epochs completed at `step`, as a fraction."""
         return step / self.steps_per_epoch
 
     def ends_epoch(self, step: int) -> bool:
         return step > 0 and step % self.steps_per_epoch == 0
 
     def evaluates_at(self, step: int, every_epochs: int, early_end: bool = True) -> bool:
-        """Whether validation follows this step: every so many epochs, 0 being none, and in the end.
+        """Whether validation follows this step: every few epochs (0: never), and at the end.
 
         early_end: whether an end by --max_steps counts as one.
         """
@@ -62,9 +62,9 @@ class Plan:
         return self.ends_epoch(step) and every_epochs > 0 and epoch % every_epochs == 0
 
     def images_left(self, step: int, image_size_at: Callable[[int], int]) -> float:
-        """Training images from `step` to stop_step, each counting by its area against this epoch's.
+        """Training images from `step` to stop_step, weighted by area relative to this epoch's.
 
-        image_size_at: side of an epoch's crops; time goes with their area.
+        image_size_at: side of an epoch's crops; time is proportional to their area.
         """
         now, left = step // self.steps_per_epoch, 0.0
         for epoch in range(now, math.ceil(self.stop_step / self.steps_per_epoch)):
@@ -98,7 +98,7 @@ def make_plan(cfg: TrainConfig, num_images: int, world_size: int = 1) -> Plan:
     """Check that the batch divides over the ranks and the training images fill it at least once.
 
     cfg: with a number for device_batch_size. Raises ValueError naming the option, the value and
-    what would do.
+    what would work.
     """
     total, device = cfg.total_batch_size, cfg.device_batch_size
     num_micro_batches = total // device
@@ -145,7 +145,7 @@ def epoch_sizes(cfg: TrainConfig) -> list[int]:
 def train_keys(
     cfg: TrainConfig, plan: Plan, rank: int, first_step: int, last_step: int
 ) -> Iterator[BatchKey]:
-    """A rank's micro-batches for the steps from first_step up to and without last_step.
+    """A rank's micro-batches for the steps from first_step up to, but without, last_step.
 
     Micro-batch m of a step belongs to rank m % world_size, whatever the number of ranks.
     """
@@ -166,8 +166,8 @@ def eval_keys(
 ) -> list[BatchKey]:
     """A rank's evaluation batches: every image in exactly one batch of exactly one rank.
 
-    Whole batches go round the ranks, so that an image's result does not depend on their number.
-    Every rank gets as many, since they agree after each whether to go on: the last may be empty.
+    Ranks take whole batches in turn, so that an image's result does not depend on their number.
+    Every rank gets equally many, since after each they agree to continue: the last may be empty.
     """
     rounds = math.ceil(num_images / (batch_size * world_size))
     starts = [(number * world_size + rank) * batch_size for number in range(rounds)]

@@ -1,8 +1,8 @@
 """The learning-rate range test: train for a while at a rate that grows, and watch the loss.
 
-On the very model, data, batch, augmentation, precision, loss and `train_step` of the training, on
+It uses the model, data, batch, augmentation, precision, loss and `train_step` of the training, on
 one or several ranks; afterwards everything is as it was. Smith 2015, arXiv:1506.01186. The engine
-is torch-lr-finder; what the curve tells is in lr_curve.py.
+is torch-lr-finder; lr_curve.py interprets the curve.
 """
 
 import io
@@ -51,22 +51,22 @@ class Range:
             )
         if self.num_iter < lr_curve.MIN_POINTS:
             raise ValueError(
-                f"--num_iter {self.num_iter} is too few for a suggestion: take "
+                f"--num_iter {self.num_iter} is too few for a suggestion: use "
                 f"{lr_curve.MIN_POINTS} or more, 100 is usual"
             )
 
 
 class ExplodedError(Exception):
-    """The loss, or its gradient again and again, is not finite, or far above what it was."""
+    """The loss is not finite or far above what it was, or its gradient is repeatedly not finite."""
 
 
 class RangeTest(LRFinder):
     """torch-lr-finder's loop around our training step.
 
     Its own step knows nothing of ranks: each would stop by its own loss, and the others would wait
-    for it for ever. Here the loss is that of all ranks, so they all decide alike. It would also go
-    on after a NaN, which no comparison notices, and stop where one batch was far easier than the
-    others; so the end of the curve is ours, too.
+    for it forever. Here the loss is that of all ranks, so they all decide alike. It would also
+    continue after a NaN, which no comparison notices, and stop if one batch was far easier than the
+    others; so this class decides where the curve ends, too.
     """
 
     def __init__(self, parts: Parts, stop: Interruption, say: Callable[[str], None]) -> None:
@@ -91,8 +91,8 @@ class RangeTest(LRFinder):
     def _train_batch(self, batches: Iterator[Batch], *args: object, **kwargs: object) -> float:
         """Take one step and return the mean loss of all its images, on all ranks.
 
-        Raises Interrupted; ExplodedError instead of a loss that is not finite, and after one that
-        is beyond hope.
+        Raises Interrupted; ExplodedError instead of returning a loss that is not finite, and after
+        one that has exploded.
         """
         losses = np.array(self.history["loss"])
         if len(losses) and lr_curve.diverged(losses[-1], lr_curve.smooth(losses).min()):
@@ -111,12 +111,12 @@ class RangeTest(LRFinder):
             sums = distributed.sum_over_ranks(sums, parts.ranks)
             if sums[engine.NON_FINITE]:
                 raise ExplodedError
-            if state.scaler.get_scale() >= scale:  # else scaling has left this step out
+            if state.scaler.get_scale() >= scale:  # otherwise scaling has skipped this step
                 return self._noted(engine.means(sums)["loss"])
         raise ExplodedError
 
     def _noted(self, loss: float) -> float:
-        """The loss; said now and then where there is no terminal for a bar."""
+        """The loss, printed now and then if there is no terminal for a bar."""
         if not sys.stderr.isatty() and time.monotonic() - self._said_s >= SAY_EVERY_S:
             self._said_s = time.monotonic()
             number, lr = len(self.history["loss"]) + 1, self._state.lr
@@ -125,14 +125,14 @@ class RangeTest(LRFinder):
 
 
 class _Batches(TrainDataLoaderIter):
-    """Our batches where torch-lr-finder insists on a loader's."""
+    """Passes our batches to torch-lr-finder, which insists on a loader's."""
 
     def __next__(self) -> Batch:
         return next(self._iterator)
 
 
 def keys(parts: Parts) -> Iterator[BatchKey]:
-    """The batches that training begins with, and on, all of the first epoch's size."""
+    """The batches that training begins with, and so on, all at the first epoch's size."""
     size = image_size_at(parts.cfg, 0)
     for key in train_keys(parts.cfg, parts.plan, parts.ranks.rank, 0, ENDLESS):
         yield key._replace(image_size=size)
@@ -140,7 +140,7 @@ def keys(parts: Parts) -> Iterator[BatchKey]:
 
 @contextmanager
 def quiet(is_main: bool) -> Iterator[None]:
-    """Without torch-lr-finder's remarks; its bar only on a terminal, and only once."""
+    """Silence torch-lr-finder's remarks; show its bar only on a terminal, and only once."""
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(io.StringIO()))
         if not (is_main and sys.stderr.isatty()):
@@ -151,11 +151,11 @@ def quiet(is_main: bool) -> Iterator[None]:
 def measure(
     parts: Parts, rates: Range, stop: Interruption, say: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Learning rates and losses, float64 (N,), N up to rates.num_iter: it ends early when the loss
-    explodes, and before one that is not finite.
+    """Learning rates and losses, float64 (N,), N up to rates.num_iter: the test ends early when the
+    loss explodes, and before a loss that is not finite.
 
-    Weights, buffers, averages, random numbers and the learning rate are as before when it ends. On
-    all ranks; every rank gets the same figures. Raises Interrupted.
+    Weights, buffers, averages, random numbers and the learning rate are restored when it ends.
+    Every rank must call it, and gets the same figures. Raises Interrupted.
     """
     ordered = keys(parts)
     batches = parts.loader.batches(TRAIN, ordered)
@@ -197,7 +197,7 @@ def find_max_lr(
     cfg = parts.cfg
     lrs, losses = measure(parts, rates, stop, say)
     exploded = len(losses) < rates.num_iter
-    # `suggest` is to know it: else it would ask for a higher --end_lr, or for more iterations.
+    # `suggest` must know of it, or it would ask for a higher --end_lr, or for more iterations.
     seen = np.append(lrs, rates.end_lr), np.append(losses, np.nan)
     batch = cfg.total_batch_size if cfg.optimizer == "sgd" else None  # the linear rule is SGD's
     suggestions = lr_curve.suggest(*(seen if exploded else (lrs, losses)), batch)

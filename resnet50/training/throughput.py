@@ -30,16 +30,16 @@ from resnet50.training import build, distributed, engine
 from resnet50.training.build import EVAL, TRAIN, Parts
 from resnet50.training.plan import eval_keys, make_plan, train_keys
 
-SAMPLE_IMAGES = 4096  # 300 MB of ImageNet: more than any processor's cache, and soon read
+SAMPLE_IMAGES = 4096  # 300 MB of ImageNet: more than any processor's cache, and quickly read
 NUM_CHUNKS = 5  # of a measurement, whose figure is their median
 ENDLESS = 10**9  # steps
 # Reads this fast, or not much slower than a second time, came from memory: the kernel had not
-# dropped them (it cannot on tmpfs and some overlays, nor what is not yet written).
+# dropped the pages (it cannot on tmpfs and some overlays, nor before they are written).
 MEMORY_BYTES_PER_S, LEAST_SLOWDOWN = 3e9, 1.5
 
 
 class Rate(NamedTuple):
-    """images_per_s: median over chunks; wait_pct: part of the time that went in getting batches."""
+    """images_per_s: median over chunks; wait_pct: percent of the time spent on getting batches."""
 
     images_per_s: float
     wait_pct: float
@@ -89,7 +89,7 @@ def set_up(cfg: TrainConfig, seconds: float) -> Bench:
 
 @contextmanager
 def phase(text: str) -> Iterator[None]:
-    """Say on stderr what is being measured, and in the end how long that took."""
+    """Say on stderr what is being measured, and at the end how long that took."""
     print(f"{text} ...", end=" ", file=sys.stderr, flush=True)
     start = time.perf_counter()
     try:
@@ -100,7 +100,7 @@ def phase(text: str) -> Iterator[None]:
 
 @contextmanager
 def stream(bench: Bench, number: int, keys: Generator[BatchKey]) -> Iterator[Iterator[Batch]]:
-    """Batches from the workers for endless keys; in the end what was ordered is used up."""
+    """Batches from the workers for endless keys; at the end, those still pending are used up."""
     batches = bench.parts.loader.batches(number, keys)
     yield batches
     keys.close()
@@ -110,9 +110,9 @@ def stream(bench: Bench, number: int, keys: Generator[BatchKey]) -> Iterator[Ite
 def measure(
     bench: Bench, batches: Iterator[Batch], per_step: int, work: Callable[[list[Batch]], object]
 ) -> Rate:
-    """Take per_step batches and work on them, again and again: for bench.seconds, once at least.
+    """Take per_step batches and work on them, again and again: for bench.seconds, at least once.
 
-    Before that come, for as long at most, the batches that lay ready and the device's first steps.
+    First come, for at most as long, the batches that were ready before and the device's warm-up.
     """
 
     def chunk(max_steps: int, max_s: float) -> tuple[int, float, float]:
@@ -183,7 +183,7 @@ def measure_size(bench: Bench, size: int) -> dict[str, object]:
 
 @contextmanager
 def memory_advice(cfg: TrainConfig, size: int) -> Iterator[None]:
-    """Turn what torch raises for want of memory into a ValueError with advice."""
+    """Turn what torch raises for lack of memory into a ValueError with advice."""
     try:
         yield
     except RuntimeError as error:
@@ -208,13 +208,13 @@ def measure_evaluation(bench: Bench) -> float:
             engine.predict(model, batch, bench.parts.precision)
 
     endless = (key for key in cycle(keys))
-    read(bench, bench.val_set, np.arange(num_images), bench.seconds)  # the disk is not meant here
+    read(bench, bench.val_set, np.arange(num_images), bench.seconds)  # so as not to time the disk
     with phase("evaluation"), stream(bench, EVAL, endless) as batches:
         return measure(bench, batches, 1, evaluate).images_per_s
 
 
 def drop_from_memory(places: Sequence[tuple[Path, int, int]]) -> None:
-    """Have the kernel forget these parts of files; it only forgets whole pages."""
+    """Have the kernel drop these parts of files from its cache; it only drops whole pages."""
     page = mmap.PAGESIZE
     for path, offset, size in places:
         start, end = offset // page * page, math.ceil((offset + size) / page) * page
@@ -223,8 +223,8 @@ def drop_from_memory(places: Sequence[tuple[Path, int, int]]) -> None:
 
 
 def read(bench: Bench, split: Split, images: np.ndarray, limit_s: float) -> tuple[int, float]:
-    """Read images as the workers do, in as many threads; how many until time was up (one batch at
-    least), seconds."""
+    """Read images as the workers do, in as many threads; returns how many were read before time
+    was up (at least one batch), and the seconds."""
     batches = np.array_split(images, math.ceil(len(images) / bench.parts.cfg.device_batch_size))
     start = time.perf_counter()
 
@@ -243,10 +243,10 @@ def read(bench: Bench, split: Split, images: np.ndarray, limit_s: float) -> tupl
 
 
 def measure_disk(bench: Bench) -> dict[str, object]:
-    """Images/s and MB/s of the sample with nothing of it in memory; None where that fails.
+    """Images/s and MB/s of the sample with none of it in memory; None if that is not possible.
 
-    Leaves what it has read in memory, and in bench.sample, so that the disk does not slow down
-    what is measured next.
+    Leaves what it has read in memory, and in bench.sample, so that the disk does not slow down the
+    next measurements.
     """
     split = bench.parts.splits.train
     places = split.extents(bench.sample)

@@ -91,7 +91,7 @@ def test_wrong_files_are_named_with_their_option(image_folder, tmp_path):
     damaged.write_bytes(contents)
     for path, reason in (
         (text, "is not a file of tensors"),
-        (other, "weights of another network: give --layers 1,2,1,1 too"),
+        (other, "the weights are of another network: give --layers 1,2,1,1 too"),
         (tmp_path / "strange.pt", "these weights are not this model's: unexpected"),
         (damaged, "is damaged"),
         (tmp_path / "none.pt", "No such file"),

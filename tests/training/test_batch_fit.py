@@ -109,7 +109,7 @@ def test_where_nothing_fits_one_line_says_so(folder, under_limit, tmp_path):
     assert result.code == 2 and "Traceback" not in result.err, result.err
     (line,) = (line for line in result.err.splitlines() if "error: " in line)
     assert f"--device_batch_size auto: not even {PRIME} images of 160 px fit" in line
-    assert "take a smaller --image_size" in line
+    assert "use a smaller --image_size" in line
     assert status_of(tmp_path / "run")["state"] == "config error"
 
 
