@@ -1,4 +1,4 @@
-"""Whether exported files do what the model does, and how fast: on pictures of a split, and timed.
+"""Whether exported files give the model's results, compared on pictures of a split, and how fast.
 
 Every file gets the same pictures as the model in PyTorch, which comes first in each list here.
 
@@ -34,7 +34,7 @@ ROUNDS_A_BATCH = 4  # rounds of single pictures for each one of whole batches, w
 
 @dataclass
 class Variant:
-    """The model in one form, and what was found of it.
+    """The model in one format, and what was found out about it.
 
     predict: normalized images float32 (B, 3, S, S), contiguous -> logits (B, K); path: its file,
     None in PyTorch; is_exact: whether its logits must be the model's; is_checked: whether it must
@@ -56,7 +56,7 @@ class Variant:
 
 
 def check_comparable(loaded: Pretrained, other: Pretrained) -> None:
-    """Raise ValueError unless both models take the same pictures and know as many classes."""
+    """Raise ValueError unless both models take the same pictures and have equally many classes."""
     for what, ours, theirs in (
         ("classes", loaded.model.fc.out_features, other.model.fc.out_features),
         ("pixels a side", loaded.image_size, other.image_size),
@@ -67,7 +67,7 @@ def check_comparable(loaded: Pretrained, other: Pretrained) -> None:
 
 
 def compared(other: Pretrained, predict: Callable[[Tensor], Tensor]) -> Variant:
-    """Another model to stand in the table, which need not agree with the first one."""
+    """Another model for the table, which need not agree with the first one."""
     return Variant(other.name, predict, is_exact=False, is_checked=False)
 
 
@@ -88,7 +88,7 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images normalized, float32 (B, 3, S, S), contiguous, cut as in evaluation; labels int64 (B,).
 
-    note_bad: told what cannot be decoded, which is black then.
+    note_bad: called with the name of each picture that cannot be decoded, which is black then.
     """
     size = loaded.image_size
     starts = range(0, len(indices), batch_size)
@@ -106,7 +106,7 @@ def batches(
 
 def warn_bad(name: str) -> None:
     """Say which picture cannot be decoded."""
-    print(f"warning: cannot be decoded, taken as black: {name}", file=sys.stderr)
+    print(f"warning: cannot be decoded, replaced by black: {name}", file=sys.stderr)
 
 
 def has_train(data_dir: Path) -> bool:
@@ -115,7 +115,7 @@ def has_train(data_dir: Path) -> bool:
         dataset_paths.split_path(data_dir, "train")
     except ValueError:
         what = f"warning: no train split in {data_dir}"
-        print(f"{what}: int8 is calibrated on the pictures that check it", file=sys.stderr)
+        print(f"{what}: int8 is calibrated on the pictures it is checked on", file=sys.stderr)
         return False
     return True
 
@@ -132,7 +132,7 @@ def calibration_images(
 
 
 def noise(image_size: int, batch_size: int) -> Tensor:
-    """What a normalized picture might be, always the same: float32 (B, 3, S, S)."""
+    """Random numbers in place of normalized pictures, always the same: float32 (B, 3, S, S)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch_size, 3, image_size, image_size, generator=generator)
 
@@ -140,7 +140,7 @@ def noise(image_size: int, batch_size: int) -> Tensor:
 def compare_on_noise(variants: Sequence[Variant], image_size: int) -> None:
     """Note the largest difference of a logit from the first variant's, on batches of odd sizes.
 
-    Only of those that must have none: noise is not what 8 bits were calibrated for.
+    Only for those that must have none: int8 was not calibrated for noise.
     """
     for images in (noise(image_size, batch_size) for batch_size in NOISE_BATCHES):
         expected = variants[0].predict(images)
@@ -186,7 +186,7 @@ def problems(variants: Sequence[Variant], min_agreement: float) -> list[str]:
         if variant.is_exact and not variant.difference <= MAX_DIFFERENCE:
             found.append(
                 f"{name}: its logits differ from the model's in PyTorch by up to "
-                f"{variant.difference:.2g}, {MAX_DIFFERENCE:g} is allowed"
+                f"{variant.difference:.2g}, more than {MAX_DIFFERENCE:g}"
             )
         elif not variant.is_exact and not (variant.agreement or 0) >= min_agreement:
             found.append(
@@ -198,7 +198,7 @@ def problems(variants: Sequence[Variant], min_agreement: float) -> list[str]:
 
 def measure(variants: Sequence[Variant], image_size: int, batch_size: int, num_rounds: int) -> None:
     """Note the median time of one picture and of batches, all variants in turn in every round, so
-    that what else the machine does meets them alike."""
+    that other load on the machine affects them alike."""
     single, many = noise(image_size, 1), noise(image_size, batch_size)
     for variant, seconds in zip(variants, time_in_turn(variants, single, num_rounds), strict=True):
         variant.latency_ms = 1000 * seconds
@@ -208,8 +208,8 @@ def measure(variants: Sequence[Variant], image_size: int, batch_size: int, num_r
 
 
 def time_in_turn(variants: Sequence[Variant], images: Tensor, num_rounds: int) -> list[float]:
-    """Median seconds of a prediction for each variant; each is called once untimed before, since
-    another had the caches."""
+    """Median seconds of a prediction for each variant; each is first called once untimed, since the
+    caches hold another one's data."""
     seconds: list[list[float]] = [[] for _ in variants]
     for _ in range(num_rounds):
         for variant, own in zip(variants, seconds, strict=True):

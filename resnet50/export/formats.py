@@ -1,12 +1,12 @@
-"""A trained model in the formats that other programs run: a function writes each, one opens it.
+"""A trained model in the formats that other programs run, with functions to write and open each.
 
     model.safetensors, config.json    for model.py (pretrained.load) and for timm
     model.onnx                        fp32, any number of pictures at once
     model_int8.onnx                   the same in 8 bits, calibrated on pictures
     model.engine                      TensorRT; never run here, it needs an NVIDIA GPU
 
-onnx, onnxscript, onnxruntime and tensorrt are nobody's requirement but this file's, and are
-imported where they are used.
+Only this file needs onnx, onnxscript, onnxruntime and tensorrt, which are imported where they are
+used.
 
 Shape letters: B batch, S side of the pictures in pixels, K classes.
 """
@@ -78,10 +78,10 @@ def module(name: str) -> ModuleType:
 
 
 def config_of(loaded: Pretrained) -> dict[str, object]:
-    """config.json: for timm what it builds and loads; under "training" what `pretrained` reads.
+    """config.json: what timm needs to build and load it; under "training", what `pretrained` reads.
 
-    A network that timm does not have gets a name that timm refuses: blurred strides, or another
-    width, would load into its resnet50 or fail, and neither may pass for this model.
+    A network that timm does not have (blurred strides, another width) gets a name that timm
+    refuses: its resnet50 would either fail to load these weights or be a different model.
     """
     architecture = architecture_of(loaded.model.state_dict())
     layers, width = architecture["layers"], architecture["width"]
@@ -138,17 +138,17 @@ def write_config(loaded: Pretrained, folder: Path) -> None:
 def write_safetensors(loaded: Pretrained, path: Path) -> None:
     """Write the weights under torchvision's keys, which are timm's too."""
     tensors = {key: tensor.contiguous() for key, tensor in loaded.model.state_dict().items()}
-    # Not save_file: what that raises for a full disk is no OSError.
+    # Not save_file: on a full disk that does not raise OSError.
     path.write_bytes(module("safetensors.torch").save(tensors, {"format": "pt"}))
 
 
 def write_onnx(loaded: Pretrained, path: Path) -> None:
     """Write images float32 (B, 3, S, S), normalized -> logits (B, K), for any B.
 
-    S is fixed; config.json goes along in the metadata, so that the file can be used alone.
+    S is fixed; config.json is included in the metadata, so that the file can be used alone.
     """
     size = loaded.image_size
-    # Two pictures: with one, torch would take the batch for a constant.
+    # Two pictures: with one, torch would treat the batch size as a constant.
     example = torch.zeros(2, 3, size, size)
     program = torch.onnx.export(
         loaded.model,
@@ -167,7 +167,7 @@ def write_onnx(loaded: Pretrained, path: Path) -> None:
 
 
 class CalibrationReader:
-    """What onnxruntime asks for pictures, one batch after the other, until it is given None."""
+    """Gives onnxruntime pictures, one batch after the other, and then None."""
 
     def __init__(self, batches: Iterable[Tensor]) -> None:
         self._batches: Iterator[Tensor] = iter(batches)
@@ -179,7 +179,7 @@ class CalibrationReader:
 
 
 def write_int8(source: Path, path: Path, batches: Iterable[Tensor]) -> None:
-    """Quantise the fp32 file `source` statically, its ranges taken from normalized pictures.
+    """Quantize the fp32 file `source` statically, its ranges taken from normalized pictures.
 
     Weights are int8 with a scale a channel, activations uint8 from their smallest to their largest
     value, which is what VNNI multiplies; without VNNI sums may saturate, so check there too:
@@ -205,8 +205,9 @@ def write_int8(source: Path, path: Path, batches: Iterable[Tensor]) -> None:
 def write_tensorrt(source: Path, path: Path, image_size: int, max_batch_size: int) -> None:
     """Build an engine for this machine's GPU from the fp32 file; not run on any GPU so far.
 
-    By NVIDIA's description of the Python API of TensorRT 10 and 11, whose networks have the types
-    that the file says: fp32, of which convolutions may take TF32. Raises ValueError if it fails.
+    Follows NVIDIA's documentation of the Python API of TensorRT 10 and 11, whose networks have the
+    types given in the file: fp32, for which convolutions may use TF32. Raises ValueError if it
+    fails.
     """
     trt = module("tensorrt")
     logger = trt.Logger(trt.Logger.ERROR)
@@ -214,7 +215,7 @@ def write_tensorrt(source: Path, path: Path, image_size: int, max_batch_size: in
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(source)):
-        raise ValueError(f"TensorRT does not understand {source.name}: {parser.get_error(0)}")
+        raise ValueError(f"TensorRT cannot parse {source.name}: {parser.get_error(0)}")
     shapes = [(count, 3, image_size, image_size) for count in (1, 1, max_batch_size)]
     profile = builder.create_optimization_profile()
     profile.set_shape(INPUT, *shapes)  # smallest, the one it is fastest for, largest
@@ -222,7 +223,7 @@ def write_tensorrt(source: Path, path: Path, image_size: int, max_batch_size: in
     settings.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, settings)
     if engine is None:
-        raise ValueError("TensorRT could not build the engine; it has said why above")
+        raise ValueError("TensorRT could not build the engine; its messages above say why")
     path.write_bytes(bytes(engine))
 
 

@@ -1,10 +1,10 @@
-"""A model on the Hugging Face Hub: what goes there, what must not, and the sending.
+"""A model on the Hugging Face Hub: what goes there, what must not, and the upload.
 
     USER/NAME          the files that export.py wrote, with README.md (the card), recipe.json, and
                        curves.png, metrics.md, metrics.csv of the run
     Space USER/NAME    OUT/space, the page of app.py for that model (space.py)
 
-Files are sent by name, those that were written for it and no others, whatever lies beside them; and
+Files are sent by name, only those that were written for it, whatever else is in the folder; and
 only after all of them were searched for tokens and for paths of this machine.
 """
 
@@ -25,7 +25,7 @@ from resnet50.records import run_folder
 
 CARD, RECIPE = "README.md", "recipe.json"
 OF_THE_RUN = ("curves.png", "metrics.md", "metrics.csv")
-# All that a repository of a model may get; in a Space, weights would go before weights.txt.
+# All that a model's repository may get; in a Space, weights would take precedence over weights.txt.
 EVERY_FILE = (*FILES.values(), pretrained.CONFIG, CARD, RECIPE, *OF_THE_RUN)
 SPACE_DIR = "space"  # in --out
 # The usual shapes: Hugging Face, AWS, GitHub, OpenSSL.
@@ -38,13 +38,13 @@ MIN_SECRET_LENGTH = 8  # shorter values of such variables are switches and numbe
 REMEDIES = {
     401: "the token is not valid: get a new one with `hf auth login` or set HF_TOKEN",
     402: "this needs a paid account, as a Space with Gradio does for some users",
-    403: "the token may not write there: it needs the permission to write, and USER must be yours",
+    403: "the token may not write there: it needs write permission, and USER must be your account",
 }
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where to publish, USER/NAME, for whom, and whether to send it. name: None for nowhere."""
+    """Where to publish (USER/NAME), for whom, and whether to send it. name: None for nowhere."""
 
     name: str | None
     private: bool
@@ -84,7 +84,7 @@ def check(target: Target, formats: Sequence[str]) -> None:
     if not pretrained.HUB_NAME.fullmatch(name):
         raise ValueError(f"--hub {name}: must be USER/NAME")
     if SAFETENSORS not in formats:
-        raise ValueError(f"--hub {name}: --formats must have {SAFETENSORS}, which others load")
+        raise ValueError(f"--hub {name}: --formats must include {SAFETENSORS}, which users load")
     if target.dry_run:
         return
     with one_line_errors(name):
@@ -103,7 +103,7 @@ def one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
-    """Raise what goes wrong with the Hub or the network as a ValueError of one line."""
+    """Turn errors of the Hub or the network into a ValueError of one line."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     try:
@@ -121,7 +121,7 @@ def one_line_errors(name: str) -> Iterator[None]:
 
 
 def run_of(source: str) -> Path | None:
-    """The run folder that --weights names, or that its checkpoint lies in; None without one."""
+    """The run folder that --weights names, or that its checkpoint is in; None without one."""
     path = Path(source)
     if path.parent.name == run_folder.checkpoints_dir(path).name:
         path = path.parents[1]
@@ -131,7 +131,7 @@ def run_of(source: str) -> Path | None:
 def write_beside(
     name: str, source: str, out: Path, loaded: Pretrained, result: Mapping
 ) -> list[str]:
-    """Write the card and what belongs to it beside the exported files; the names of all of them."""
+    """Write the card and its files beside the exported ones; returns the names of all of them."""
     exported = [str(row["model"]) for row in result["models"][1:]]  # the first is PyTorch's
     files = [*exported, pretrained.CONFIG, CARD]
     run_dir = run_of(source)
@@ -148,7 +148,7 @@ def write_beside(
 
 
 def paths_of(loaded: Pretrained, places: Sequence[Path | str | None]) -> set[str]:
-    """Absolute paths of this machine, and of the one that trained, that nobody need know."""
+    """Absolute paths of this machine, and of the one that trained, that must not be published."""
     known = [loaded.settings.get(key) for key in ("data_dir", "run_dir", "init_from")]
     paths = [Path(str(place)) for place in (*places, *known) if place]
     paths += [Path.home(), space.REPOSITORY]
@@ -156,7 +156,7 @@ def paths_of(loaded: Pretrained, places: Sequence[Path | str | None]) -> set[str
 
 
 def secrets() -> dict[str, re.Pattern[bytes]]:
-    """What no file may hold, as what it is called: tokens, and values of secret variables."""
+    """What no file may hold, by description: tokens, and values of secret variables."""
     values = {
         f"the value of {key}": re.compile(re.escape(value.strip().encode()))
         for key, value in os.environ.items()
@@ -168,7 +168,7 @@ def secrets() -> dict[str, re.Pattern[bytes]]:
 def check_contents(name: str, shipments: Sequence[Shipment], paths: set[str]) -> None:
     """Raise ValueError naming the first file that holds a secret or a path of this machine."""
     unwanted = secrets()
-    for path in sorted(paths):  # as a whole: not the /data of https://host/data
+    for path in sorted(paths):  # matched as a whole: not the /data of https://host/data
         whole = rb"(?<![\w.-])" + re.escape(path.encode()) + rb"(?![\w-])"
         unwanted[f"a path of this machine, {path}"] = re.compile(whole)
     for shipment in shipments:
@@ -181,15 +181,15 @@ def check_contents(name: str, shipments: Sequence[Shipment], paths: set[str]) ->
 
 
 def address(name: str, kind: str) -> str:
-    """Where a repository is to be seen."""
+    """The web address of a repository."""
     from huggingface_hub import constants
 
     return f"{constants.ENDPOINT}/{'spaces/' if kind == 'space' else ''}{name}"
 
 
 def send(name: str, shipment: Shipment, private: bool) -> None:
-    """Make the repository if it is not there, send the files, and delete there what an earlier
-    model left under names of ours. Raises ValueError."""
+    """Create the repository if it is missing, send the files, and delete what an earlier model left
+    there under our file names. Raises ValueError."""
     from huggingface_hub import HfApi
 
     api, kind = HfApi(), shipment.kind
@@ -198,7 +198,7 @@ def send(name: str, shipment: Shipment, private: bool) -> None:
         api.create_repo(name, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)
         if private and not api.repo_info(name, repo_type=kind).private:
             raise ValueError(
-                f"{address(name, kind)} is there already, and public: make it private in its "
+                f"{address(name, kind)} exists already, and is public: make it private in its "
                 "settings, leave --private out, or give another name"
             )
         api.upload_folder(
@@ -214,7 +214,7 @@ def send(name: str, shipment: Shipment, private: bool) -> None:
 def publish(
     target: Target, loaded: Pretrained, result: Mapping, places: Sequence[Path | str | None]
 ) -> None:
-    """Write card and Space beside the export, check and list all files, and send them if it is not
+    """Write card and Space beside the export, check and list all files, and send them unless it is
     a dry run. Raises ValueError.
 
     result: what export.py found; places: paths that no file may name.

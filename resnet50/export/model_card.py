@@ -1,9 +1,9 @@
-"""What a published model says of itself: its card, its settings. Pure functions, texts out.
+"""What a published model says about itself: its card and its settings. Pure functions, texts out.
 
     README.md      the model card of the Hugging Face Hub: metadata in YAML, then Markdown
     recipe.json    the settings that shaped the result
 
-Neither says where anything lay on the machine that made it: no folders, no command line, no host.
+Neither reveals anything about the machine that made it: no folders, no command line, no host.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ FACTS = {
 OURS = "The weights were trained with this project's code and are under its license, MIT."
 TORCHVISIONS = "The weights are torchvision's, under its license, BSD 3-Clause."
 FOREIGN = (
-    "Where these weights come from, and under which license they are, is not known here: whoever "
-    "publishes them must say so, above too."
+    "The origin and the license of these weights are not known here: whoever publishes them must "
+    "state both, in the metadata above too."
 )
 IMAGENET_TERMS = (
     "ImageNet's terms of use allow non-commercial research and education only. None of its "
@@ -44,7 +44,7 @@ IMAGENET_TERMS = (
 
 
 def recipe_of(settings: Mapping[str, object]) -> dict[str, object]:
-    """The settings that shape the result, of a run's; of --init_from the file's name only."""
+    """Those of a run's settings that shape the result; of --init_from only the file's name."""
     fields = {item.name: item for item in dataclasses.fields(TrainConfig)}
     found = {
         name: value
@@ -76,7 +76,7 @@ def license_of(loaded: Pretrained) -> tuple[str, str]:
 
 
 def data_name(loaded: Pretrained) -> str:
-    """What the data is called: ImageNet-1K, else as its folder was."""
+    """What the data is called: ImageNet-1K, else the name of its folder."""
     return "ImageNet-1K" if is_imagenet(loaded) else str(loaded.about.get("data") or "own images")
 
 
@@ -92,7 +92,7 @@ def figures(loaded: Pretrained) -> dict[str, float]:
 
 
 def metadata(name: str, loaded: Pretrained, config: Mapping) -> str:
-    """The card's YAML; what stands in quotes is JSON, which YAML understands."""
+    """The card's YAML; quoted values are JSON, which YAML understands."""
     license, _ = license_of(loaded)
     lines = [
         f"license: {license}",
@@ -131,12 +131,12 @@ def model_index(name: str, loaded: Pretrained) -> list[str]:
 
 
 def result_line(loaded: Pretrained) -> str:
-    """What the model reaches, one sentence."""
+    """The model's accuracy, in one sentence."""
     num_classes = loaded.model.fc.out_features
     what = f"{loaded.architecture} for the {num_classes} classes of {data_name(loaded)}"
     measured = ", ".join(f"{value:.2f}% {name.lower()}" for name, value in figures(loaded).items())
     if not measured:
-        return f"{what}; its accuracy was not measured by a run."
+        return f"{what}; no run has measured its accuracy."
     kind = ", averaged weights (EMA)" if loaded.kind == "EMA" else ""
     return (
         f"{what}: **{measured}** on the validation images at {loaded.image_size} px (shorter side "
@@ -166,7 +166,7 @@ def training_section(loaded: Pretrained, files: Collection[str]) -> list[str]:
         ]
         parts.append("\n".join(["| setting | value |", "|---|---|", *rows]))
         parts.append(
-            "Settings that are not in the table have their defaults; `recipe.json` has all."
+            "Settings that are not in the table have their defaults; `recipe.json` lists them all."
         )
     return parts
 
@@ -199,7 +199,7 @@ def usage_section(name: str, loaded: Pretrained, config: Mapping, files: Collect
             "session = onnxruntime.InferenceSession(path)\n"
             '(logits,) = session.run(None, {"images": images})\n```\n\n'
             f"`images` is float32 (B, 3, {size}, {size}), RGB: shorter side resized to {resize} px "
-            f"(bilinear), center crop of {size} px, from 0 to 1, less {mean}, over {std}."
+            f"(bilinear), center crop of {size} px, scaled to 0-1, minus {mean}, divided by {std}."
         )
     return "\n\n".join(parts)
 

@@ -1,9 +1,9 @@
 """Structured pruning: every block keeps its most important inner channels, and the rest is gone.
 
-A block's sum with its shortcut keeps all its channels; between its three convolutions each stage
-keeps the same part of them. So the result is an ordinary ResNet with a smaller `base_width`, which
-every other part of this project, and timm, can build, and which is faster without any sparse
-kernels. It must be trained on for a while: `train.py --init_from`.
+A block's sum with its shortcut keeps all its channels; between a block's three convolutions, every
+stage keeps the same share of them. So the result is an ordinary ResNet with a smaller `base_width`,
+which every other part of this project, and timm, can build, and which is faster without any sparse
+kernels. It must be fine-tuned for a while: `train.py --init_from`.
 
 Shape letters: C channels.
 """
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import BASE_WIDTH, Bottleneck, ResNet, architecture_of
 from resnet50.inference.pretrained import Pretrained
 
-CHANNEL_MULTIPLE = 4  # of a stage's inner channels, where it has so many: what GPUs are fast with
+CHANNEL_MULTIPLE = 4  # of a stage's inner channels, if it has that many: GPUs are fast with it
 
 
 def multiply_adds(model: nn.Module, image_size: int) -> int:
@@ -26,7 +26,7 @@ def multiply_adds(model: nn.Module, image_size: int) -> int:
 
 
 def describe(model: nn.Module, image_size: int) -> str:
-    """Its size, for people."""
+    """Its size, in words."""
     millions = multiply_adds(model, image_size) / 1e6
     weights = sum(tensor.numel() for tensor in model.parameters()) / 1e6
     return f"{millions:,.1f} M multiply-adds at {image_size} px, {weights:.2f} M weights"
@@ -45,9 +45,9 @@ def prune(loaded: Pretrained, share: float) -> ResNet:
 def largest_base_width(
     architecture: dict[str, object], blurpool: bool, image_size: int, share: float
 ) -> int:
-    """The most inner channels that leave at most `share` (0-1) of the multiply-adds.
+    """The largest base_width with at most `share` (0-1) of the multiply-adds.
 
-    architecture: as `architecture_of` gives it. Raises ValueError if even the fewest leave more.
+    architecture: as `architecture_of` gives it. Raises ValueError if even the smallest has more.
     """
     width, now = architecture["width"], architecture["base_width"]
     step = max(CHANNEL_MULTIPLE, BASE_WIDTH // width)
@@ -57,7 +57,7 @@ def largest_base_width(
             smaller = ResNet(**architecture | {"base_width": base_width}, blurpool=blurpool)
             if multiply_adds(smaller.eval(), image_size) <= share * full:
                 return base_width
-    raise ValueError(f"no block can be so narrow that {100 * share:g}% of the multiply-adds remain")
+    raise ValueError(f"blocks cannot be narrow enough for {100 * share:g}% of the multiply-adds")
 
 
 def with_base_width(model: ResNet, base_width: int, blurpool: bool) -> ResNet:
@@ -89,10 +89,10 @@ def narrower(block: Bottleneck, inner_width: int, prefix: str) -> dict[str, Tens
 
 
 def most_important(norm: nn.BatchNorm2d, after: nn.Conv2d, count: int) -> Tensor:
-    """The channels of which most reaches the next sum, int64 (count,), in their old order.
+    """The channels that contribute most to the next sum, int64 (count,), in their old order.
 
-    That is the size which the batch norm gives a channel (Liu et al. 2017, arXiv:1708.06519) times
-    the size of the weights which it meets next (Li et al. 2017, arXiv:1608.08710).
+    The contribution is the scale that the batch norm gives a channel (Liu et al. 2017,
+    arXiv:1708.06519) times the magnitude of the next weights (Li et al. 2017, arXiv:1608.08710).
     """
     importance = norm.weight.abs() * after.weight.square().sum(dim=(0, 2, 3)).sqrt()
     return importance.argsort(descending=True)[:count].sort().values

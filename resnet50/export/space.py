@@ -20,9 +20,9 @@ PAGE = "app"  # the module that the Space runs
 WEIGHTS_FILE = "weights.txt"  # app.py reads it
 BESIDE = ("resnet50/data/imagenet_classes.csv", "LICENSE")  # files that no import names
 CPU_PYTORCH = "--extra-index-url https://download.pytorch.org/whl/cpu"
-MODULE_NAMES = {"pillow": "PIL"}  # where a package's module is called otherwise
+MODULE_NAMES = {"pillow": "PIL"}  # for packages whose module has another name
 GRADIO = "gradio"
-EXAMPLES = "images/examples"  # app.py shows what lies there
+EXAMPLES = "images/examples"  # app.py shows the pictures in it
 PYTHON = "3.12"
 README = """---
 title: {title}
@@ -38,7 +38,7 @@ short_description: What a ResNet50 sees in a picture, and where
 models: [{name}]
 {preload}---
 
-A picture in, five classes with confidences and what the model looked at out (Grad-CAM). The model
+Upload a picture, see its five likeliest classes and where the model looked (Grad-CAM). The model
 is [{name}](https://huggingface.co/{name}); the code is this folder's, under MIT (LICENSE).
 {secret}"""
 PRELOAD = 'preload_from_hub: ["{name} model.safetensors,config.json"]\n'
@@ -49,7 +49,7 @@ settings.
 
 
 def imports_of(path: Path) -> set[str]:
-    """Dotted names that a file imports, inside functions too: of modules, and of what is taken from
+    """Dotted names that a file imports, inside functions too: modules, and names imported from
     them, which may be modules of a package."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -102,7 +102,7 @@ def requirements() -> str:
 
 
 def readme(name: str, private: bool) -> str:
-    """README.md of the Space; the weights of a private model are not there while it is built."""
+    """README.md of the Space; while it is built, the weights of a private model are unavailable."""
     return README.format(
         title=json.dumps(name.partition("/")[2]),
         gradio=pins()[GRADIO],
@@ -115,7 +115,7 @@ def readme(name: str, private: bool) -> str:
 
 
 def write(folder: Path, name: str, private: bool) -> list[str]:
-    """Write the Space of the model USER/NAME into a folder; the names of its files."""
+    """Write the Space of the model USER/NAME into a folder; returns the names of its files."""
     folder.mkdir(exist_ok=True)
     modules, _ = files_and_packages()
     texts = {

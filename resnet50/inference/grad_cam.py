@@ -5,9 +5,9 @@
     grad_cam.overlay(crop, heat, side=448).save("heat.png")
 
 The heat is the last stage's feature maps, each weighted by the mean gradient of the class's logit
-over the map's positions. Between those maps and the logits this network has a mean and a linear
-layer only, so the gradient is known without a backward pass: the class's row of the linear layer
-over the number of positions, the same at all of them (section 3.1 of the paper).
+over the map's positions. Between those maps and the logits this network has only a mean and a
+linear layer, so the gradient is known without a backward pass: the class's row of the linear layer
+divided by the number of positions, the same at all of them (section 3.1 of the paper).
 
 Needs torch, numpy and Pillow only. Shape letters: B batch, C channels, h and w the last stage's
 height and width (7 at 224 px), S side of the crop in pixels, K classes.
@@ -36,7 +36,7 @@ def forward(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 def heat(fc: nn.Linear, features: Tensor, label: int) -> Tensor:
     """Grad-CAM of a class on one picture's features (C, h, w): (h, w), 0 and up.
 
-    Zero where nothing speaks for the class; a logit's gain, not a probability.
+    Zero where nothing supports the class; a contribution to its logit, not a probability.
     """
     num_positions = features[0].numel()
     weights = fc.weight[label] / num_positions  # the gradient at every position, thus its mean

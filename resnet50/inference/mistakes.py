@@ -58,7 +58,7 @@ def per_class(
 
 
 def confused_pairs(classes: Sequence[str], matrix: np.ndarray) -> list[dict[str, object]]:
-    """The pairs of classes most often mistaken, each way for itself, by part of the class."""
+    """The pairs of classes most often confused, each direction by itself, by share of the class."""
     wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
     part = 100 * wrong / np.maximum(matrix.sum(1, keepdims=True), 1)
     worst = np.argsort(-part, axis=None, kind="stable")[:MOST_PAIRS]
@@ -77,7 +77,7 @@ def confused_pairs(classes: Sequence[str], matrix: np.ndarray) -> list[dict[str,
 def confident_mistakes(
     labels: np.ndarray, predicted: np.ndarray, confidences: np.ndarray
 ) -> np.ndarray:
-    """Numbers of the wrongly classified images, the surest first."""
+    """Numbers of the misclassified images, the most confident first."""
     wrong = np.flatnonzero(labels != predicted)
     return wrong[np.argsort(-confidences[wrong], kind="stable")][:MOST_PICTURES]
 
@@ -90,7 +90,7 @@ def write_report(
     confidences: np.ndarray,
     picture: Callable[[int], np.ndarray],
 ) -> list[Path]:
-    """Tables and pictures of an evaluation into a folder that is there; returns the files.
+    """Write tables and pictures of an evaluation into an existing folder; returns the files.
 
     Prints a note if the fonts of this machine cannot show the classes' names.
 
@@ -115,7 +115,7 @@ def write_report(
     if not has_glyphs:
         print(
             "note: the pictures have boxes for characters that no installed font has; a font such "
-            "as Debian's fonts-noto-cjk brings them",
+            "as Debian's fonts-noto-cjk has them",
             file=sys.stderr,
         )
     names = ("per_class.csv", "confused_pairs.csv", "confusion.png", "worst_classes.png")
@@ -183,7 +183,7 @@ def draw_worst(path: Path, rows: Sequence[dict]) -> bool:
 
 
 def draw_pictures(path: Path, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> bool:
-    """Pictures in rows of four, each with its words above it; a line of text if there are none."""
+    """Pictures in rows of four, each under its caption; a line of text if there are none."""
     rows = max(1, math.ceil(len(pictures) / 4))
     figure = Figure(figsize=(11, 3.4 * rows), dpi=100, layout="constrained")
     axes = figure.subplots(rows, 4, squeeze=False)

@@ -1,4 +1,4 @@
-"""What a model takes every image of a split for, and the files that say so."""
+"""A model's predictions for every image of a split, and the files that hold them."""
 
 import csv
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class Collector:
         self._top[indices], self._confidences[indices] = likeliest.indices, likeliest.values
 
     def gathered(self, ranks: Ranks) -> Predictions:
-        """Of all images; every rank must call it. Each image is one rank's, and zero on others."""
+        """For all images; every rank must call it. Each image is one rank's, and zero on others."""
         summed = (
             distributed.sum_over_ranks(part, ranks) for part in (self._top, self._confidences)
         )

@@ -1,4 +1,4 @@
-"""A trained model with all that belongs to it: class names, sizes, where it comes from.
+"""A trained model with everything that belongs to it: class names, sizes, origin.
 
     loaded = pretrained.load("runs/imagenet")                    # a run's best checkpoint
     loaded = pretrained.load("exported/imagenet")                # what export.py wrote
@@ -61,13 +61,13 @@ class Pretrained:
 
     @property
     def architecture(self) -> str:
-        """ResNet50, or by the same count what another number of blocks makes."""
+        """ResNet50, or the name that another number of blocks gives by the same count."""
         return f"ResNet{3 * sum(architecture_of(self.model.state_dict())['layers']) + 2}"
 
     @property
     def class_ids(self) -> list[str]:
-        """The data's own name for every logit: WordNet's ids of a thousand foreign classes, which
-        are words there; empty if it is not known."""
+        """The data's own name for every logit; for foreign weights of a thousand classes, which are
+        named in words, WordNet's ids; empty if it is not known."""
         if self.kind != "weights":
             return self.folders
         return list(imagenet_names()) if self.model.fc.out_features == 1000 else []
@@ -76,7 +76,7 @@ class Pretrained:
         """Raise ValueError unless the model's classes are those of the data, in the same order.
 
         names, where: the data's class folders and their place. Names in foreign weights are words,
-        and those of the data may be WordNet's ids: then only their number is compared.
+        while those of the data may be WordNet's ids: then only their number is compared.
         """
         num_classes = self.model.fc.out_features
         what = f"--weights {self.name} knows {num_classes} classes, {where} has "
@@ -164,7 +164,7 @@ def from_file(path: Path, raw: bool) -> Pretrained:
 
 
 def describe(state: dict) -> dict[str, object]:
-    """What a checkpoint tells of its run: figures of the last row that has them."""
+    """What a checkpoint says about its run: figures of the last row that has them."""
     trained, rows = state["config"], state.get("rows", [])
     row = next((row for row in reversed(rows) if row.get("val_top1") is not None), {})
     figures = {name: row[key] for name, key in FIGURES.items() if key in row}
@@ -248,7 +248,7 @@ def from_torchvision() -> Pretrained:
 
 
 def download(name: str) -> Path:
-    """A repository of the Hugging Face Hub, in its cache. Raises ValueError if it is not there."""
+    """The cache folder of a Hugging Face repository. Raises ValueError if it cannot be fetched."""
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
@@ -256,7 +256,7 @@ def download(name: str) -> Path:
         message = "needs a package: pip install huggingface_hub"
         raise ValueError(f"--weights {name}: {message}") from None
     problem = None
-    try:  # once, since hf_hub_download alone tries for 39 s where there is no network
+    try:  # asked once, since hf_hub_download keeps trying for 39 s without a network
         get_hf_file_metadata(hf_hub_url(name, CONFIG))
     except (HTTPError, OSError) as error:
         problem = error
@@ -265,4 +265,6 @@ def download(name: str) -> Path:
         return Path(hf_hub_download(name, WEIGHTS, local_files_only=problem is not None)).parent
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = (str(problem or error).strip() or repr(problem or error)).splitlines()[0]
-        raise ValueError(f"--weights {name}: not to be had from Hugging Face: {reason}") from None
+        raise ValueError(
+            f"--weights {name}: cannot be downloaded from Hugging Face: {reason}"
+        ) from None

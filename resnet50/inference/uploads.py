@@ -14,7 +14,7 @@ MAX_SIDES_RATIO = 100  # resizing a strip of 1 x 20,000 to 256 px would make 4 G
 
 
 def open_picture(path: str) -> Image.Image:
-    """Decode a picture as its camera was held. Raises ValueError with a text for its sender.
+    """Decode a picture as its camera was held. Raises ValueError with a message for its sender.
 
     Size is checked first: opening reads the header only.
     """
@@ -46,9 +46,9 @@ def open_picture(path: str) -> Image.Image:
 def accept_only(picture: "gradio.Image") -> None:
     """Make the input hand over an uploaded file's path, unopened, and nothing else.
 
-    Gradio 6.31 itself opens the file first and fails on what is no picture, downloads whatever link
+    Gradio 6.31 itself opens the file first and fails on anything but a picture, downloads any link
     it is sent, of any size, and reads any file of this machine whose path comes without its `meta`.
-    (No class of our own: for one Gradio writes a .pyi file beside this one.)
+    (Not done by a subclass: for one, Gradio would write a .pyi file beside this one.)
     """
     import gradio
 
@@ -70,9 +70,9 @@ def accept_only(picture: "gradio.Image") -> None:
 
 
 def offer(pictures: list[str], picture: "gradio.Image") -> None:
-    """Show pictures of ours, paths, below the input, for those who have none at hand.
+    """Show example pictures (paths) below the input, for users who have none at hand.
 
-    Not by gradio.Examples, which makes the input anew for whoever chooses one: without what
+    Not with gradio.Examples, which creates the input again when one is chosen, without what
     `accept_only` did to it.
     """
     import gradio

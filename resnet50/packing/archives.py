@@ -1,11 +1,11 @@
-"""Where the bytes of a file lie in a folder or an archive, so that nothing need be unpacked.
+"""Where the bytes of a file are in a folder or an archive, so that nothing need be unpacked.
 
     members = archives.list_members(Path("tiny-imagenet-200.zip"), work_dir=Path("/tmp/work"))
     archives.read(members[0])
 
-The kind of an archive is told by its content. Whoever lists sends the members to other processes,
-which read them at random; a .tar.gz alone cannot be read so and is decompressed once. Hidden
-entries and macOS's `__MACOSX` are left out.
+The kind of an archive is recognized by its content. The process that lists the members sends them
+to others, which read them in any order; only a .tar.gz cannot be read that way and is decompressed
+once. Hidden entries and macOS's `__MACOSX` are left out.
 """
 
 import functools
@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from resnet50.system import files
 
-PLAIN = -1  # Member.method of bytes that lie there as they are; else it is zip's own number
+PLAIN = -1  # Member.method of bytes that are stored as they are; else it is zip's own number
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # signature, lengths of name and extra field (APPNOTE.TXT 4.3.7); sizes and crc32 come from
 # the directory, since a zip written as a stream has zeros for them here
@@ -36,7 +36,7 @@ TAR_BLOCK = 512
 # A name needs some kB; a damaged length must not become a read of gigabytes.
 MAX_TAR_HEADER = 1 << 20
 TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)  # of hostile headers
-# Listing waits for one small read a member. A network volume serves several at a time.
+# Listing waits for one small read per member. A network volume serves several at a time.
 LISTING_THREADS = 16
 TAR_ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # not the locale's
 
@@ -55,7 +55,7 @@ class Member(NamedTuple):
 def list_members(source: Path, work_dir: Path) -> list[Member]:
     """All files in a folder, .zip, .tar or .tar.gz, in no particular order.
 
-    A tar inside a tar is listed through: its name without .tar becomes a folder. A .tar.gz is
+    A tar inside a tar is listed too: its name without .tar becomes a folder. A .tar.gz is
     decompressed to work_dir, and left there for the next start. Raises ValueError naming archive,
     member and remedy.
     """
@@ -75,7 +75,7 @@ def list_members(source: Path, work_dir: Path) -> list[Member]:
             members = _tar_members(source, file.fileno(), 0, source.stat().st_size)
     for path, count in Counter(member.path for member in members).most_common(1):
         if count > 1:
-            raise ValueError(f"{source}: {path} is in it {count} times; pack it anew with one")
+            raise ValueError(f"{source}: {path} is in it {count} times; repack it with one")
     return members
 
 
@@ -112,7 +112,7 @@ class _Descriptor:
             os.close(self.number)
 
 
-# Of each process; a descriptor that a fork hands down is harmless, since pread moves no position.
+# One cache per process; a descriptor that a fork inherits is harmless, as pread moves no position.
 _opened = functools.lru_cache(maxsize=8)(_Descriptor)
 
 
@@ -121,10 +121,10 @@ def _damaged(where: object, what: str) -> str:
 
 
 def _visible(name: str, archive: object) -> str | None:
-    """A member's name in plain form, None if it is hidden. Raises ValueError if it points out."""
+    """A member's name in plain form, None if it is hidden. ValueError if it points outside."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts or name.startswith("/"):
-        what = f"{archive}: member {name!r} points out of the archive"
+        what = f"{archive}: member {name!r} points outside the archive"
         raise ValueError(f"{what}; do not trust it, get it from its publisher")
     hidden = any(part[0] == "." or part == "__MACOSX" for part in parts)
     return None if hidden else "/".join(parts) or None
@@ -138,7 +138,7 @@ def _folder_members(folder: Path) -> Iterator[Member]:
         status = Path(place).stat()
         identity = (status.st_dev, status.st_ino)
         if identity in above:
-            raise ValueError(f"{place}: leads back to a folder that it lies in; remove this link")
+            raise ValueError(f"{place}: links back to a folder that contains it; remove this link")
         with os.scandir(place) as scan:
             entries = [e for e in scan if e.name[0] != "." and e.name != "__MACOSX"]
         for entry in entries:
@@ -147,12 +147,12 @@ def _folder_members(folder: Path) -> Iterator[Member]:
             elif entry.is_dir():
                 pending.append((entry.path, f"{prefix}{entry.name}/", above | {identity}))
             else:
-                what = "a link to nothing" if entry.is_symlink() else "no ordinary file"
+                what = "a link to nothing" if entry.is_symlink() else "not an ordinary file"
                 raise ValueError(f"{entry.path}: {what}; repair or remove it")
 
 
 class _Window:
-    """A stretch of a file that tarfile reads headers from as if it were a file of its own."""
+    """A section of a file from which tarfile reads headers as if it were a separate file."""
 
     def __init__(self, descriptor: int, begin: int, size: int) -> None:
         self.descriptor, self.begin, self.size = descriptor, begin, size
@@ -174,7 +174,7 @@ class _Window:
 
 
 def _tar_infos(window: _Window, where: str) -> Iterator[tarfile.TarInfo]:
-    """Headers of a tar. Raises ValueError if it does not go on to a proper end."""
+    """Headers of a tar. Raises ValueError if it does not have a proper end."""
     try:
         tar = tarfile.TarFile(fileobj=window, **TAR_ENCODING)
     except TAR_ERRORS as error:
@@ -188,7 +188,7 @@ def _tar_infos(window: _Window, where: str) -> Iterator[tarfile.TarInfo]:
             yield info
     except TAR_ERRORS as error:
         raise ValueError(_damaged(where, str(error))) from error
-    # tarfile takes a header that is cut or does not check out for the end of the archive.
+    # To tarfile, a header that is truncated or invalid is the end of the archive.
     window.seek(tar.offset)
     if window.read(TAR_BLOCK) != bytes(TAR_BLOCK):
         raise ValueError(_damaged(where, f"cut short or broken at byte {tar.offset:,}"))
@@ -221,11 +221,11 @@ def _tar_members(
 
 
 def _decompress(source: Path, work_dir: Path) -> Path:
-    """Write the tar of a .tar.gz to work_dir, unless it lies there whole; returns its path."""
+    """Write the tar of a .tar.gz to work_dir, unless it is there already; returns its path."""
     name = source.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
     tar = work_dir.absolute() / f"{name}.tar"
     changed = int(source.stat().st_mtime)
-    # The tar takes its source's time, which tells it from the tar of another file of that name.
+    # The tar gets its source's time, which tells it apart from that of another file of that name.
     if tar.exists() and int(tar.stat().st_mtime) == changed:
         return tar
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -267,7 +267,7 @@ def _zip_members(file: Path) -> list[Member]:
         if path is None or info.is_dir():
             continue
         if not 0 <= info.header_offset <= end - info.compress_size:
-            raise ValueError(_damaged(file, f"{path} lies beyond the end"))
+            raise ValueError(_damaged(file, f"{path} is beyond the end"))
         link = stat.S_ISLNK(info.external_attr >> 16)
         if link or info.flag_bits & ZIP_ENCRYPTED or info.compress_type not in ZIP_METHODS:
             raise ValueError(
@@ -280,7 +280,7 @@ def _zip_members(file: Path) -> list[Member]:
 
 
 def _zip_data_offset(descriptor: int, member: Member) -> int:
-    """Where a zip member's data begin: behind its local header, whose length only that knows."""
+    """Where a zip member's data begin: after its local header, which alone knows its length."""
     header = os.pread(descriptor, ZIP_LOCAL_HEADER.size, member.offset)
     if len(header) != ZIP_LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
         raise ValueError(_damaged(member.file, f"{member.path} has no header"))

@@ -1,4 +1,4 @@
-"""Archives that everybody knows: where they are published, and whether a copy is whole."""
+"""Well-known archives: where they are published, and whether a copy is whole."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from tqdm import tqdm
 import dataset_paths
 from dataset_paths import ARCHIVE_MD5, DATASETS
 
-SILENCE_S = 20.0  # of a server, before a download is given up
+SILENCE_S = 20.0  # without an answer from the server, before a download is given up
 
 
 # What the data sets are called on disks: their archives, and the folders that they unpack to. A
@@ -54,7 +54,7 @@ def search(name: str, folder: Path) -> Path | None:
 def find(name: str, may_download: bool, folder: Path, search_dir: Path | None = None) -> Path:
     """The source of a named data set: in search_dir, else downloaded to `folder` if that may be.
 
-    Raises ValueError saying how to get it if it cannot be had.
+    Raises ValueError saying how to get it if it is not found.
     """
     dataset = DATASETS[name]
     if search_dir is not None and (found := search(name, search_dir)) is not None:
@@ -73,15 +73,15 @@ def find(name: str, may_download: bool, folder: Path, search_dir: Path | None = 
             download_url(dataset.url, str(folder), path.name, dataset.md5)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"{dataset.url} cannot be had ({' '.join(str(error).split())}): fetch it by other "
-            "means and give the file as SOURCE"
+            f"{dataset.url} cannot be downloaded ({' '.join(str(error).split())}): fetch it by "
+            "other means and give the file as SOURCE"
         ) from error
     return path
 
 
 @contextmanager
 def silence_limit() -> Iterator[None]:
-    """Downloads within give up when nothing comes for long; Python's own never do."""
+    """Downloads in this block give up when no data arrive for long; Python's own never do."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(SILENCE_S)
     try:
@@ -93,7 +93,7 @@ def silence_limit() -> Iterator[None]:
 def check_md5(source: Path, work_dir: Path) -> None:
     """Raise ValueError if a well-known archive is not what was published.
 
-    147 GB take a while, so what was found is kept in work_dir for the next start.
+    Reading 147 GB takes a while, so the result is kept in work_dir for the next start.
     """
     known_path = work_dir / "md5.json"
     known = json.loads(known_path.read_text()) if known_path.exists() else {}
@@ -108,8 +108,8 @@ def check_md5(source: Path, work_dir: Path) -> None:
             known_path.write_text(json.dumps(known))
         if known[key] != ARCHIVE_MD5[path.name]:
             raise ValueError(
-                f"{path}: its md5 is {known[key]}, published is {ARCHIVE_MD5[path.name]}: "
-                "download it again, or take it as it is with --skip_md5"
+                f"{path}: its md5 is {known[key]}, the published one is {ARCHIVE_MD5[path.name]}: "
+                "download it again, or accept it as it is with --skip_md5"
             )
 
 

@@ -28,8 +28,8 @@ from resnet50.packing.sources import Picture
 from resnet50.packing.writer import Chunk, Note, PackWriter
 from resnet50.system import processes
 
-CHUNK = 32  # pictures a task
-TASKS_AHEAD = 4  # a process: encoded pictures wait in memory for their turn to be written
+CHUNK = 32  # pictures per task
+TASKS_AHEAD = 4  # per process: encoded pictures wait in memory for their turn to be written
 JPEG_NAMES = (".jpg", ".jpeg")
 SAMPLE = 64  # pictures encoded to estimate the size of the file
 
@@ -45,13 +45,13 @@ class Encoding:
     quality: int = 90
 
     def settings(self) -> dict[str, object]:
-        """What the pack says of it; sizes and quality mean nothing to original files."""
+        """What the pack records of it; sizes and quality do not apply to original files."""
         return asdict(self) if self.store == TILES else {"store": ORIGINAL}
 
 
 @dataclass(frozen=True)
 class SplitJob:
-    """What makes the pack of a split. read: a picture's member to its bytes."""
+    """All that is needed to pack a split. read: a picture's member -> its bytes."""
 
     split: str
     pictures: Sequence[Picture]
@@ -66,7 +66,7 @@ def encode(picture: Picture, data: bytes, encoding: Encoding) -> tuple[Record, N
     pixels = whole.pixels()
     note = None
     if picture.name.lower().endswith(JPEG_NAMES) and (what := unusual(data)):
-        how = "kept" if encoding.store == ORIGINAL else "made a usual one"
+        how = "kept" if encoding.store == ORIGINAL else "made a plain JPEG"
         note = Note("repaired", picture.name, f"{what}: {how}")
     height, width = pixels.shape[:2]
     if encoding.store == ORIGINAL:
@@ -77,12 +77,12 @@ def encode(picture: Picture, data: bytes, encoding: Encoding) -> tuple[Record, N
         size = (width, height)
         _, data, lengths = jpeg.encode_tiles(pixels, encoding.quality)
     if max(size) > np.iinfo(np.uint16).max:
-        raise ValueError(f"{width}x{height} pixels are more than a pack can say")
+        raise ValueError(f"{width}x{height} pixels are more than a pack can record")
     return packed_images.make_record(picture.name, picture.label, size, data, lengths), note
 
 
 def unusual(data: bytes) -> str:
-    """What a file is that should be a JPEG in gray or YCbCr and is not; "" if it is one."""
+    """What a file is if it is not the JPEG in gray or YCbCr that it should be; else ""."""
     image = Image.open(io.BytesIO(data))
     if image.format not in ("JPEG", "MPO"):
         return f"a {image.format}, not a JPEG"
@@ -127,7 +127,7 @@ def describe(error: Exception) -> str:
 
 
 def worker_pool(num_workers: int) -> ProcessPoolExecutor:
-    """Processes that leave signals to this one and die with it."""
+    """Processes that ignore signals, which this one handles, and that die with it."""
     return ProcessPoolExecutor(
         num_workers,
         multiprocessing.get_context("fork"),
@@ -155,7 +155,7 @@ def in_order(
 
 
 def fingerprint(job: SplitJob, about: dict) -> str:
-    """Of all that shapes a pack's bytes: a start with another one cannot go on with it."""
+    """Of all that shapes a pack's bytes: a start with another one cannot resume it."""
     digest = hashlib.sha256(json.dumps([about, asdict(job.encoding), PIL.__version__]).encode())
     for picture in job.pictures:
         digest.update(repr(picture).encode(errors="surrogateescape"))
@@ -168,10 +168,10 @@ def pack_split(
     num_workers: int,
     on_progress: Callable[[int], None] = lambda num_done: None,
 ) -> list[Note]:
-    """Pack a split into `path`; returns what there is to say of its pictures.
+    """Pack a split into `path`; returns notes about its pictures.
 
-    on_progress: called with the number of pictures done so far, first with what an earlier start
-    has done; what it raises ends the work, which can be taken up again.
+    on_progress: called with the number of pictures done so far, first with those of an earlier
+    start; if it raises, the work ends and can be resumed.
     Raises ValueError if a class has no image left, OSError if the disk is full.
     """
     pictures, classes, encoding = job.pictures, job.classes, job.encoding
@@ -196,7 +196,7 @@ def pack_split(
                 on_progress(writer.num_done)
         except BaseException as error:
             pool.shutdown(cancel_futures=True)
-            if not isinstance(error, OSError):  # the disk would say no again
+            if not isinstance(error, OSError):  # the disk would fail again
                 writer.commit()
             raise
     dropped = set(writer.dropped)
@@ -210,7 +210,7 @@ def pack_split(
 
 
 def estimate_bytes(job: SplitJob) -> int:
-    """About how large a pack will be, from a sample all over the split."""
+    """About how large a pack will be, from a sample spread over the split."""
     sample = job.pictures[:: max(1, len(job.pictures) // SAMPLE)]
     records = encode_chunk(sample, job.read, job.encoding).records
     sizes = [len(record.table) + len(record.payload) for record in records]

@@ -27,8 +27,8 @@ BORDERS = ((2, 2), (2, 2))  # pixels before and after: 28x28 -> 32x32
 SORTED_CLASSES = tuple(sorted(dataset_paths.FASHION_MNIST_CLASSES))
 PACKAGE = "dataset-fashion-mnist"
 # split: (images, labels), each with the md5 of its content. The published sums are of the .gz files
-# (github.com/zalandoresearch/fashion-mnist); Debian compresses the same bytes anew, so what is
-# compared is what unpacks from either.
+# (github.com/zalandoresearch/fashion-mnist); Debian has compressed the same bytes again, so the
+# unpacked contents are compared.
 FILES = {
     "train": (
         ("train-images-idx3-ubyte", "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
@@ -65,9 +65,9 @@ def download(folder: Path) -> Path:
 
 
 def apt_download(folder: Path) -> Path:
-    """Fetch the four files out of Debian's or Ubuntu's package, without root and without a trace.
+    """Fetch the four files from Debian's or Ubuntu's package, without root and without a trace.
 
-    apt works in state and cache folders of our own. Raises OSError or CalledProcessError.
+    apt gets state and cache folders of its own. Raises OSError or CalledProcessError.
     """
     for name in ("lists/partial", "cache/archives/partial", "unpacked"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def apt_download(folder: Path) -> Path:
 
 
 def fetch() -> dict[str, bytes]:
-    """The contents of the four files, from wherever they can be had.
+    """The contents of the four files, from wherever they can be downloaded.
 
     Raises ValueError saying what was tried and how it failed.
     """
@@ -107,8 +107,8 @@ def fetch() -> dict[str, bytes]:
             except (OSError, RuntimeError, ValueError) as error:
                 failures.append(f"{way.__name__}: {' '.join(str(error).split())}")
     raise ValueError(
-        f"Fashion-MNIST cannot be had ({'; '.join(failures)}). Put its four .gz files into a "
-        "folder (github.com/zalandoresearch/fashion-mnist) and give it with --source_dir"
+        f"Fashion-MNIST cannot be downloaded ({'; '.join(failures)}). Put its four .gz files into "
+        "a folder (github.com/zalandoresearch/fashion-mnist) and give it with --source_dir"
     )
 
 

@@ -1,4 +1,4 @@
-"""What prepare_data.py says of packs: what was made, and whether all of it is whole."""
+"""What prepare_data.py says about packs: what was made, and whether all of it is whole."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from resnet50.packing.sources import Source
 from resnet50.packing.writer import Note
 
 SPLITS = ("train", "val")
-VERIFY_CHUNK = 256  # images a task
+VERIFY_CHUNK = 256  # images per task
 SHOWN_NOTES = 20
 
 
@@ -25,7 +25,7 @@ def print_report(report: dict, out: Path, source: Source) -> None:
         made = report[split]
         print(
             f"  {split:5}  {made['images']:>9,} images  {made['bytes'] / 1e9:8.3f} GB, "
-            f"{made['bytes'] / made['images'] / 1e3:.1f} kB an image  {made['seconds']:7.1f} s  "
+            f"{made['bytes'] / made['images'] / 1e3:.1f} kB per image  {made['seconds']:7.1f} s  "
             f"{made['images_per_s']:.0f} images/s"
         )
         notes = [Note(**note) for note in made["notes"]]
@@ -35,12 +35,12 @@ def print_report(report: dict, out: Path, source: Source) -> None:
     if missing := dataset_paths.missing_images(source.classes, num_train, num_val):
         print(f"warning: {missing}")
     elif dataset_paths.known_dataset(source.classes):
-        print("  the numbers of images are what this data set must have")
+        print("  the numbers of images are right for this data set")
     print(f"next: python train.py --data_dir {out} --recipe {recipe_for(source.classes)}")
 
 
 def recipe_for(classes: Sequence[str]) -> str:
-    """The recipe to begin with; for images of one's own `small`, and then see docs/recipes.md."""
+    """The recipe to begin with; for a user's own images `small`, and then see docs/recipes.md."""
     dataset = dataset_paths.known_dataset(classes)
     names = [name for name, known in dataset_paths.DATASETS.items() if known == dataset]
     recipes = {"imagenet": DEFAULT_RECIPE, "fashion-mnist": "demo"}
@@ -76,7 +76,7 @@ def verify(data_dir: Path, num_workers: int) -> int:
             raise ValueError(
                 f"--verify {data_dir}: {path.name} is not there"
                 + (
-                    ", packing was interrupted: the same command goes on"
+                    ", packing was interrupted: the command that packed it resumes"
                     if is_partial(path)
                     else ""
                 )

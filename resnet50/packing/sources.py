@@ -3,7 +3,7 @@
     source = layouts.recognize(Path("imagenet-object-localization-challenge.zip"), work_dir)
     source.layout, len(source.classes), len(source.splits["train"])
 
-Told by what lies inside, not by a name; `UNDERSTOOD` lists what is known.
+Recognized by its content, not by a name; `UNDERSTOOD` lists what is known.
 """
 
 import csv
@@ -28,7 +28,7 @@ UNDERSTOOD = """\
   and as folder, .zip, .tar or .tar.gz:
   Kaggle's imagenet-object-localization-challenge, Tiny-ImageNet-200, Imagenette, Imagewoof
   train/CLASS/* with val/CLASS/* or validation/CLASS/*
-  CLASS/* of two classes or more, out of which a validation split is taken"""
+  CLASS/* of two classes or more, from which a validation split is taken"""
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 CSV_HEADER = ("path", "label")
 ANY_BYTES = "surrogateescape"  # how Python spells file names that are not UTF-8
@@ -125,8 +125,8 @@ class _Tree:
             place = posixpath.join(folder, name)
             found[name] = self.pictures.get(place) or self.pictures.get(f"{place}/images", [])
             if not found[name]:
-                what = f"{self.source / place} has pictures in its subfolders only"
-                raise ValueError(f"{what}: move them up, a class folder holds its own directly")
+                what = f"{self.source / place} has pictures only in its subfolders"
+                raise ValueError(f"{what}: move them up into the class folder itself")
         return found
 
 
@@ -162,7 +162,7 @@ def _from_split_folders(tree: _Tree, train_dir: str, val_dir: str) -> Source:
 
 
 def _from_classes(tree: _Tree, val_pct: float) -> Source:
-    """CLASS/* alone: of each class the first val_pct by the sha256 of CLASS/FILE validate."""
+    """CLASS/* alone: the first val_pct of each class, by sha256 of CLASS/FILE, are validation's."""
     root = ""
     while len(names := tree.subfolders.get(root, ())) == 1:
         root = posixpath.join(root, *names)
@@ -265,7 +265,7 @@ def _csv_split(file: Path, classes: set[str] | None) -> ByClass:
     for line, (path, label) in _rows(file.read_bytes(), file, CSV_HEADER):
         place = posixpath.join(folder, path)
         if (plain := posixpath.normpath(place)) in seen:
-            raise ValueError(f"{file} line {line}: {path} is in it twice; remove one")
+            raise ValueError(f"{file} line {line}: {path} is listed twice; remove one")
         if not label or "/" in label or (classes is not None and label not in classes):
             raise ValueError(f"{file} line {line}: {label!r} is none of the classes; correct it")
         if not posixpath.isfile(place):
@@ -281,8 +281,8 @@ def _csv_split(file: Path, classes: set[str] | None) -> ByClass:
 
 
 def _unknown(tree: _Tree) -> str:
-    """What to say of a source that is none of the known layouts."""
+    """What to say about a source that has none of the known layouts."""
     entries = sorted({member.path.partition("/")[0] for member in tree.members})
     shown = ", ".join([*entries[:8], "..."] if len(entries) > 8 else entries) or "nothing"
     found = f"{len(tree.members):,} files, at the top {shown}"
-    return f"{tree.source} is no data set that is understood: {found}. It may be\n{UNDERSTOOD}"
+    return f"{tree.source} has no layout that is understood: {found}. It may be\n{UNDERSTOOD}"

@@ -1,7 +1,7 @@
 """Write a pack so that a kill costs seconds.
 
-Beside FILE.pack.partial lie its index so far and a state that says how far it is; what the state
-vouches for is on the disk. FILE.pack itself appears whole, by a rename.
+Beside FILE.pack.partial are its index so far and a state that says how far it is; what the state
+counts is on the disk. FILE.pack itself appears whole, by a rename.
 """
 
 import json
@@ -38,9 +38,9 @@ class Chunk(NamedTuple):
 
 
 class PackWriter:
-    """A pack on its way. Opened again for the same job it goes on from the last commit.
+    """A pack being written. Opened again for the same job, it continues from the last commit.
 
-    num_done: pictures dealt with; num_images: those of them that are stored, the others are in
+    num_done: pictures processed; num_images: those of them that are stored, the others are in
     `dropped`, by number. Raises OSError from every method if the disk is full or gone.
     """
 
@@ -54,13 +54,13 @@ class PackWriter:
         self._take_over()
         self._records = open(self._parts[".partial"], "a+b")  # noqa: SIM115 (closed in `finish`)
         self._index = open(self._parts[".index"], "a+b")  # noqa: SIM115
-        # Behind the last commit may lie what a kill left there.
+        # A kill may have left something after the last commit.
         self._records.truncate(self._end)
         self._index.truncate(self.num_images * INDEX.itemsize)
         self._committed_s = time.monotonic()
 
     def _take_over(self) -> None:
-        """Take the state of an earlier start, if it worked at the same job."""
+        """Load the state of an earlier start, if it worked on the same job."""
         try:
             state = json.loads(self._parts[".state"].read_text())
             num_done, num_images, end = state["position"]
@@ -76,7 +76,7 @@ class PackWriter:
             self.dropped = state["dropped"]
 
     def append(self, chunk: Chunk) -> None:
-        """Put a chunk behind the others."""
+        """Write a chunk after the others."""
         for record in chunk.records:
             self._index.write(record.index_entry(self._end).tobytes())
             self._records.write(record.table)
@@ -90,7 +90,7 @@ class PackWriter:
             self.commit()
 
     def commit(self) -> None:
-        """Have everything so far on the disk, then say so."""
+        """Sync everything so far to the disk, then record it in the state."""
         for file in (self._records, self._index):
             file.flush()
             os.fsync(file.fileno())
@@ -104,7 +104,7 @@ class PackWriter:
         self._committed_s = time.monotonic()
 
     def finish(self, sha256: str) -> None:
-        """Seal the file and give it its name; the other parts go."""
+        """Seal the file and give it its name; the other parts are deleted."""
         self.commit()
         self._index.seek(0)
         index = np.frombuffer(self._index.read(), INDEX)

@@ -320,7 +320,7 @@ def test_no_network_is_told(capsys, monkeypatch, tmp_path, free_port):
     closed = f"http://127.0.0.1:{free_port + 1}" + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", closed)
     start_s = time.monotonic()
-    fails(capsys, [*words, "user/name"], "--weights user/name: not to be had", "refused")
+    fails(capsys, [*words, "user/name"], "--weights user/name: cannot be downloaded", "refused")
     assert time.monotonic() - start_s < 10
 
 

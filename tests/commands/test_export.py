@@ -311,4 +311,6 @@ def test_no_network_costs_one_line(tmp_path, monkeypatch, capsys):
     refused([*argv, "--weights=torchvision"], capsys, "no network")
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    refused([*argv, "--weights=nobody/nothing"], capsys, "nobody/nothing: not to be had from")
+    refused(
+        [*argv, "--weights=nobody/nothing"], capsys, "nobody/nothing: cannot be downloaded from"
+    )

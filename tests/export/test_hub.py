@@ -304,7 +304,7 @@ def test_mistakes_are_told_before_the_export(hub, run_dir, tmp_path, monkeypatch
     check(["--hub=me/mi ne"], "--hub: Repo id must use alphanumeric")
     check(["--private"], "--private needs --hub USER/NAME")
     check(["--dry_run"], "--dry_run needs --hub USER/NAME")
-    check(["--hub=me/mine", "--formats=onnx"], "--formats must have safetensors")
+    check(["--hub=me/mine", "--formats=onnx"], "--formats must include safetensors")
     hub.refuse["GET /api/whoami-v2"] = 401
     check(
         ["--hub=me/mine"],
@@ -338,7 +338,7 @@ def test_a_hub_that_says_no_while_sending_costs_one_line(hub, run_dir, tmp_path,
     hub.refuse = {"POST /api/repos": 401, "GET /api/models": 401}
     refused(words, capsys, "Hugging Face answers 401: the token is not valid")
     hub.refuse = {}
-    refused([*words, "--private"], capsys, f"{hub.address}/me/mine is there already, and public")
+    refused([*words, "--private"], capsys, f"{hub.address}/me/mine exists already, and is public")
     assert hub.files == {"models": {}, "spaces": {}}
     hub.refuse = {"POST /api/spaces": 402}
     refused(words, capsys, "Hugging Face answers 402: this needs a paid")
@@ -357,7 +357,9 @@ def test_a_model_that_was_downloaded_loads_without_a_network(
     start_s = time.monotonic()
     images = comparison.noise(32, 3)
     assert torch.equal(pretrained.load("me/mine").model(images), first.model(images))
-    with pytest.raises(ValueError, match="--weights me/other: not to be had from Hugging Face: "):
+    with pytest.raises(
+        ValueError, match="--weights me/other: cannot be downloaded from Hugging Face: "
+    ):
         pretrained.load("me/other")
     assert time.monotonic() - start_s < 10
 

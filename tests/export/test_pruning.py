@@ -79,7 +79,7 @@ def test_the_widest_that_fits_is_taken(share, width):
     try:
         found = pruning.largest_base_width(architecture, False, 64, share)
     except ValueError as error:
-        assert "so narrow" in str(error) and share_of(step) > share
+        assert "narrow enough" in str(error) and share_of(step) > share
         return
     assert share_of(found) <= share < share_of(found + step)
 

@@ -299,7 +299,7 @@ def test_from_nothing_to_a_trained_model(host, tmp_path):
     code, out = setup.run("--only=host,volume")
     assert code == 0, out
     code, out = setup.run()
-    assert code == 2 and "tiny-imagenet-200.zip cannot be had" in out, out
+    assert code == 2 and "tiny-imagenet-200.zip cannot be downloaded" in out, out
     archive(setup.path(f"{MOUNT}/tiny-imagenet-200.tar"))
 
     flags = ["--recipe=tiny", "--", "--epochs=100", "--save_every_steps=3", "--log_every_steps=1"]

@@ -37,7 +37,7 @@ def test_it_becomes_packs_without_loss(originals, tmp_path):
     out = tmp_path / "data" / "fashion-mnist"
     result = prepare(tmp_path, "--source_dir", originals, "--num_workers", "2")
     assert result.code == 0, result.err
-    assert "the numbers of images are what this data set must have" in result.out
+    assert "the numbers of images are right for this data set" in result.out
     train, val = splits.open_dataset(out)
     assert np.bincount(train.labels).tolist() == [6000] * 10
     assert np.bincount(val.labels).tolist() == [1000] * 10

@@ -185,7 +185,7 @@ def test_equal_file_names_in_a_class_are_told_apart_by_their_folders(tmp_path):
         (TRAIN, VAL + "pictures/1/2.jpg,cow\n", r"val.csv line 4: 'cow' is none of the classes"),
         (TRAIN + "pictures/1/2.jpg,\n", VAL, r"train.csv line 5: '' is none"),
         (TRAIN + "pictures/1/2.jpg,a/b\n", VAL, r"train.csv line 5: 'a/b' is none"),
-        (TRAIN + "pictures/./0/0.jpg,cat\n", VAL, r"train.csv line 5: .* is in it twice"),
+        (TRAIN + "pictures/./0/0.jpg,cat\n", VAL, r"train.csv line 5: .* is listed twice"),
         (
             TRAIN + "a,cat\nb,cat\nc,cat\nd,cat\n",
             VAL,
@@ -225,7 +225,7 @@ def test_csvs_of_another_kind_do_not_hide_the_folders(tmp_path):
         ({f"{i}.jpg": b"" for i in range(9)}, r"0.jpg, .*7.jpg, \.\.\."),
         ({"cat/a.jpg": b"", "cat/b.jpg": b""}, r"at the top cat"),
         ({"cat/a.jpg": b"", "cat/b.jpg": b"", "dog/a.jpg": b""}, r"class dog has a single picture"),
-        ({"cat/a.jpg": b"", "dog/old/a.jpg": b""}, r"/dog has pictures in its subfolders only"),
+        ({"cat/a.jpg": b"", "dog/old/a.jpg": b""}, r"/dog has pictures only in its subfolders"),
         ({"train/cat/a.jpg": b"", "train/dog/a.jpg": b""}, r"a train/ and no val/"),
         ({"x/train/cat/a.jpg": b"", "x/test/cat/a.jpg": b""}, r"a train/ and no val/"),
         ({"train/cat/a.jpg": b"", "val/dog/a.jpg": b""}, r"1 only in train \(such as cat: train/"),
@@ -296,7 +296,7 @@ def test_links_to_files_and_folders_are_followed_and_loops_are_errors(tmp_path):
     one, other = (sources.recognize(folder, tmp_path) for folder in (real, linked))
     assert content(one) == content(other)
     (linked / "val" / "up").symlink_to(linked)
-    with pytest.raises(ValueError, match="val/up: leads back to a folder that it lies in"):
+    with pytest.raises(ValueError, match="val/up: links back to a folder that contains it"):
         archives.list_members(linked, tmp_path)
     (linked / "val" / "up").unlink()
     (linked / "val" / "gone").symlink_to(tmp_path / "gone")
@@ -324,9 +324,9 @@ def tar_of(name: str, kind: bytes = tarfile.REGTYPE) -> bytes:
 @pytest.mark.parametrize(
     "name, kind, message",
     [
-        ("../a.jpg", tarfile.REGTYPE, r"'../a.jpg' points out of the archive; do not trust it"),
-        ("a/../../b.jpg", tarfile.REGTYPE, "points out of the archive"),
-        ("/etc/a.jpg", tarfile.REGTYPE, "points out of the archive"),
+        ("../a.jpg", tarfile.REGTYPE, r"'../a.jpg' points outside the archive; do not trust it"),
+        ("a/../../b.jpg", tarfile.REGTYPE, "points outside the archive"),
+        ("/etc/a.jpg", tarfile.REGTYPE, "points outside the archive"),
         ("a.jpg", tarfile.SYMTYPE, "'a.jpg' is a link, device or sparse file; unpack"),
         ("a.jpg", tarfile.LNKTYPE, "is a link, device or sparse file"),
         ("a.jpg", tarfile.CHRTYPE, "is a link, device or sparse file"),
@@ -356,8 +356,8 @@ def zip_of(name: str, mode: int = 0, flags: int = 0, method: int = zipfile.ZIP_S
 @pytest.mark.parametrize(
     "raw, message",
     [
-        (zip_of("../a.jpg"), "points out of the archive"),
-        (zip_of("/a.jpg"), "points out of the archive"),
+        (zip_of("../a.jpg"), "points outside the archive"),
+        (zip_of("/a.jpg"), "points outside the archive"),
         (zip_of("a.jpg", stat.S_IFLNK | 0o777), "a.jpg is a link, encrypted or"),
         (zip_of("a.jpg", flags=1), "a.jpg is a link, encrypted or"),
         (zip_of("a.jpg", method=zipfile.ZIP_LZMA), "compressed by method 14; unpack the archive"),
