@@ -1,4 +1,4 @@
-"""Three ways to keep a command running without a terminal: a systemd unit, tmux, a session.
+"""Three ways to keep a command running without a terminal: a systemd unit, tmux, its own session.
 
 Standard library, Python 3.10.
 """
@@ -25,11 +25,11 @@ CLONE = Path(__file__).resolve().parents[1]  # where `python3 -m host.service` i
 
 @dataclass(frozen=True)
 class Launch:
-    """What is to be kept running.
+    """What to keep running.
 
-    command: train.py and its words; before: a command line, run as root, that comes before each
-    start; then: what follows the end, "nothing" or "stop-host"; last_attempt: the attempt in
-    status.json before this start, since maybe no other one comes.
+    command: train.py and its arguments; before: a command line that runs as root before each start;
+    then: what to do at the end, "nothing" or "stop-host"; last_attempt: the attempt in status.json
+    before this start, in case the start makes no new one.
     """
 
     run_dir: Path
@@ -51,7 +51,7 @@ def available_way() -> str:
 
 
 def start_unit(launch: Launch, host: HostChanges) -> Callable[[], bool]:
-    """A unit that is also started at every boot. Like the other two, returns "does it live?"."""
+    """Start a unit, now and at every boot. Like the other two, returns a test that it is alive."""
     text = systemd_unit.text(
         name=NAME,
         command=launch.command,
@@ -79,7 +79,7 @@ def after_words(launch: Launch, python: str) -> list[str]:
 
 
 def shell_line(launch: Launch) -> str:
-    """What tmux and setsid run: prepare, train, and what comes then."""
+    """What tmux and setsid run: the preparation, the training, and what follows."""
     after = ["env", *after_words(launch, sys.executable)]
     before = shlex.join(as_root(*shlex.split(launch.before))) if launch.before else ""
     parts = [before, shlex.join(launch.command), shlex.join(after)]
@@ -87,7 +87,7 @@ def shell_line(launch: Launch) -> str:
 
 
 def start_tmux(launch: Launch, host: HostChanges) -> Callable[[], bool]:
-    """A detached tmux session; the screen and the log show the same."""
+    """Start a detached tmux session; the screen and the log show the same."""
     line = f"{{ {shell_line(launch)}; }} 2>&1 | tee -a {shlex.quote(str(launch.log))}"
     session = session_of(launch.run_dir)
     host.run("tmux", "new-session", "-d", "-s", session, "-c", str(Path.cwd()), line)
@@ -95,7 +95,7 @@ def start_tmux(launch: Launch, host: HostChanges) -> Callable[[], bool]:
 
 
 def start_session(launch: Launch, host: HostChanges) -> Callable[[], bool]:
-    """A session of its own, which no terminal's end reaches."""
+    """Start it in a session of its own, which outlives any terminal."""
     line = f"{{ {shell_line(launch)}; }} >>{shlex.quote(str(launch.log))} 2>&1 </dev/null"
     print("+ setsid sh -c", shlex.quote(line), "&", flush=True)
     if host.dry_run:
@@ -122,7 +122,7 @@ def unit_is_active() -> bool:
 
 
 def session_of(run_dir: Path) -> str:
-    """Name of a run's tmux session; tmux keeps dots and colons to itself."""
+    """Name of a run's tmux session; tmux reserves dots and colons."""
     return f"{NAME}-{run_dir.name}".replace(".", "_").replace(":", "_")
 
 

@@ -19,20 +19,20 @@ class HostChanges:
         self.dry_run = dry_run
 
     def run(self, *command: str, may_fail: bool = False) -> None:
-        """Run a command without input. Raises ValueError with what it said if it must not fail."""
+        """Run a command without input. Raises ValueError with its output if it fails."""
         print("+", shlex.join(command), flush=True)
         if self.dry_run:
             return
         try:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         except FileNotFoundError as error:
-            raise ValueError(f"{command[0]} is not installed: install it and come back") from error
+            raise ValueError(f"{command[0]} is not installed: install it and try again") from error
         if done.returncode and not may_fail:
             said = (done.stderr or done.stdout).strip()
             raise ValueError(f"{shlex.join(command)} failed ({done.returncode}): {said}")
 
     def replace(self, path: Path, text: str) -> None:
-        """Give a file new content, whole at any time; its mode stays."""
+        """Replace a file's content, whole at any time; its mode stays."""
         print(f"+ write {path}", flush=True)
         if self.dry_run:
             return
@@ -44,7 +44,7 @@ class HostChanges:
 
 
 def can_sudo() -> bool:
-    """Whether this user becomes root without being asked for a password."""
+    """Whether this user can become root without being asked for a password."""
     if not shutil.which("sudo"):
         return False
     return subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0

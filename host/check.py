@@ -55,7 +55,7 @@ class Gpu:
 
 
 def read_gpus() -> list[Gpu]:
-    """The GPUs that the driver knows. Raises ValueError if there is one without a driver."""
+    """The GPUs that the driver knows. Raises ValueError if there is a GPU without a driver."""
     if shutil.which(QUERY[0]):
         listed = subprocess.run(QUERY, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if listed.returncode == 0:
@@ -149,9 +149,11 @@ def check(gpus: Sequence[Gpu], cpu: bool) -> list[str]:
     warnings = []
     cores = len(os.sched_getaffinity(0))
     if cores < CORES_PER_GPU * len(gpus):
-        warnings.append(f"{cores} CPU cores for {len(gpus)} GPUs: loading may limit; see bench.py")
+        warnings.append(
+            f"{cores} CPU cores for {len(gpus)} GPUs: data loading may be the limit; see bench.py"
+        )
     if memory_gb() < MIN_MEMORY_GB:
-        warnings.append(f"{memory_gb():.0f} GB of memory: take fewer --num_workers if it runs out")
+        warnings.append(f"{memory_gb():.0f} GB of memory: use fewer --num_workers if it runs out")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < MIN_FILES:
         warnings.append("the limit of open files is low: ulimit -n 65536")
     return warnings

@@ -4,8 +4,8 @@
     disks.contents(disk.path), disks.not_blank(disk.path)
 
 Runs before there is an environment: standard library, Python 3.10. NVMe names change between boots,
-so a volume is told by model and serial (docs.aws.amazon.com/ebs, "Map Amazon EBS volumes to NVMe
-device names"), and lsblk's FSTYPE, which udev caches, by blkid's own look at the device.
+so a volume is recognized by model and serial (docs.aws.amazon.com/ebs, "Map Amazon EBS volumes to
+NVMe device names"). lsblk's FSTYPE is cached by udev, so blkid looks at the device itself.
 """
 
 import errno
@@ -63,7 +63,7 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess:
         return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:
         raise ValueError(
-            f"{command[0]} is not installed, and is needed to look at disks"
+            f"{command[0]} is not installed, but is needed to look at disks"
         ) from error
 
 
@@ -94,7 +94,7 @@ def _disk(entry: Mapping) -> Disk:
 
 
 def why_not(disk: Disk) -> str:
-    """Why a disk cannot be the data volume; empty if nothing speaks against it."""
+    """Why a disk cannot be the data volume; empty if nothing rules it out."""
     mounts = [mount for part in disk.tree() for mount in part.mounts]
     if "/" in mounts:
         return "holds the root file system"
@@ -105,7 +105,7 @@ def why_not(disk: Disk) -> str:
     if built := sorted({part.kind for part in disk.tree()} - {"disk", "loop", "part"}):
         return f"is part of {', '.join(built)}"
     if disk.model == INSTANCE_STORE:
-        return "is instance store, which every stop of the host empties; it is for --cache"
+        return "is instance store, which is erased when the host stops; it is for --cache"
     return ""
 
 
@@ -135,8 +135,8 @@ def choose(disks: Sequence[Disk], wanted: str) -> Disk:
 
 
 def _not_ebs(disk: Disk) -> str:
-    """Why a disk is no EBS volume; empty if it is one."""
-    return "" if disk.model == EBS else f"is no EBS volume ({disk.model or 'unknown model'})"
+    """Why a disk is not an EBS volume; empty if it is one."""
+    return "" if disk.model == EBS else f"is not an EBS volume ({disk.model or 'unknown model'})"
 
 
 def _named(disks: Sequence[Disk], wanted: str) -> tuple[Disk, Disk]:
@@ -156,7 +156,7 @@ def _named(disks: Sequence[Disk], wanted: str) -> tuple[Disk, Disk]:
 def contents(path: str) -> dict[str, str]:
     """What blkid finds on the device itself: TYPE, UUID, PTTYPE and so on; empty for nothing.
 
-    Raises ValueError where it cannot tell, since what cannot be told must not be touched.
+    Raises ValueError if it cannot tell, since such a device must not be touched.
     """
     found = run(["blkid", "-p", "-o", "export", path])
     if found.returncode == BLKID_NOTHING and not found.stderr.strip():
@@ -188,8 +188,9 @@ def in_use(path: str) -> bool:
 def not_blank(path: str) -> str:
     """What is on a device that should be blank; empty if nothing was found.
 
-    No signature known to blkid or wipefs, and only zeros: everywhere up to 8 GiB; on more, where
-    file systems keep headers and copies of them, and at 8,192 places between. Raises ValueError.
+    Blank means no signature known to blkid or wipefs, and only zeros: everywhere up to 8 GiB; on
+    more, where file systems keep headers and copies of them, and at 8,192 places between. Raises
+    ValueError.
     """
     if found := contents(path):
         return found.get("TYPE") or f"a partition table ({found.get('PTTYPE', 'unknown')})"
@@ -201,12 +202,12 @@ def not_blank(path: str) -> str:
         for offset, length in places(size):
             device.seek(offset)
             if device.read(length).strip(b"\0"):
-                return f"data of no known kind, at byte {offset:,}"
+                return f"data of an unknown kind, at byte {offset:,}"
     return ""
 
 
 def places(size: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what `not_blank` reads of a device of so many bytes."""
+    """(offset, length) of what `not_blank` reads of a device with this many bytes."""
     if size <= READ_WHOLE_BYTES:
         for offset in range(0, size, MIB):
             yield offset, min(MIB, size - offset)
@@ -233,8 +234,8 @@ def ext4_copies(size: int) -> Iterator[int]:
 
 
 def file_system_bytes(path: str, mount: str, kind: str) -> int:
-    """Size that a mounted ext4 or xfs file system believes to have. Raises ValueError."""
-    if kind == "xfs":  # its superblock on the disk is old while it is mounted
+    """Size that a mounted ext4 or xfs file system reports for itself. Raises ValueError."""
+    if kind == "xfs":  # its superblock on the disk is out of date while it is mounted
         info = run(["xfs_info", mount])
         sizes = re.search(r"^data .*bsize=(\d+) +blocks=(\d+)", info.stdout, re.MULTILINE)
         if sizes is None:

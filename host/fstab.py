@@ -17,7 +17,7 @@ def source_of(mount: str) -> str:
 
 
 def add(line: str, host: HostChanges) -> None:
-    """One more line in fstab; what was there before is kept beside it once."""
+    """Add a line to fstab; the file as it was before the first one is kept beside it."""
     before = PATH.read_text() if PATH.exists() else ""
     text = before + ("" if before.endswith("\n") or not before else "\n") + line + "\n"
     print(f"+ add to {PATH}: {line}", flush=True)

@@ -1,12 +1,12 @@
-"""Read the packed data from instance store: a copy that may vanish at any stop of the host.
+"""Read the packed data from instance store: a copy that is lost whenever the host stops.
 
     sudo python3 -m host.instance_store --source /mnt/imagenet/imagenet --link /mnt/imagenet/cached
 
-Instance store is the NVMe that some instances bring with them, faster than a volume and empty after
-every stop. A blank one gets a file system and the packs; --link then points to the copy, or to the
-source wherever there is no instance store, or too little of it. Checkpoints never go there. Run
-again, it copies only what has changed. Standard library, Python 3.10. Exit codes: 0 the link
-stands, 2 change something.
+Instance store is the local NVMe of some instances, faster than a volume and empty after every stop.
+A blank one gets a file system and the packs; --link then points to the copy, or to the source if
+there is no instance store, or too little of it. Checkpoints never go there. Run again, it copies
+only what has changed. Standard library, Python 3.10. Exit codes: 0 the link is set, 2 change
+something.
 """
 
 import os
@@ -22,11 +22,11 @@ from resnet50.config.command_line import Parser, print_error
 
 MOUNT = Path("/mnt/instance_store")
 DLAMI_MOUNT = Path("/opt/dlami/nvme")  # where Deep Learning AMIs mount theirs at boot
-FREE_BYTES = 1 << 30  # to be left over
+FREE_BYTES = 1 << 30  # to keep free
 
 
 def store_folder(host: HostChanges) -> Path | None:
-    """A folder on instance store; None where there is none to be used. May mount or format it."""
+    """A folder on instance store; None if there is none to use. May mount or format it."""
     for mount in (MOUNT, DLAMI_MOUNT):
         if os.path.ismount(mount):
             return mount
@@ -75,7 +75,7 @@ def is_same(one: Path, other: Path) -> bool:
 
 
 def point(link: Path, target: Path, host: HostChanges) -> None:
-    """Have a symbolic link point there, without a moment in which it is missing."""
+    """Make a symbolic link point there, without a moment in which it is missing."""
     if link.is_symlink() and link.readlink() == target:
         return
     host.run("mkdir", "-p", str(link.parent))
@@ -84,7 +84,7 @@ def point(link: Path, target: Path, host: HostChanges) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fill the cache as far as it goes, and set the link."""
+    """Fill the cache if possible, and set the link."""
     parser = Parser("host/instance_store.py", __doc__)
     add = parser.add_argument
     add("--source", type=Path, required=True, metavar="DIR", help="packed data on the volume")
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.source.is_dir():
         parser.error(f"--source {args.source}: no such folder")
     if args.link.exists() and not args.link.is_symlink():
-        parser.error(f"--link {args.link}: is there already, and no link")
+        parser.error(f"--link {args.link}: exists already, and is not a link")
     host, target = HostChanges(args.dry_run), args.source.absolute()
     try:
         folder = store_folder(host)

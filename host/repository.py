@@ -4,17 +4,17 @@
     python3 -m host.repository --on_local_changes reset --yes
     python3 -m host.repository --on_local_changes merge --allow_code_change
 
-A clone without local changes is moved forward to its upstream. One with local changes:
+A clone without local changes is fast-forwarded to its upstream. One with local changes:
 
     fail     ends, naming them
-    keep     stays as it is; training takes what lies on the disk
-    backup   saves them all under refs/backup/, and moves forward beneath them if no file is in both
+    keep     stays as it is; training uses what is on the disk
+    backup   saves them all under refs/backup/, and fast-forwards if upstream changed none of them
     merge    saves them all, and merges them with upstream; after a conflict all is as before
-    reset    saves them all, and becomes upstream; wants --yes
+    reset    saves them all, and resets to upstream; needs --yes
 
-All means staged, unstaged, and untracked files, and commits that upstream has not. While a run has
-checkpoints the code stays what it is. Standard library, Python 3.10. Exit codes: 0 done, 2 change
-something.
+All means staged, unstaged, and untracked files, and commits that upstream does not have. While a
+run has checkpoints the code does not change. Standard library, Python 3.10. Exit codes: 0 done, 2
+change something.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from resnet50.records import status
 CLONE = Path(__file__).resolve().parents[1]
 WAYS = ("fail", "keep", "backup", "merge", "reset")
 ANSWER_S = 60.0
-FETCH_S = "60"  # below 1 kB/s for so long: no network
+FETCH_S = "60"  # below 1 kB/s for this long: no network
 IDENTITY = ("-c", "user.name=setup_and_train.sh", "-c", "user.email=setup_and_train@localhost")
 
 
@@ -92,8 +92,8 @@ class Clone:
     def back_up(self) -> str:
         """Commit everything to a ref of its own, touching neither index nor files; returns it.
 
-        A merge, as git stash makes it: its tree is the files as they lie there, its parents are
-        HEAD and a commit of what is staged.
+        A merge, as git stash makes it: its tree is the files as they are, its parents are HEAD and
+        a commit of what is staged.
         """
         head = self.git("rev-parse", "HEAD")
         staged = self.git(
@@ -112,19 +112,19 @@ class Clone:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         ref = f"refs/backup/{stamp}-{saved[:8]}"
         self.git("update-ref", ref, saved)
-        print(f"all local changes are saved as {ref}; back to them: git checkout {ref}")
+        print(f"all local changes are saved as {ref}; to get back to them: git checkout {ref}")
         return ref
 
 
 def update(clone: Clone, args: argparse.Namespace) -> None:
-    """Move forward as far as --on_local_changes allows. Raises ValueError if it may not."""
+    """Update as far as --on_local_changes allows. Raises ValueError if it does not."""
     if clone.merging().exists():
         mend(clone)
     changes = clone.changes()
     try:
         clone.git("fetch", "--quiet")
     except ValueError as error:
-        print(f"warning: {error}; going on with the code that is here")
+        print(f"warning: {error}; continuing with the code that is here")
     head, upstream = clone.git("rev-parse", "HEAD"), clone.upstream()
     own_commits = bool(upstream) and not clone.holds("merge-base", "--is-ancestor", head, upstream)
     behind = bool(upstream) and not clone.holds("merge-base", "--is-ancestor", upstream, head)
@@ -132,11 +132,11 @@ def update(clone: Clone, args: argparse.Namespace) -> None:
     if not changes and not own_commits and not behind:
         return
     if not args.allow_code_change and (run := run_with_checkpoints(args.runs)):
-        print(f"{run} has checkpoints of this code, which stays: --allow_code_change to change it")
+        print(f"{run} has checkpoints of this code: not updating it without --allow_code_change")
         return
     if not changes and not own_commits:
         clone.git("merge", "--ff-only", "--quiet", upstream)
-        print(f"moved forward to {upstream[:12]}")
+        print(f"fast-forwarded to {upstream[:12]}")
         return
     if not behind and args.on_local_changes not in ("fail", "reset"):
         return
@@ -144,7 +144,7 @@ def update(clone: Clone, args: argparse.Namespace) -> None:
     if way == "fail":
         raise ValueError(f"local changes: {listed(changes, own_commits)}; see --on_local_changes")
     if way == "keep":
-        print(f"local changes stay and are trained with: {listed(changes, own_commits)}")
+        print(f"local changes stay and are used in training: {listed(changes, own_commits)}")
     elif way == "reset" and not args.yes:
         raise ValueError("--on_local_changes reset removes local changes: add --yes")
     else:
@@ -158,7 +158,7 @@ def listed(changes: Sequence[str], own_commits: bool) -> str:
 
 
 def ask(changes: Sequence[str], own_commits: bool) -> str:
-    """The way that the user wants; keep where there is no terminal, or no answer in a minute."""
+    """What the user chooses; keep if there is no terminal, or no answer in a minute."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return "keep"
     print(f"local changes: {listed(changes, own_commits)}")
@@ -173,24 +173,24 @@ def ask(changes: Sequence[str], own_commits: bool) -> str:
 
 
 def back_up(clone: Clone, upstream: str, behind: bool) -> None:
-    """Save; then forward, if git can do that without touching a changed file."""
+    """Save; then fast-forward, if git can do that without touching a changed file."""
     clone.back_up()
     if not behind:
         return
     try:
         clone.git("merge", "--ff-only", "--quiet", upstream)
-        print(f"moved forward to {upstream[:12]}")
+        print(f"fast-forwarded to {upstream[:12]}")
     except ValueError as error:
-        print(f"the code stays where it was: {error}")
+        print(f"the code stays as it was: {error}")
 
 
 def merge(clone: Clone, upstream: str, behind: bool) -> None:
-    """Save, and bring the changes onto upstream; a conflict leaves all as it was."""
+    """Save, and merge the changes with upstream; a conflict leaves everything as it was."""
     ref, head = clone.back_up(), clone.git("rev-parse", "HEAD")
     if not behind:
         return
     changed = bool(clone.changes())
-    clone.merging().write_text(f"{ref} {head}\n")  # whoever finds it goes back: see mend
+    clone.merging().write_text(f"{ref} {head}\n")  # a later start that finds it goes back: see mend
     if changed:
         clone.git("stash", "push", "--include-untracked", "--quiet")
     try:
@@ -203,7 +203,7 @@ def merge(clone: Clone, upstream: str, behind: bool) -> None:
             clone.git("stash", "drop", "--quiet")
         raise ValueError(
             f"local changes cannot be merged with {upstream[:12]} ({error}): all is as before. "
-            "Merge by hand, or take another --on_local_changes"
+            "Merge by hand, or choose another --on_local_changes"
         ) from error
     clone.merging().unlink()
     if changed:
@@ -212,17 +212,17 @@ def merge(clone: Clone, upstream: str, behind: bool) -> None:
 
 
 def mend(clone: Clone) -> None:
-    """Commit, files and index as they were before a merge that failed or was killed."""
+    """Restore commit, files and index to before a merge that failed or was killed."""
     ref, head = clone.merging().read_text().split()
     clone.git("reset", "--hard", "--quiet", head)
     clone.git("read-tree", "--reset", "-u", ref)
     clone.git("read-tree", "--reset", f"{ref}^2")
     clone.merging().unlink()
-    print(f"a merge that did not end is undone, back to {ref}")
+    print(f"an unfinished merge was undone, back to {ref}")
 
 
 def reset(clone: Clone, upstream: str, behind: bool) -> None:
-    """Save, and become upstream; untracked files stay where upstream has none of that name."""
+    """Save, and reset to upstream; untracked files stay unless upstream has one of that name."""
     if not upstream:
         raise ValueError("--on_local_changes reset: this branch follows no upstream branch")
     clone.back_up()
@@ -231,7 +231,7 @@ def reset(clone: Clone, upstream: str, behind: bool) -> None:
 
 
 def run_with_checkpoints(runs: Path) -> Path | None:
-    """A run that can still go on, and so needs the code that began it."""
+    """A run that can still be resumed, and so needs the code that started it."""
     for path in sorted(runs.glob(f"*/{status.FILE}")):
         run, state = path.parent, status.read_status(path.parent).get("state")
         if state not in status.ENDED and any(run.glob("checkpoints/step_*.pt")):
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     clone = Clone(args.folder)
     if not (args.folder / ".git").exists():
-        print(f"{args.folder} is not a git clone: its code is taken as it is")
+        print(f"{args.folder} is not a git clone: its code is used as it is")
         return 0
     try:
         if args.dry_run:

@@ -1,10 +1,10 @@
-"""Keep a training running without a terminal, and say how it stands.
+"""Keep a training running without a terminal, and report its state.
 
     python3 -m host.service start --run_dir runs/imagenet -- .venv/bin/python train.py --recipe mild
     python3 -m host.service status --run_dir runs/imagenet
     python3 -m host.service attach | logs | stop --run_dir runs/imagenet
 
-What it runs is `python train.py`, which restarts what crashed and saves when told to stop: as a
+It runs `python train.py`, which restarts after a crash and saves when told to stop: as a
 systemd unit where systemd runs (which also resumes after a reboot), else in tmux, else in a session
 of its own. Its output goes to RUN_DIR/console.log. Standard library, Python 3.10. Exit codes: 0 it
 runs or is done, 1 it ended while starting, 2 change something.
@@ -29,23 +29,25 @@ START_S, STOP_S = 300.0, 120.0  # the unit's own TimeoutStopSec is 110
 
 
 def start(args: argparse.Namespace) -> int:
-    """Have it trained, unless it trains already or is done."""
+    """Start the training, unless it is running already or is done."""
     run_dir, host = args.run_dir, HostChanges(args.dry_run)
     if not args.dry_run and is_training(args) == 0:
         return 0
     if args.then == "stop-host":
         if not (args.dry_run or os.geteuid() == 0 or can_sudo()):
-            raise ValueError("--then stop-host needs root, and sudo does not give it unasked")
+            raise ValueError(
+                "--then stop-host needs root, which sudo does not give without a password"
+            )
         print("when training has ended, this host is SHUT DOWN (--then stop-host)")
     way = args.way or background.available_way()
     other = systemd_unit.run_dir_of(UNIT_PATH)
     if way == SYSTEMD and background.unit_is_active() and other != str(run_dir.resolve()):
-        raise ValueError(f"this host trains {other or 'something else'} already: stop that first")
+        raise ValueError(f"this host is training {other or 'something else'}: stop that first")
     host.run("mkdir", "-p", str(run_dir))
     last_attempt = str(status.read_status(run_dir).get("attempt", ""))
     launch = Launch(run_dir, args.command, args.before, args.then, last_attempt)
     if not args.dry_run:
-        launch.log.touch()  # else systemd makes it, as root's
+        launch.log.touch()  # otherwise systemd creates it, owned by root
     log_size = size_of(launch.log)
     starts = {
         SYSTEMD: background.start_unit,
@@ -57,19 +59,19 @@ def start(args: argparse.Namespace) -> int:
 
 
 def is_settled(args: argparse.Namespace) -> int:
-    """Whether there is nothing to start, since it trains or has ended, and then what there is; 1 if
-    there is."""
+    """0 if there is nothing to start, since it is training or has ended, after showing that; else
+    1."""
     if is_training(args) == 0:
         return 0
     if status.read_status(args.run_dir).get("state") not in status.ENDED:
         return 1
     show(args.run_dir)
-    print("give another --run_dir to train another one")
+    print("give a new --run_dir to train another one")
     return 0
 
 
 def is_training(args: argparse.Namespace) -> int:
-    """Whether it trains this moment, and how; 1 if it does not."""
+    """0 if it is training at this moment, after showing how; else 1."""
     return show(args.run_dir) if status.supervisor_of(args.run_dir) else 1
 
 
@@ -78,21 +80,21 @@ def size_of(log: Path) -> int:
 
 
 def wait_for_first_step(launch: Launch, log_size: int, is_alive: Callable[[], bool]) -> int:
-    """Until it trains, or has trained; 1 with the log's end if it ended before that.
+    """Wait until it trains, or is done; 1, with the log's end, if it ended before that.
 
     log_size: bytes of the log before it was started.
     """
     run_dir, deadline, lives = launch.run_dir, time.monotonic() + START_S, True
     while lives and time.monotonic() < deadline:
         time.sleep(0.5)
-        lives = is_alive()  # asked first: what ends now has written its status by now
+        lives = is_alive()  # asked first: if it has ended, its status is written by now
         found = status.read_status(run_dir)
         is_done = found.get("state") == status.DONE
         trains = status.supervisor_of(run_dir) and found.get("step", 0) > 0
         is_new = found.get("attempt", "") not in ("", launch.last_attempt)
         if is_new and (trains or is_done):
             return show(run_dir)
-        if not lives and is_done:  # it was before: what has train.py said?
+        if not lives and is_done:  # it was done before: train.py has said so, or why not
             said = launch.log.read_bytes()[log_size:].decode(errors="replace").rstrip()
             print(said)
             return 2 if ": error: " in said else show(run_dir)
@@ -106,7 +108,7 @@ def wait_for_first_step(launch: Launch, log_size: int, is_alive: Callable[[], bo
 
 
 def show(run_dir: Path) -> int:
-    """How the run stands, and how to look on."""
+    """Print the run's state, and where to watch it."""
     found, supervisor = status.read_status(run_dir), status.supervisor_of(run_dir)
     if not found and not supervisor:
         return print_error("host/service.py", f"no run in {run_dir}")
@@ -129,18 +131,18 @@ def show(run_dir: Path) -> int:
 
 
 def how_it_runs(run_dir: Path) -> str:
-    """Which of the ways the running training was started in, as far as it shows."""
+    """How the running training was started, as far as it shows."""
     if background.is_units(run_dir) and background.unit_is_active():
         return f"systemd unit {NAME}"
     return (
         f"tmux session {background.session_of(run_dir)}"
         if background.has_tmux_session(run_dir)
-        else "without one"
+        else "without systemd or tmux"
     )
 
 
 def stop(args: argparse.Namespace) -> int:
-    """Have the run saved and ended, and not started at the next boot."""
+    """Make the run save and end, and not start at the next boot."""
     if background.is_units(args.run_dir) and shutil.which("systemctl"):
         HostChanges().run(*as_root("systemctl", "disable", "--now", f"{NAME}.service"))
     if holder := status.supervisor_of(args.run_dir):
@@ -155,7 +157,7 @@ def stop(args: argparse.Namespace) -> int:
 
 
 def attach(args: argparse.Namespace) -> int:
-    """The tmux screen, or the log as it grows; Ctrl-C leaves, training goes on."""
+    """The tmux screen, or the log as it grows; Ctrl-C leaves it, and training continues."""
     if background.has_tmux_session(args.run_dir):
         os.execvp(
             "tmux", ["tmux", "attach-session", "-t", f"={background.session_of(args.run_dir)}"]
@@ -187,7 +189,7 @@ def after(args: argparse.Namespace) -> int:
         host.run(*as_root("systemctl", "disable", f"{NAME}.service"))
     # A start that was refused, or had nothing to do, leaves the status of the attempt before it.
     if args.then == "stop-host" and found.get("attempt") != args.last_attempt:
-        print("training has ended: shutting this host down in a minute; `shutdown -c` keeps it")
+        print("training has ended: shutting this host down in a minute; `shutdown -c` cancels that")
         host.run(*as_root("shutdown", "-h", "+1"))
     return 0
 
@@ -210,13 +212,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("do", choices=calls)
     add("--run_dir", type=Path, required=True, metavar="DIR", help="run folder")
-    add("--way", choices=(SYSTEMD, TMUX, SETSID), help="to keep it running [the best there is]")
-    add("--before", default="", metavar="LINE", help="command that comes before each start")
+    add("--way", choices=(SYSTEMD, TMUX, SETSID), help="how to keep it running [the best one here]")
+    add("--before", default="", metavar="LINE", help="command to run before each start")
     add(
         "--then",
         choices=("nothing", "stop-host"),
         default="nothing",
-        help="when training has ended; stop-host shuts the machine down",
+        help="what to do when training has ended; stop-host shuts the machine down",
     )
     add("--last_attempt", default="", help=argparse.SUPPRESS)  # from `start` to `after`
     add("--dry_run", action="store_true", help="print what would be done")
@@ -225,11 +227,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv[:own])
     args.command = argv[own + 1 :]
     if (args.do == "start") != bool(args.command):
-        parser.error("`start` needs a command after --, and only it does")
+        parser.error("`start`, and nothing else, needs a command after --")
     try:
         return calls[args.do](args)
     except KeyboardInterrupt:
-        print("host/service.py: left alone; what was started goes on")
+        print("host/service.py: interrupted; what was started keeps running")
         return 0
     except (ValueError, OSError) as error:
         return print_error("host/service.py", error)

@@ -26,7 +26,7 @@ def multiplies(device: torch.device) -> None:
     """Raises ValueError if a product of ones comes out wrong."""
     ones = torch.ones(SIDE, SIDE, device=device)
     if not torch.equal((ones @ ones).cpu(), torch.full((SIDE, SIDE), float(SIDE))):
-        raise ValueError(f"{device} multiplies wrongly")
+        raise ValueError(f"a product on {device} is wrong")
 
 
 def all_reduce(rank: int, world_size: int, store: str) -> None:
@@ -49,12 +49,12 @@ def all_reduce(rank: int, world_size: int, store: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Try everything; one line on what there is."""
+    """Try everything; prints one line about what there is."""
     num_gpus = torch.cuda.device_count()
     has_driver = Path("/proc/driver/nvidia/version").exists()
     try:
         if has_driver and not num_gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            raise ValueError("it sees no GPU, and the host has an NVIDIA driver: see nvidia-smi")
+            raise ValueError("it sees no GPU, but the host has an NVIDIA driver: see nvidia-smi")
         for device in range(num_gpus):
             multiplies(torch.device("cuda", device))
         multiplies(torch.device("cpu"))

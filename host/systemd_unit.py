@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-# train.py's exit codes: 2 the user must change something, 3 diverged. 75, interrupted and
-# resumable, and a crash are started again; `systemctl stop` is not. A start may take as long as a
-# copy to instance store does (ExecStartPre).
+# train.py's exit codes: 2 the user must change something, 3 diverged. After 75, interrupted and
+# resumable, and after a crash the unit starts again; after `systemctl stop` it does not. A start
+# may take as long as a copy to instance store does (ExecStartPre).
 MARK = "# Run folder: "
 UNIT = """\
 # Written by setup_and_train.sh. Status: systemctl status {name}; log: {log}
@@ -54,8 +54,8 @@ def text(
 ) -> str:
     """The unit file.
 
-    command: absolute path of the program and its words; before, after: commands that run as root
-    before each start and after each end. Their failure does not keep training from starting.
+    command: absolute path of the program and its arguments; before, after: commands that run as
+    root before each start and after each end. If they fail, training starts all the same.
     """
     absolute = [word for word in command if word.startswith("/")]  # environment, data, run folder
     return UNIT.format(

@@ -1,11 +1,11 @@
-"""Mount the data volume, for good: find it, check it, mount it by UUID, let it grow.
+"""Mount the data volume permanently: find it, check it, mount it by UUID, let it grow.
 
     sudo python3 -m host.volume --mount /mnt/imagenet
     sudo python3 -m host.volume --mount /mnt/imagenet --volume vol-0123456789ab --format_if_blank
     sudo python3 -m host.volume --mount /mnt/imagenet --dry_run
 
 What is on a volume is never changed, with one exception: --format_if_blank puts ext4 on a volume on
-which nothing at all was found. Run again, it says that all is done. setup_and_train.sh calls it
+which nothing at all was found. Run again, it says that it is done. setup_and_train.sh calls it
 with the system's Python: standard library, Python 3.10. Exit codes: 0 done, 2 change something.
 """
 
@@ -24,11 +24,11 @@ from host.changes import HostChanges
 from host.disks import MIB, Disk
 from resnet50.config.command_line import Parser, print_error
 
-# Says that mkfs was begun on a volume that was blank, so that a kill in its middle can be mended.
+# Records that mkfs was begun on a blank volume, so that a kill in the middle can be repaired.
 INTENT = Path("/var/lib/setup_and_train.formatting.json")
 OPTIONS = "defaults,nofail,x-systemd.device-timeout=30s"
 LABEL = "imagenet"
-GROWS_BY = 64 * MIB  # less than this is what partitions and file systems leave over
+GROWS_BY = 64 * MIB  # partitions and file systems leave less than this unused
 MOUNTED = ("ext4", "xfs")
 LOCK = Path("/run/setup_and_train.volume.lock")
 
@@ -40,7 +40,7 @@ def mounted_at(mount: str) -> str:
 
 
 def mount_volume(args: argparse.Namespace, host: HostChanges) -> None:
-    """Have the volume mounted. Raises ValueError or OSError for what must be changed."""
+    """Have the volume mounted. Raises ValueError or OSError if something must be changed."""
     if device := mounted_at(args.mount):
         check_is_wanted(device, args.volume)
         print(f"{device} is mounted at {args.mount}")
@@ -68,7 +68,7 @@ def mount_known(source: str, args: argparse.Namespace, host: HostChanges) -> str
             if time.monotonic() >= deadline:
                 raise ValueError(
                     f"{fstab.PATH} has {source} for {args.mount}, which cannot be mounted "
-                    f"({error}): attach that volume, or remove the line to take another one"
+                    f"({error}): attach that volume, or remove the line to use another one"
                 ) from error
         time.sleep(1)
     device = mounted_at(args.mount)
@@ -93,7 +93,7 @@ def check_is_wanted(device: str, wanted: str) -> None:
 
 
 def mount_anew(args: argparse.Namespace, host: HostChanges) -> str:
-    """Choose, perhaps format, and mount a volume that no fstab knows; returns the device."""
+    """Choose, perhaps format, and mount a volume that is not in fstab; returns the device."""
     check_mount_point(Path(args.mount))
     disk = wait_for_volume(args.volume, 0 if host.dry_run else args.wait_s)
     print(f"the data volume is {disk}")
@@ -124,7 +124,7 @@ def check_mount_point(mount: Path) -> None:
 
 
 def wait_for_volume(wanted: str, wait_s: float) -> Disk:
-    """The data volume; one that is being attached is waited for."""
+    """The data volume, after waiting for one that is being attached."""
     deadline = time.monotonic() + wait_s
     while True:
         if Path("/run/udev").exists():
@@ -150,8 +150,8 @@ def what_to_mount(disk: Disk) -> tuple[str, dict[str, str]]:
             return next(iter(systems.items()))
         listed = ", ".join(f"{path}: {has.get('TYPE', 'nothing')}" for path, has in parts.items())
         raise ValueError(
-            f"{disk} has a partition table ({listed or 'without partitions'}) and not exactly one "
-            f"file system to mount: say which, --volume DEVICE"
+            f"{disk} has a partition table ({listed or 'without partitions'}) but not exactly one "
+            f"file system to mount: choose one with --volume DEVICE"
         )
     if found and found.get("TYPE") not in MOUNTED:
         raise ValueError(
@@ -162,12 +162,12 @@ def what_to_mount(disk: Disk) -> tuple[str, dict[str, str]]:
 
 
 def identity(disk: Disk) -> dict[str, object]:
-    """What a volume is known by over reboots."""
+    """What identifies a volume across reboots."""
     return {"serial": disk.serial or disk.path, "size_bytes": disk.size_bytes}
 
 
 def interrupted_format(disk: Disk, found: dict[str, str]) -> bool:
-    """Whether what is there is the half of a format that we began: never mounted, so never used."""
+    """Whether a format that we began is unfinished there: never mounted, so never used."""
     if not INTENT.exists() or json.loads(INTENT.read_text()) != identity(disk):
         return False
     if not found:
@@ -179,7 +179,7 @@ def interrupted_format(disk: Disk, found: dict[str, str]) -> bool:
 
 
 def format_blank(disk: Disk, host: HostChanges) -> None:
-    """ext4 on a volume without anything on it. Raises ValueError, and nothing was written."""
+    """Put ext4 on a volume without anything on it. Raises ValueError before anything is written."""
     if disk.kind not in disks.WHOLE:
         raise ValueError(f"{disk} is a {disk.kind}: only whole volumes are formatted")
     if disk.parts:
@@ -193,12 +193,12 @@ def format_blank(disk: Disk, host: HostChanges) -> None:
     if identity(again) != identity(disk) or again.parts:
         raise ValueError(f"{disk} is another device now: it is left alone")
     host.replace(INTENT, json.dumps(identity(disk)))
-    # -F: it was looked at more closely than mkfs does. -m 0: no room is kept for root's daemons.
+    # -F: we have looked more closely than mkfs does. -m 0: no room is reserved for root's daemons.
     host.run("mkfs.ext4", "-q", "-F", "-L", LABEL, "-m", "0", disk.path)
 
 
 def mount_for_good(device: str, found: dict[str, str], mount: str, host: HostChanges) -> str:
-    """Mount, and have fstab do it after a reboot; the volume's owner is who called sudo."""
+    """Mount, now and through fstab at every boot; returns the device, "" in a dry run."""
     kind = found["TYPE"]
     uuid = found.get("UUID") or disks.contents(device).get("UUID", "")
     if host.dry_run:
@@ -228,7 +228,7 @@ def mount_for_good(device: str, found: dict[str, str], mount: str, host: HostCha
 
 
 def grow(device: str, mount: str, host: HostChanges) -> None:
-    """Let a file system fill a volume that was made larger; never the other way."""
+    """Let a file system fill a volume that was made larger; never shrinks it."""
     kind = disks.contents(device).get("TYPE", "")
     if kind not in MOUNTED:
         return
@@ -248,9 +248,9 @@ def grow(device: str, mount: str, host: HostChanges) -> None:
 
 
 def give_to_caller(mount: Path, host: HostChanges) -> None:
-    """Root's top folder of a volume, not what is in it, is made that of whoever called sudo.
+    """Give the top folder of a volume, if it is root's, to the user who called sudo.
 
-    Training is not root's. Raises ValueError if it is somebody else's.
+    Training does not run as root. Raises ValueError if the folder is somebody else's.
     """
     caller = os.environ.get("SUDO_UID", "")
     if not caller or host.dry_run or mount.stat().st_uid == int(caller):
@@ -269,13 +269,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--mount", default="/mnt/imagenet", metavar="DIR", help="mount point [/mnt/imagenet]")
     add("--volume", default="", metavar="ID", help="vol-... or /dev/... [the only one possible]")
     add("--format_if_blank", action="store_true", help="put ext4 on a volume with nothing on it")
-    add("--wait_s", type=float, default=0, metavar="S", help="for a volume being attached [0]")
+    add("--wait_s", type=float, default=0, metavar="S", help="seconds to wait for a volume [0]")
     add("--dry_run", action="store_true", help="print what would be changed, change nothing")
     args = parser.parse_args(argv)
     if not args.mount.startswith("/") or args.mount.rstrip("/") == "":
         parser.error(f"--mount {args.mount}: give an absolute path other than /")
     if set(args.mount) & set(" \t\n\\#"):
-        parser.error(f"--mount {args.mount}: fstab wants it without spaces, backslashes and #")
+        parser.error(f"--mount {args.mount}: fstab allows no spaces, backslashes or # in it")
     args.mount = args.mount.rstrip("/")
     if os.geteuid() != 0 and not args.dry_run:
         parser.error("volumes are mounted by root: sudo python3 -m host.volume ...")

@@ -113,7 +113,7 @@ REFUSED = {
         [root(), store("nvme1n1")],
         "",
         "no data volume",
-        "every stop of the host",
+        "erased when the host stops",
     ),
     "two free volumes": ([root(), DATA, OTHER], "", "vol-0aaa111", "vol-0bbb222"),
     "the only other one is swap": (
@@ -130,7 +130,7 @@ REFUSED = {
     "another maker's disk": (
         [root(), entry("/dev/sdb", "disk", 500, "Some SSD", "S1")],
         "",
-        "is no EBS volume (Some SSD)",
+        "is not an EBS volume (Some SSD)",
     ),
     "an id that is not attached": (
         [root(), DATA],

@@ -96,4 +96,4 @@ def test_a_copy_that_was_lost_is_made_again(host, packed, tmp_path):
 def test_mistakes_end_with_2(host, packed):
     shutil.copytree(packed, packed.parent / "cached" / "link")
     result = call(host, packed)
-    assert result.returncode == 2 and "is there already" in result.stderr
+    assert result.returncode == 2 and "exists already" in result.stderr

@@ -106,7 +106,7 @@ def assert_backed_up(clones: Clones) -> None:
 def test_a_clean_clone_moves_forward(clones):
     newest = clones.upstream_gets(same="newer\n")
     result = clones.update()
-    assert result.returncode == 0 and "moved forward" in result.stdout
+    assert result.returncode == 0 and "fast-forwarded" in result.stdout
     assert git(clones.here, "rev-parse", "HEAD") == newest
     assert clones.update().stdout.count("\n") == 1  # nothing more to do
 
