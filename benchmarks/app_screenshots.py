@@ -1,11 +1,11 @@
-"""The pictures of the page that README and docs show, of a page that is running.
+"""Take the screenshots of the page that README and docs show, from a page that is running.
 
     python app.py --weights FILE &
     python benchmarks/app_screenshots.py PICTURE --url http://127.0.0.1:7860 --out images
 
-Opens it in Chromium without a screen, gives it the picture as a user does, waits for the classes
-and the heat map, and writes app.png (1280 px wide) and app_phone.png (390 px). Fails if the page
-asked anything of another host. Needs Debian's chromium and chromium-driver, and selenium 4.51.0.
+Opens it in headless Chromium, uploads the picture as a user does, waits for the classes and the
+heat map, and writes app.png (1280 px wide) and app_phone.png (390 px). Fails if the page sent a
+request to another host. Needs Debian's chromium and chromium-driver, and selenium 4.51.0.
 """
 
 import argparse
@@ -41,9 +41,9 @@ WAIT_S = 60
 
 @contextlib.contextmanager
 def browser() -> Iterator["Chrome"]:
-    """Chromium without a screen, logging its requests.
+    """Headless Chromium, logging its requests.
 
-    Raises ValueError naming what is to be installed.
+    Raises ValueError naming what to install.
     """
     for program, package in (("chromium", "chromium"), ("chromedriver", "chromium-driver")):
         if not shutil.which(program):
@@ -90,7 +90,7 @@ def shown_classes(driver: "Chrome") -> list[str]:
 
 
 def requested_hosts(driver: "Chrome") -> set[str]:
-    """Hosts that the page has asked for something since this was last called."""
+    """Hosts that the page has sent requests to since this was last called."""
     hosts = set()
     for entry in driver.get_log("performance"):
         message = json.loads(entry["message"])["message"]
@@ -119,7 +119,7 @@ def take(driver: "Chrome", url: str, picture: Path, path: Path, width: int) -> l
     time.sleep(0.5)
     driver.save_screenshot(str(path))
     if strangers := requested_hosts(driver) - {urlsplit(url).hostname}:
-        raise ValueError(f"the page asked other hosts: {', '.join(sorted(strangers))}")
+        raise ValueError(f"the page sent requests to other hosts: {', '.join(sorted(strangers))}")
     return classes
 
 

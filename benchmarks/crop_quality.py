@@ -1,20 +1,19 @@
-"""How near the training crops come to those of the original pictures, and what others give up.
+"""How close the training crops come to those of the original pictures, and what others lose.
 
     python benchmarks/crop_quality.py
     python benchmarks/crop_quality.py --data_dir /data/imagenet --image_sizes 224
 
-The reference is the original, decoded whole by Pillow, and its own bilinear resize with
-anti-aliasing of the same rectangle. A crop of ours is what train.py would see: out of a pack, with
-its cut through the compressed bytes and its choice of resizing. Where a pack holds shrunken
-pictures the rectangle is drawn on these and the reference's is the same, scaled up. Yardsticks:
+The reference is the original, decoded whole by Pillow, and Pillow's bilinear resize with
+anti-aliasing of the same rectangle. A crop of ours is what train.py would see: from a pack, cut out
+of the compressed bytes and resized in its own way. If a pack holds shrunken pictures, the rectangle
+is drawn on these, and the reference's is the same one scaled up. Yardsticks:
 Pillow's bicubic filter instead of its bilinear one, and what FFCV does (the whole JPEG decoded,
 OpenCV's INTER_AREA) with pictures of the same size and quality.
 
 PSNR in dB is the mean over the crops, with the 10th percentile; MAD the mean difference of two
-values of 0 to 255; SSIM is of the luma, with the usual window (Gaussian, 11 pixels, sigma 1.5). The
-last column says what the same code had on real ImageNet files (1,000 of them, 200 crops, 224 px).
+values of 0 to 255; SSIM is of the luma, with the usual window (Gaussian, 11 pixels, sigma 1.5).
 
-Without --data_dir it makes the photo corpus, as loader.py does, which shares the stores with it.
+Without --data_dir it makes the photo corpus, as loader.py does, and uses the same stores.
 """
 
 import argparse
@@ -170,7 +169,7 @@ def ffcv_stored(pixels: np.ndarray, long_side: int) -> np.ndarray:
 def pillow_crop(
     original: Image.Image, crop: Crop, resample: Image.Resampling = Image.Resampling.BILINEAR
 ) -> np.ndarray:
-    """The rectangle of a crop out of the original, which may be larger than what it was cut of."""
+    """The rectangle of a crop, from the original, which may be larger than what it was drawn on."""
     factors = [original.size[0] / crop.size[0], original.size[1] / crop.size[1]] * 2
     box = [
         min(x * f, most) for x, f, most in zip(crop.box, factors, original.size * 2, strict=True)

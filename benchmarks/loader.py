@@ -1,27 +1,27 @@
-"""Images a second of this project's loader on one core, beside what users would pick instead.
+"""Images per second of this project's loader on one core, next to what users would pick instead.
 
     python benchmarks/loader.py
     python benchmarks/loader.py --image_sizes 224 --ffcv_python ~/ffcv/bin/python
     python benchmarks/loader.py --num_workers 2
 
 Without --data_dir it makes the photo corpus (photo_corpus.py, 170 MB to download). It stores the
-pictures in the ways compared, once, in --work_dir (1 GB), and measures from there: one process at a
-time, one core, one thread, everything in the page cache, batches of 50. Seconds are of processor
-time, all threads of a process together, which neighbors on the machine cannot take away.
+pictures once in each form compared, in --work_dir (1 GB), and measures from there: one process at a
+time, one core, one thread, everything in the page cache, batches of 50. Seconds are CPU time,
+summed over a process's threads, so that time taken by other programs does not count.
 * base: ImageFolder, Pillow, RandomResizedCrop, flip, ToTensor, Normalize and torch.stack.
 * ours: what a worker of train.py does for a batch, uint8 in its place in shared memory. Whether to
-  flip is drawn; the flip itself and the normalization are the device's.
-* FFCV 1.0.2 on files of JPEGs that its own writer made of the same pictures, and DALI on the CPU on
-  plain JPEG files; uint8, flipped. webdataset on one .tar of the originals, then as base.
-  Each runs in its own Python, since hardly one holds everything, and is skipped where missing:
+  flip is drawn here; the flip itself and the normalization are left to the device.
+* FFCV 1.0.2 on files of JPEGs that its own writer made from the same pictures, and DALI on the CPU
+  on plain JPEG files; uint8, flipped. webdataset on one .tar of the originals, then as base.
+  Each runs in its own Python, since hardly any one holds everything, and is skipped if missing:
       apt install libopencv-dev libturbojpeg0-dev pkg-config && pip install ffcv==1.0.2 torchvision
       pip install nvidia-dali-cuda130==2.4.0
       pip install webdataset==1.0.2 torchvision
 
-The candidates take turns in every round, in random sequence, with the same pictures; webdataset
-reads from front to back and has its .tar's next ones. Ratios are of the same round: median
-(10th-90th percentile). With --num_workers 2 it measures instead what two worker processes deliver
-over one, by the clock: nothing else may run on the machine.
+The candidates take turns in every round, in random order, with the same pictures; webdataset reads
+from front to back and gets the next ones of its .tar. Ratios are within a round: median (10th-90th
+percentile). With --num_workers 2 it instead compares two worker processes with one, by wall-clock
+time: nothing else may run on the machine.
 """
 
 import argparse
@@ -148,7 +148,7 @@ def rival_candidate(work: Work, long_side: int, rival: Rival) -> Candidate:
 
 
 def take_turns(candidates: Sequence[Candidate], rounds: int) -> np.ndarray:
-    """Seconds (rounds, candidates), each round in another sequence."""
+    """Seconds (rounds, candidates), each round in a different order."""
     for candidate in candidates:
         for file in candidate.files:
             Path(file).read_bytes()  # into the page cache
@@ -232,7 +232,7 @@ def measure_workers(args: argparse.Namespace, corpus: Corpus, rounds: np.ndarray
     seconds = np.zeros((args.rounds, 2))
     for number, (place, stream) in itertools.product(range(args.rounds), enumerate(streams)):
         time.sleep(IDLE_S)
-        # What lies ready is not counted, nor the first batches, which all come at once.
+        # Batches that are ready are not counted, nor the first ones, which all come at once.
         for _ in range(place + 1 + SPARE_SLOTS + LEAD_IN):
             next(stream)
         start = time.perf_counter()
@@ -279,7 +279,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if not all(0 < scale <= 1 for scale in args.min_crop_scales):
         parser.error("--min_crop_scales: must lie between 0 and 1")
     if args.num_workers > encode.num_cores():
-        parser.error("--num_workers 2: needs two cores, here is one; take --num_workers 1")
+        parser.error("--num_workers 2: needs two cores, but there is one; use --num_workers 1")
     return args
 
 
@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         corpus = crop_quality.open_corpus(args)
         num_images, count = len(corpus.folder), args.images_per_round
         if num_images < count:
-            raise ValueError(f"--images_per_round {count}: there are {num_images}; take fewer")
+            raise ValueError(f"--images_per_round {count}: there are {num_images}; use fewer")
         about = f"{machine()}; {num_images} pictures of {corpus.folder.root}"
         print(about)
         order = epoch_order(0, 0, num_images)[: num_images // count * count]

@@ -1,4 +1,4 @@
-"""The pictures in the ways that other projects' loaders read them, for loader_rivals.py.
+"""The pictures in the formats that other projects' loaders read, for loader_rivals.py.
 
 Plain JPEG files for DALI, one .tar for webdataset, FFCV's own format by its own writer. As this is
 imported in their Pythons too, it needs nothing but the standard library until it is called.
@@ -45,7 +45,7 @@ def write_jpeg(long_side: int, source: str, target: Path) -> None:
 def tar_file(files: Sequence[str], labels: Sequence[int], cache: Path) -> str:
     """One .tar of the original files, as they are, and their labels: NNNNN.jpg and NNNNN.cls.
 
-    In random sequence, as webdataset's shards are made: they are read from front to back.
+    In random order, as webdataset's shards are made: they are read from front to back.
     """
     path, unfinished = cache / "original.tar", cache / "original.tar.partial"
     if not path.exists():

@@ -2,10 +2,10 @@
 
     python benchmarks/loader_rivals.py ffcv|dali|webdataset      (started by loader.py, not by hand)
 
-A process reads a JSON object a line and answers with one: {"do": "make", ...} gets a pipeline ready
-under a name, {"do": "run", ...} has it make some batches and answers with the seconds. Between two
-answers it does nothing, so that loader.py can measure something else on the same core meanwhile. It
-knows nothing of this project, which its Python need not be able to run.
+A process reads one JSON object per line and answers with one: {"do": "make", ...} gets a pipeline
+ready under a name, {"do": "run", ...} has it make some batches and answers with the seconds. In
+between it does nothing, so that loader.py can measure something else on the same core. It uses
+nothing of this project, which its Python need not be able to run.
 """
 
 import argparse
@@ -33,7 +33,7 @@ MAX_IMAGES = 1 << 20  # FFCV wants an epoch's order beforehand: it never gets to
 
 
 class RivalError(RuntimeError):
-    """Another project's loader is not there or failed."""
+    """Another project's loader is not installed, or failed."""
 
 
 class Rival:
@@ -68,7 +68,7 @@ class Rival:
     def ask(self, do: str, **values: object) -> dict:
         """Have something done; "seconds" of the answer are the processor time.
 
-        Raises RivalError if the process dies of it.
+        Raises RivalError if the process dies.
         """
         self._process.stdin.write(json.dumps({"do": do, **values}) + "\n")
         self._process.stdin.flush()
@@ -81,7 +81,7 @@ class Rival:
     def store(
         self, files: Sequence[str], labels: Sequence[int], long_side: int, cache: Path
     ) -> list[str]:
-        """The pictures in this loader's way, made in `cache` if they are not there yet.
+        """The pictures in this loader's format, made in `cache` if they are not there yet.
 
         long_side: in pixels, 0 for the files as they are. Returns the paths of the files.
         """
@@ -114,7 +114,7 @@ def add_python_options(parser: argparse.ArgumentParser) -> None:
 def start_rivals(
     pythons: dict[str, Path], files: Sequence[str], labels: Sequence[int], cache: Path
 ) -> list[Rival]:
-    """The loaders that are there, with their files made; those that are not are named.
+    """The loaders that are installed, with their files made; the others are named on the terminal.
 
     pythons: which Python runs which library.
     """
@@ -138,7 +138,7 @@ def make_ffcv(
     min_crop_scale: float,
     batch_size: int,
 ) -> Callable[[int], None]:
-    """What makes a number of batches with https://github.com/libffcv/ffcv."""
+    """A function that makes a number of batches with https://github.com/libffcv/ffcv."""
     import numpy as np
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -187,10 +187,10 @@ def make_dali(
     min_crop_scale: float,
     batch_size: int,
 ) -> Callable[[int], None]:
-    """What makes a number of batches with https://github.com/NVIDIA/DALI; needs no GPU."""
+    """A function that makes a number of batches with https://github.com/NVIDIA/DALI; no GPU."""
     from nvidia.dali import fn, pipeline_def, types
 
-    # Nothing is done ahead: others are measured meanwhile, and one core gains nothing by it.
+    # No batch is made ahead: others are measured meanwhile, and one core would gain nothing.
     @pipeline_def(
         batch_size=batch_size,
         num_threads=1,
@@ -237,10 +237,10 @@ def make_webdataset(
     min_crop_scale: float,
     batch_size: int,
 ) -> Callable[[int], None]:
-    """What makes a number of batches with https://github.com/webdataset/webdataset.
+    """A function that makes a number of batches with https://github.com/webdataset/webdataset.
 
     It reads its .tar from front to back, over and over, so that the pictures of a round are the
-    next ones there and not those of `order`. What it makes of them is what loader.py's base does.
+    next ones there and not those of `order`. It processes them as loader.py's base does.
     """
     import torch
     import webdataset
@@ -256,7 +256,7 @@ def make_webdataset(
             transforms.Normalize(MEAN, STD),
         ]
     )
-    # In a list, since in a plain string it would take braces in the path for a pattern.
+    # In a list, since in a plain string it would treat braces in the path as a pattern.
     dataset = webdataset.WebDataset(files, shardshuffle=False).decode("pil").to_tuple("jpg", "cls")
     samples = itertools.chain.from_iterable(itertools.repeat(dataset))
 
@@ -267,7 +267,7 @@ def make_webdataset(
     return run
 
 
-# With what must be there for each.
+# With the modules that each needs.
 LIBRARIES = {
     "ffcv": (make_ffcv, "ffcv.loader"),
     "dali": (make_dali, "nvidia.dali"),
@@ -276,9 +276,9 @@ LIBRARIES = {
 
 
 def version_of(library: str) -> str:
-    """Raises ImportError or OSError if it is not there, or what it needs is not."""
+    """Raises ImportError or OSError if it, or something it needs, is not installed."""
     module, *_ = [importlib.import_module(name) for name in LIBRARIES[library][1:]]
-    # FFCV 1.0.2 takes itself for 0.0.3rc1; DALI's package has CUDA's version in its name.
+    # FFCV 1.0.2 reports itself as 0.0.3rc1; DALI's package has CUDA's version in its name.
     return importlib.metadata.version("ffcv") if library == "ffcv" else module.__version__
 
 

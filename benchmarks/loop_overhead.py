@@ -6,9 +6,9 @@
 Both loops train a ResNet50 with SGD and OneCycleLR on the same batches, which lie in memory: no
 data wait, no log lines, no checkpoint, no evaluation. They take turns, and the ratio is the median
 over the rounds of the ratio of their median steps. train.py's loop adds the agreement between
-ranks, the counting of hits, the check for a loss that is not finite, and the books that the
-display needs. All of that takes the same time whatever the model, so the step of a tiny model shows
-it more sharply, in milliseconds.
+ranks, the counting of hits, the check for a loss that is not finite, and the bookkeeping for the
+display. All of that takes the same time with any model, so the step of a tiny model shows it more
+clearly, in milliseconds.
 """
 
 import argparse

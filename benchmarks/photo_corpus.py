@@ -1,4 +1,4 @@
-"""Make a corpus of JPEGs with ImageNet's sizes out of photographs in Debian's packages.
+"""Make a corpus of JPEGs with ImageNet's sizes from photographs in Debian's packages.
 
     python benchmarks/photo_corpus.py --out /tmp/photo
     python benchmarks/photo_corpus.py --out /tmp/photo --num_images 500 --cache /tmp/debs
@@ -110,9 +110,9 @@ def download(packages: Iterable[str], folder: Path) -> None:
 
 
 def find_photos(cache: Path, unpacked: Path) -> list[tuple[str, Path]]:
-    """(package, file) of each photograph, downloaded and unpacked; those that are not there miss.
+    """(package, file) of each photograph, downloaded and unpacked; missing ones are left out.
 
-    Raises ValueError if the packages cannot be had.
+    Raises ValueError if the packages cannot be downloaded.
     """
     missing = [package for package in PHOTOS if not any(cache.glob(f"{package}_*.deb"))]
     try:
@@ -136,8 +136,9 @@ def find_photos(cache: Path, unpacked: Path) -> list[tuple[str, Path]]:
     except (OSError, subprocess.CalledProcessError) as error:
         lines = (getattr(error, "stderr", "") or "").strip().splitlines()
         raise ValueError(
-            f"the wallpapers cannot be had ({lines[-1] if lines else error}). Put the .deb files "
-            f"of {', '.join(PHOTOS)} (packages.debian.org) into a folder, give it with --cache"
+            f"the wallpapers cannot be downloaded ({lines[-1] if lines else error}). Put the .deb "
+            f"files of {', '.join(PHOTOS)} (packages.debian.org) into a folder and give it with "
+            "--cache"
         ) from error
     return photos
 
@@ -200,7 +201,7 @@ def write_image(
 def make_corpus(args: argparse.Namespace) -> None:
     """Download, cut and write the corpus, whole or not at all, and print what it is.
 
-    Raises ValueError if the photographs cannot be had, OSError if they cannot be written.
+    Raises ValueError if there are no photographs, OSError if the corpus cannot be written.
     """
     start = time.monotonic()
     partial = args.out.with_name(f"{args.out.name}.partial")
@@ -263,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, name) < least:
             parser.error(f"--{name} {getattr(args, name)}: must be at least {least}")
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
-        parser.error(f"--out {args.out}: lies there already; remove it or name another folder")
+        parser.error(f"--out {args.out}: exists already; remove it or name another folder")
     for option, folder in (("--out", args.out.parent), ("--cache", args.cache)):
         try:
             if folder is not None:

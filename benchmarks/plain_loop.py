@@ -6,7 +6,7 @@
 What time_to_accuracy.py compares the recipes with. It follows pytorch/examples imagenet/main.py
 (RandomResizedCrop, flip, momentum 0.9, weight decay 1e-4, learning rate 0.1 x batch / 256, divided
 by ten after each third of the epochs); --bf16 adds autocast and channels_last, the two lines that
-every tuning guide gives. As many epochs as the minutes give room for, and an evaluation after each.
+every tuning guide gives. Runs as many epochs as fit into the minutes, and an evaluation after each.
 """
 
 import argparse
@@ -86,7 +86,7 @@ class Loop:
 
 
 def epochs_that_fit(args: argparse.Namespace, batches: DataLoader, num_classes: int) -> int:
-    """Epochs that the minutes give room for, by the time of a few steps of a loop to throw away."""
+    """Epochs that fit into the minutes, by the time of a few steps of a throwaway loop."""
     loop, times = Loop(args, num_classes), []
     endless = itertools.chain.from_iterable(itertools.repeat(batches))
     for batch in itertools.islice(endless, 2 * TIMED_STEPS):
@@ -98,7 +98,7 @@ def epochs_that_fit(args: argparse.Namespace, batches: DataLoader, num_classes: 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train for about so many minutes, one printed line an epoch."""
+    """Train for about that many minutes, printing one line per epoch."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -38,7 +38,7 @@ BACKGROUND, TEXT = "#1b1b1b", "#e8e8e8"
 def watch(words: Sequence[str], percent: int) -> str:
     """All that a training writes to its terminal until that much of its second epoch is done.
 
-    Raises TimeoutError if that does not come, and ValueError if the command ends before.
+    Raises TimeoutError if that takes too long, and ValueError if the command ends first.
     """
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))

@@ -7,9 +7,9 @@
 Nothing is run. Images/s at 224 px are published training figures; other sizes go by their pixels,
 rate(size) = rate(224) x (224 / size)^2, each epoch with its own size. An epoch is 1,281,167 images;
 an evaluation 50,000, at three times the training rate of its size (assumed: no backward pass).
-The data are taken to keep up; how many images/s they would have to come at is printed too. The
-table has what recipes took where they were published beside what this arithmetic makes of them:
-real runs were slower, more so with small images. bench.py measures instead of projecting.
+Data loading is assumed to keep up; the images/s that this requires are printed too. The table shows
+what recipes took where they were published, next to what this arithmetic gives for them: real runs
+were slower, more so with small images. bench.py measures instead of projecting.
 """
 
 import argparse
@@ -34,7 +34,7 @@ REFERENCE_SIZE = 224  # px, of the published rates
 LEVELS = range(70, 90)  # top-1 in percent, for `advice`
 PRICES = (
     "On demand, Linux, us-east-1, from SkyPilot's catalog v8 (catalogs/v8/aws/vms.csv; after AWS's "
-    "cut of June 2025, day not recorded): look today's up"
+    "cut of June 2025, day not recorded): look up today's"
 )
 
 
@@ -182,7 +182,7 @@ def arithmetic(name: str, host: Host) -> str:
 
 def advice(costs: Sequence[Cost]) -> list[str]:
     """What to take for a budget: for every whole percent of top-1 the recipe that is cheapest on
-    one GPU, one sentence a recipe."""
+    one GPU, one sentence per recipe."""
     single = [cost for cost in costs if cost.host.gpus == 1]
     choices: dict[str, tuple[int, Cost]] = {}
     for level in LEVELS:
@@ -206,7 +206,7 @@ def on(cost: Cost) -> str:
 
 
 def published_advice() -> str:
-    """The order by what was measured where the recipes come from, which no projection decides."""
+    """The recipes in the order of their published, measured hours, which need no projection."""
     known = [(r.gpu_hours, name, r) for name, r in imagenet_recipes().items() if r.gpu_hours]
     listed = ", ".join(
         f"`{name}` {hours:g} for {r.top1:g}%"
@@ -226,7 +226,7 @@ def page(costs: Sequence[Cost]) -> str:
         for host in HOSTS
     ]
     parts = [
-        ["**Projections, not measurements**: hours and dollars of one run, the data keeping up."],
+        ["**Projections, not measurements**: hours and dollars of one run, if the data keep up."],
         table(costs),
         needs_table(costs),
         rates + [f"* Prices: {PRICES}."],

@@ -1,13 +1,13 @@
-"""What a checkpoint costs while training goes on, and what a resume costs before it does.
+"""What a checkpoint costs during training, and what a resume costs before training continues.
 
     python benchmarks/save_and_resume.py --data_dir DIR
 
 Trains a ResNet50 of 1,000 classes with momentum and averaged weights (a checkpoint of 307 MB) on an
 index as large as ImageNet's, 1,281,167 entries that all are the first image of DIR's train.pack.
-First, saves: the seconds that the loop stands still for one, and the seconds that it and the steps
-beside the writing take longer than the same number of steps without. Then, in a process of its own,
-a resume at step 4,000 of an epoch of 5,004: what comes between the imports and the first step's
-end, with the building of the model, which a fresh start has too, apart.
+First, saves: the seconds that the loop stands still for one, and how many seconds longer it and the
+steps during the writing take than the same number of steps without. Then, in a separate process, a
+resume at step 4,000 of an epoch of 5,004: the time from the imports to the end of the first step,
+listing separately the building of the model, which a fresh start needs too.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch._dynamo  # two seconds, which the first optimizer would take: an import like the others
+import torch._dynamo  # takes two seconds, which the first optimizer would take otherwise
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -37,7 +37,7 @@ from resnet50.system import interruption
 from resnet50.training import build, distributed, engine
 
 NUM_IMAGES, RESUME_AT = 1_281_167, 4000
-SAVE_EVERY_S = 300.0  # --save_every_minutes is 5 unless told
+SAVE_EVERY_S = 300.0  # --save_every_minutes is 5 by default
 
 
 def make_data(source: Path, folder: Path) -> None:
@@ -84,7 +84,7 @@ def take_steps(run: run_start.Run, count: int) -> float:
 
 
 def measure_saves(run: run_start.Run, steps: int, rounds: int) -> list[tuple[float, float, float]]:
-    """Seconds of a save's stall, of the writing, and that save and steps took longer, a round."""
+    """Of every round, the seconds of a save's stall, of the writing, and added by the save."""
     take_steps(run, 2)
     found = []
     for _ in range(rounds):
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_dir", type=Path, required=True, help="folder with train.pack")
     for name, default in (("image_size", 32), ("steps", 4), ("rounds", 7)):
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N")
-    parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)  # the process of its own
+    parser.add_argument("--resume", type=Path, help=argparse.SUPPRESS)  # for the separate process
     args = parser.parse_args(argv)
     if args.resume:
         cfg = settings(args.data_dir, args.resume, args)

@@ -1,14 +1,14 @@
-"""How long a recipe takes to the accuracy that a plain training loop has after some minutes.
+"""How long a recipe takes to reach the accuracy that a plain loop has after some minutes.
 
     python benchmarks/time_to_accuracy.py --minutes 10
     python benchmarks/time_to_accuracy.py --data_dir DIR --recipe small --minutes 10 --seeds 0 1 2
 
 Runs, one after the other and for every seed: plain_loop.py in fp32 as users write it, the same in
-bf16 with channels_last, and train.py with the recipe. All on the same images, tested at the same
-size. One clock for all, the caller's, from the start of the process: imports count, and for
-train.py so does packing the images. By default they are Fashion-MNIST's, which
-`./setup_and_train.sh --demo` gets. Writes results.json and curves.png into --out, and prints the
-table of benchmarks/README.md.
+bf16 with channels_last, and train.py with the recipe. All use the same images and are tested at the
+same size. This script times them all from the start of the process: imports count, and for train.py
+so does packing the images. By default these are Fashion-MNIST's, which
+`./setup_and_train.sh --demo` downloads. Writes results.json and curves.png into --out, and prints
+the table of benchmarks/README.md.
 """
 
 import argparse
@@ -192,10 +192,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--data_dir", type=Path, default=REPOSITORY / "data" / "fashion-mnist", metavar="DIR")
-    add("--recipe", choices=list(RECIPES), default="demo", help="of train.py [demo]")
+    add("--recipe", choices=list(RECIPES), default="demo", help="what train.py runs [demo]")
     add("--flags", nargs="*", default=[], metavar="WORD", help="more flags of train.py, without --")
-    add("--minutes", type=float, default=10, metavar="X", help="that the plain loop has [10]")
-    add("--plain_batch_size", type=int, default=64, metavar="N", help="of the plain loop [64]")
+    add("--minutes", type=float, default=10, metavar="X", help="minutes for the plain loop [10]")
+    add(
+        "--plain_batch_size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="images per step of the plain loop [64]",
+    )
     add("--seeds", type=int, nargs="+", default=[0], metavar="N")
     add("--out", type=Path, default=Path("runs/time_to_accuracy"), metavar="DIR")
     return parser

@@ -4,8 +4,8 @@
 # Expected: for total_steps=10 the scheduler has rates for 10 optimizer steps, and refuses to be
 # stepped beyond its end, where the rate has reached its minimum.
 # Behavior: stepped after each of the 10 optimizer steps, as the documentation's loop does, it gives
-# an 11th rate before it refuses. That one lies on the prolonged curve: with "linear" it is
-# negative, so that an optimizer that took one more step would climb; with "cos" it rises again.
+# an 11th rate before it refuses. That rate extrapolates the curve: with "linear" it is negative, so
+# that an optimizer taking one more step would ascend; with "cos" it rises again.
 # Seen: linear: 11 rates, the last two 0.000004 -0.142853
 #       cos: 11 rates, the last two 0.000004 0.049519
 set -euo pipefail

@@ -2,7 +2,7 @@
 # torch-lr-finder 0.2.2: a range test does not stop when the loss becomes NaN.
 #
 # Expected: `range_test(..., diverge_th=5)` ends early, "since the loss diverged", once the loss is
-# not a number any more.
+# NaN.
 # Behavior: it compares `loss > diverge_th * best_loss`, and no comparison with NaN is true. All
 # iterations run, at ever higher rates, and `history["loss"]` ends in NaN.
 # Seen: calls 50, losses that are NaN 40

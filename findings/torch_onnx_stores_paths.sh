@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# torch 2.14.1 with onnx 1.23.2 and onnxscript 0.7.2: an exported model names folders of the machine
-# that exported it.
+# torch 2.14.1 with onnx 1.23.2 and onnxscript 0.7.2: an exported model contains folder names of the
+# machine that exported it.
 #
 # Expected: a file that holds the network, its weights and names of inputs and outputs.
 # Behavior: every node carries `pkg.torch.onnx.stack_trace` among its metadata, a Python traceback
-# with the absolute paths of the script and of the installed packages: with them a user's name and
-# the layout of the disk are published. Taking that entry out of every node changes no result.
+# with the absolute paths of the script and of the installed packages, which publishes a user's name
+# and the layout of the disk. Removing that entry from every node changes no result.
 # Seen: nodes with the exporting folder in their metadata: 3 of 3
 set -euo pipefail
 

@@ -19,7 +19,7 @@ class HostChanges:
         self.dry_run = dry_run
 
     def run(self, *command: str, may_fail: bool = False) -> None:
-        """Run a command without input. Raises ValueError with its output if it fails."""
+        """Run a command without input. Unless may_fail, raises ValueError with its output."""
         print("+", shlex.join(command), flush=True)
         if self.dry_run:
             return
