@@ -1,4 +1,4 @@
-"""The page as a Space runs it: asked by programs and by a browser, and given whatever people have.
+"""The page as a Space runs it: queried by programs and by a browser, and given all kinds of files.
 
 The browser's tests need Debian's chromium and chromium-driver, and selenium.
 """
@@ -53,7 +53,7 @@ needs_browser = needs("chromium", "chromedriver")
 
 
 def random_weights(num_classes: int = len(NAMES)) -> dict[str, torch.Tensor]:
-    """Of a tiny network whose answers differ from picture to picture."""
+    """The weights of a tiny network whose answers differ from picture to picture."""
     torch.manual_seed(3)
     model = ResNet((1, 1, 1, 1), 8, num_classes, zero_init_gamma=False)
     torch.nn.init.normal_(model.fc.weight, std=0.2)
@@ -101,7 +101,7 @@ def space(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(space, free_port) -> Iterator[str]:
-    """The address of the page, which at the end of all must live and have said nothing amiss."""
+    """The address of the page, which must still run at the end and have logged no error."""
     words = [sys.executable, "app.py", "--port", free_port, "--max-mb", MAX_MB]
     with open(space / "out", "w") as out:
         process = start(words, space, stdout=out, GRADIO_TEMP_DIR=str(space / "cache"))
@@ -191,7 +191,7 @@ def test_what_is_no_picture_is_answered_in_words(client, tmp_path, name):
     (tmp_path / name).write_bytes(make())
     with pytest.raises(Exception, match=text) as caught:
         ask(client, tmp_path / name)
-    assert "/" not in str(caught.value)  # no place on the server
+    assert "/" not in str(caught.value)  # no path on the server
     (tmp_path / "photo.jpg").write_bytes(photo())
     assert len(ask(client, tmp_path / "photo.jpg")[0]) == 5
 
@@ -207,7 +207,7 @@ def test_an_upload_over_the_limit_is_refused(client, page, tmp_path):
     (tmp_path / "large.jpg").write_bytes(b"\xff" * 50_000_000)
     with pytest.raises(Exception, match="exceeds the maximum file size"):
         ask(client, tmp_path / "large.jpg")
-    with open(tmp_path / "large.jpg", "rb") as file:  # by a client that does not look first
+    with open(tmp_path / "large.jpg", "rb") as file:  # by a client that does not check first
         answer = httpx.post(f"{page}/gradio_api/upload", files={"files": file}, timeout=60)
     assert answer.status_code == 413 and "4000000 bytes" in answer.text
 

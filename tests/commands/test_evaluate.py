@@ -91,7 +91,7 @@ def test_a_report_agrees_with_the_figures(image_folder, run_dir, tmp_path):
 
 
 def test_pictures_of_a_report_have_every_name_or_say_so_once(tmp_path, capfd, recwarn):
-    """Dollar signs are no mathematics; characters without a font are one note, no warnings."""
+    """Dollar signs are not math; characters without a font give one note and no warnings."""
     pixels = np.zeros((8, 8, 3), np.uint8)
     cases = (
         ("cost_$5", "$a$b", ""),
@@ -107,7 +107,7 @@ def test_pictures_of_a_report_have_every_name_or_say_so_once(tmp_path, capfd, re
 
 
 def test_a_host_without_a_home_gets_no_remarks_of_matplotlib(tmp_path):
-    """Its cache of fonts has no folder then, which is nothing that a user could mend."""
+    """Its cache of fonts then has no folder, which is nothing that a user could fix."""
     (tmp_path / "file").touch()
     words = [sys.executable, "-c", "from resnet50.records import curves"]
     env = {"MPLCONFIGDIR": str(tmp_path / "file" / "folder"), "PYTHONPATH": str(REPOSITORY)}

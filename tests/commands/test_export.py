@@ -199,7 +199,7 @@ def refused(argv: list[object], capsys, *texts: str) -> None:
 
 
 def test_int8_that_disagrees_is_not_written(image_folder, tmp_path, capsys):
-    """Three classes as good as equal: fp32 tells them apart, 8 bits cannot."""
+    """Three nearly equal classes: fp32 tells them apart, 8 bits cannot."""
     torch.manual_seed(1)
     model = ResNet(*TINY)
     with torch.no_grad():
@@ -295,7 +295,7 @@ def test_weights_that_are_not_right_cost_one_line(run_dir, image_folder, tmp_pat
     ],
 )
 def test_a_missing_package_is_named(weights, tmp_path, monkeypatch, capsys, module, flags, text):
-    monkeypatch.setitem(sys.modules, module, None)  # what Python takes for: not to be imported
+    monkeypatch.setitem(sys.modules, module, None)  # makes Python refuse to import it
     argv = [f"--weights={weights}", f"--out={tmp_path}/out", f"--data_dir={tmp_path}"]
     refused([*argv, *flags], capsys, text, "trtexec" if module == "tensorrt" else module)
 

@@ -1,4 +1,4 @@
-"""prepare_data.py: every source, lying files, kills, full disks, mistakes; one result."""
+"""prepare_data.py: every source, mislabeled files, kills, full disks, mistakes; one result."""
 
 import hashlib
 import http.server
@@ -63,7 +63,7 @@ def picture(form: str, mode: str = "RGB") -> bytes:
     return file.getvalue()
 
 
-LIARS = {  # what lies in every real data set: three that can be used, two that cannot
+LIARS = {  # files as in every real data set: three that can be used, two that cannot
     "png.JPEG": picture("PNG"),
     "cmyk.JPEG": picture("JPEG", "CMYK"),
     "gray.JPEG": picture("JPEG", "L"),
@@ -183,7 +183,7 @@ def test_sizes_shrink_and_never_grow(image_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def large_folder(tmp_path_factory) -> Path:
-    """Photos enough to take seconds: 3 classes, 1,500 and 30 images of up to 700 px."""
+    """Enough photos to take seconds: 3 classes, 1,500 and 30 images of up to 700 px."""
     root = make_folder(tmp_path_factory.mktemp("large"), 4, 10)
     for name in CLASSES:
         for i in range(4):
@@ -196,7 +196,7 @@ def large_folder(tmp_path_factory) -> Path:
 
 
 def test_three_kills_leave_the_file_of_an_undisturbed_start(large_folder, tmp_path, no_leftovers):
-    """SIGKILL at other moments, other numbers of processes: the same bytes, and no process left."""
+    """SIGKILL at various moments, various numbers of processes: the same bytes, no process left."""
     calm = prepare(tmp_path, large_folder, "--out", "calm")
     assert calm.code == 0, calm.err
     words = packing_words(large_folder, tmp_path / "out")

@@ -228,7 +228,7 @@ schedules = st.fixed_dictionaries(
 @example({"schedule": "onecycle", "epochs": 1, "pct_start": 1.0, "three_phase": True}, 3)
 @example({"schedule": "onecycle", "epochs": 2, "pct_start": 0.25}, 2)
 def test_every_schedule_that_is_accepted_can_be_followed_to_its_end(changes, steps_per_epoch):
-    """But for one thing that depends on the number of images, which the start then says."""
+    """Except for one thing that depends on the number of images, which the start reports."""
     try:
         cfg = TrainConfig(total_batch_size=16, device_batch_size=16, **changes)
     except ValueError as error:
@@ -261,7 +261,7 @@ def test_every_schedule_that_is_accepted_can_be_followed_to_its_end(changes, ste
 def test_an_accepted_plateau_can_lower_the_rate_before_the_end(
     epochs, extra, every, patience, kind
 ):
-    """With a validation loss that never improves; and what is refused for too few cannot."""
+    """With a validation loss that never improves; one that is refused could not lower it."""
     changes = {"epochs": epochs, "eval_every_epochs": every, "plateau_patience": patience}
     changes |= {"schedule": kind, "total_batch_size": 8, "device_batch_size": 8}
     changes |= {"plateau_epochs": extra} if kind == "onecycle" else {"warmup_epochs": float(extra)}

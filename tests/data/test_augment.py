@@ -131,7 +131,7 @@ def test_an_operation_mirrored_is_itself_or_has_the_other_sign(name):
     for magnitude_bin in (10, 20, 30):
         after = augment.trivial_augment(image, draws_for(number, magnitude_bin, False))[:, ::-1]
         before = augment.trivial_augment(image[:, ::-1], draws_for(number, magnitude_bin, turns))
-        if name == "ShearY":  # the docstring's exception: the columns' common way differs
+        if name == "ShearY":  # the docstring's exception: all columns shift differently
             rows = round(100 * OPERATIONS[number].magnitudes[magnitude_bin])
             after, before = after[:-rows], before[rows:]
         assert (after != before).any(axis=2).mean() < 0.02  # ties of nearest sampling

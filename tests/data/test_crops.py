@@ -1,4 +1,4 @@
-"""Splits as folders and packs give the same batches; lying files are read, bad ones named."""
+"""Splits as folders and packs give the same batches; mislabeled files are read, bad ones named."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -214,7 +214,7 @@ def test_a_pack_of_originals_gives_the_pixels_of_its_folder(image_folder, tmp_pa
 def test_a_pack_of_tiles_gives_nearly_the_pixels_of_its_folder(image_folder, tmp_path):
     folder = splits.open_split(image_folder, "train")
     packed = pack(image_folder, "train", tmp_path)
-    assert splits.fingerprint(packed) != splits.fingerprint(folder)  # a run cannot change over
+    assert splits.fingerprint(packed) != splits.fingerprint(folder)  # a run cannot switch
     ours, reference = (
         batches_of(crops.TrainImages(split, 0, crops.Augmentation())) for split in (packed, folder)
     )

@@ -62,7 +62,7 @@ def test_batches_come_in_the_order_of_their_keys(fill, num_workers):
     assert [batch.labels.tolist() for batch in batches] == [
         list(range(4 * i, 4 * i + 4)) for i in range(30)
     ]
-    for i, batch in enumerate(batches):  # all are still themselves: nothing was written over
+    for i, batch in enumerate(batches):  # none of them was overwritten
         assert batch.images.shape == (4, 8, 8, 3) and batch.images.dtype == torch.uint8
         assert torch.equal(batch.images[:, 0, 0, 0].long(), batch.labels % 256)
         assert torch.equal(batch.flips, batch.labels % 2 == 1)

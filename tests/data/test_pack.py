@@ -1,4 +1,4 @@
-"""The packed file: what its docstring says, checked when opened, and never another's pixels."""
+"""The packed file: as its docstring says, checked when opened, never another image's pixels."""
 
 import base64
 import json

@@ -96,7 +96,7 @@ def pushed(run_dir, image_folder, tmp_path_factory) -> Iterator[tuple[Hub, Path,
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
-    """The stub, and huggingface_hub in this process told of it."""
+    """The stub, with huggingface_hub in this process pointed at it."""
     with hub_stub.serve() as stub:
         point_to(stub.address, monkeypatch, tmp_path)
         disable_progress_bars()
@@ -281,7 +281,7 @@ def test_a_dry_run_asks_nobody_and_writes_all(hub, run_dir, tmp_path, monkeypatc
 def test_what_would_leak_through_the_settings_is_not_sent(
     hub, run_dir, tmp_path, monkeypatch, capsys, text, what
 ):
-    """It stands in the run's settings, and so would get into recipe.json and the card."""
+    """It is in the run's settings, and so would get into recipe.json and the card."""
     monkeypatch.setenv("MY_SECRET", SECRET)
     state = torch.load(run_dir / "checkpoints" / "best.pt", weights_only=True)
     state["config"]["optimizer"] = text.format(run_dir=run_dir, home=Path.home())

@@ -53,7 +53,7 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def usual_algorithms() -> Iterator[None]:
-    """What a test switched on in this process is off in the next."""
+    """Turn off what a test has turned on in this process."""
     yield
     torch.use_deterministic_algorithms(False)
 
@@ -201,7 +201,7 @@ def test_sigterm_to_the_supervisor_saves_and_the_same_command_goes_on(image_fold
 
 
 def test_the_largest_micro_batch_is_found_beside_another_program(image_folder, tmp_path):
-    """Of the memory 3 GB are left: 1,024 images of 224 px of a ResNet50 do not fit, fewer do."""
+    """With 3 GB of memory left, 1,024 images of 224 px do not fit for a ResNet50, but fewer do."""
     free, _ = torch.cuda.mem_get_info()
     hog = subprocess.Popen(
         program_words("fill_gpu", free - 3 * 10**9),

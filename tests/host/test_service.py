@@ -152,7 +152,7 @@ def test_the_host_is_shut_down_only_when_nothing_more_will_happen(tmp_path, stat
 
 
 def test_a_start_that_trains_nothing_does_not_shut_the_host_down(image_folder, tmp_path):
-    """Though its status says done: it is that of the start before."""
+    """Even though its status says done, which it has from the start before."""
     run_dir, said, stubs = tmp_path / "run", tmp_path / "shutdowns", tmp_path / "bin"
     stubs.mkdir()
     for name in ("shutdown", "sudo"):
@@ -251,7 +251,7 @@ def test_the_unit_passes_systemds_own_check(tmp_path):
 
 
 def test_waiting_for_the_first_step_ends(tmp_path, monkeypatch):
-    """A supervisor that never gets to a step is said to be starting, not waited for for ever."""
+    """A supervisor that never reaches a step is reported as starting, not waited for forever."""
     monkeypatch.setattr(service, "START_S", 1.0)
     (tmp_path / "console.log").write_text("loading\n")
     started, launch = time.monotonic(), Launch(tmp_path, [], "", "nothing", "")

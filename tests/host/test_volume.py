@@ -166,7 +166,7 @@ def test_a_mounted_and_a_busy_volume_are_left_alone(host, tmp_path):
 
 
 def can_resize_ext4() -> bool:
-    """Growing a mounted ext4 wants CAP_SYS_RESOURCE, which a container's root may lack."""
+    """Growing a mounted ext4 needs CAP_SYS_RESOURCE, which a container's root may lack."""
     (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "CapEff" in x)
     return bool(int(line.split()[1], 16) >> 24 & 1)
 
@@ -222,7 +222,7 @@ def make_node(partition: str) -> str:
 
 
 def test_a_format_that_was_killed_is_done_over(host, tmp_path):
-    """mkfs.ext4 stopped half-way by a stand-in that writes some of it and dies."""
+    """mkfs.ext4 stopped halfway by a stand-in that writes some of it and dies."""
     image = blank(tmp_path / "image")
     loop = host.attach(image)
     stand_in = tmp_path / "bin"

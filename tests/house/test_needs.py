@@ -1,7 +1,6 @@
 """On a machine without the packages that .ci/run installs, tests skip by name and none fails.
 
-The README's second command is the suite, on a machine as it comes: what is not there can be no
-failure.
+The README's second command runs the suite on any machine: a missing package must not be a failure.
 """
 
 import ast
@@ -28,9 +27,9 @@ def programs_of_ci() -> set[str]:
 
 
 def ids_of_tests_that_mention(programs: set[str]) -> list[str]:
-    """Ids of the test functions with one of these names in a string, or in a helper's.
+    """Ids of the test functions with one of these names in a string, or in a helper's string.
 
-    Without this file, and without the commands of the pages, which are read and not run.
+    This file is left out, and so are the commands of the pages, which are read and not run.
     """
     found = []
     for path in sorted((REPOSITORY / "tests").rglob("test_*.py")):
@@ -47,14 +46,14 @@ def ids_of_tests_that_mention(programs: set[str]) -> list[str]:
 
 
 def name_of(node: ast.AST) -> str:
-    """Of a function, or of a constant."""
+    """The name of a function, or of a constant."""
     if isinstance(node, ast.Assign):
         return node.targets[0].id if isinstance(node.targets[0], ast.Name) else ""
     return node.name if isinstance(node, ast.FunctionDef) else ""
 
 
 def mentions(node: ast.AST, programs: set[str]) -> bool:
-    """Whole, or up to the dot of an f-string such as f"mkfs.{kind}"."""
+    """As a whole string, or up to the dot in an f-string such as f"mkfs.{kind}"."""
     constants = (n.value for n in ast.walk(node) if isinstance(n, ast.Constant))
     families = {f"{name.partition('.')[0]}." for name in programs if "." in name}
     return any(isinstance(value, str) and value in programs | families for value in constants)
@@ -66,7 +65,7 @@ def names_in(node: ast.AST) -> set[str]:
 
 @pytest.fixture(scope="module")
 def bare_path(tmp_path_factory) -> str:
-    """A PATH with all programs of this machine but those."""
+    """A PATH with all programs of this machine except those."""
     folder, programs = tmp_path_factory.mktemp("bin"), programs_of_ci()
     if not programs:
         pytest.skip("needs the packages of .ci/run")
@@ -91,7 +90,7 @@ def run_tests(bare_path: str, *words: str) -> subprocess.CompletedProcess:
 
 
 def test_without_them_tests_skip_by_name(bare_path):
-    """Those that speak of one of them; the others are in the long form below."""
+    """Only tests that mention one of them; the others are in the long form below."""
     programs = programs_of_ci()
     chosen = ids_of_tests_that_mention(programs)
     assert len(chosen) >= 8

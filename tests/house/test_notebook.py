@@ -45,7 +45,7 @@ MAY_IMPORT = {
 
 
 def client_for(folder: Path) -> NotebookClient:
-    """What runs the notebook that lies in a folder, there."""
+    """A client that runs the notebook of a folder in that folder."""
     notebook = nbformat.read(folder / NOTEBOOK.name, as_version=4)
     resources = {"metadata": {"path": str(folder)}}
     return NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources)

@@ -52,7 +52,7 @@ COMMANDS = [
 
 
 def run_benchmark(*words: object) -> str:
-    """What a command of the repository prints; it must end well."""
+    """What a command of the repository prints; it must succeed."""
     result = subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=REPOSITORY,
@@ -124,7 +124,7 @@ def check_help(script: str, flags: list[str]) -> None:
 
 
 def check_setup(flags: list[str]) -> None:
-    """A dry run of setup_and_train.sh; of what looks at a run there must be an option."""
+    """A dry run of setup_and_train.sh; for what looks at a run, only that the option exists."""
     looks = flags[0] in ("--status", "--attach", "--logs", "--stop")
     result = subprocess.run(
         ["./setup_and_train.sh", *(["--help"] if looks else ["--dry_run", *flags])],

@@ -1,4 +1,4 @@
-"""The house: what stands at the top, which room may import which, and what each part needs not.
+"""The house: what is at the top, which room may import which, and what each part must not need.
 
 The rooms are those of the README's tree; a new file must find its own.
 """
@@ -127,7 +127,7 @@ def test_a_command_never_imports_another_one():
 
 
 def test_no_two_files_import_each_other():
-    """Nor round a longer way: every file can be read before those that import it."""
+    """Nor in a longer circle: every file can be read before those that import it."""
     order, visiting = set(), []
 
     def visit(name: str) -> None:
@@ -221,14 +221,14 @@ def test_only_distributed_reads_the_launchers_variables():
 
 
 def test_only_status_knows_its_file_and_the_states():
-    """Others take them by name, so that a state cannot be misspelled."""
+    """Others refer to them by name, so that a state cannot be misspelled."""
     states = {"running", "interrupted", "diverged", "crashed", "config error", "status.json"}
     for name in set(modules()) - {"resnet50.records.status"}:
         assert not strings_of(name) & states, name
 
 
 def test_functions_are_short_and_flat():
-    """The house's measure: functions up to 60 lines, nesting up to 4."""
+    """The limits here: functions up to 60 lines, nesting up to 4."""
     nests = (ast.For, ast.While, ast.If, ast.With, ast.Try)
 
     def depth(node: ast.AST, outer: int = 0) -> int:

@@ -70,7 +70,7 @@ def test_without_a_python_it_says_how_to_get_one(tmp_path):
 
 
 def test_an_interrupted_installation_is_done_over_and_a_finished_one_not(tmp_path):
-    """A pip that dies half-way, then one that works; both are stand-ins for a 3 GB download."""
+    """A pip that dies halfway, then one that works; both are stand-ins for a 3 GB download."""
     folder = clone(tmp_path / "clone")
     log, python = tmp_path / "log", tmp_path / "python"
     python.write_text(

@@ -40,7 +40,7 @@ needs_skypilot = pytest.mark.skipif(
 
 
 def parse(path: Path, home: Path) -> subprocess.CompletedProcess:
-    """Run the parser with a home folder of its own, and without telling anyone."""
+    """Run the parser with a home folder of its own, and without usage statistics."""
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
@@ -118,7 +118,7 @@ mkdir -p "${folders[1]}" && cp -r "${folders[0]}/." "${folders[1]}"
 def test_what_runs_there_restores_trains_and_copies_back(
     image_folder: Path, tmp_path: Path
 ) -> None:
-    """A second machine goes on where the first ended, and none begins anew without the bucket."""
+    """A second machine resumes where the first ended; without the bucket, none starts over."""
     buckets, stubs = tmp_path / "buckets", tmp_path / "bin"
     stubs.mkdir()
     (stubs / "aws").write_text(AWS)

@@ -126,7 +126,7 @@ def kill_a_rank(run_dir: Path) -> None:
 
 
 def is_rank(pid: int) -> bool:
-    """Has been told a rank, and is no loader of one."""
+    """Whether a process was given a rank, and is not a loader of one."""
     if b"\0LOCAL_RANK=" not in Path(f"/proc/{pid}/environ").read_bytes():
         return False
     parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]

@@ -56,7 +56,7 @@ def test_the_heat_is_grad_cam_as_autograd_computes_it(shape):
 def test_the_overlay_shows_the_crop_where_it_is_cold_and_the_brightest_color_where_it_is_hot():
     crop = np.random.default_rng(0).integers(0, 256, size=(64, 64, 3), dtype=np.uint8)
     heat = torch.zeros(4, 4)
-    assert np.array_equal(grad_cam.overlay(crop, heat, 64), crop)  # nothing speaks for the class
+    assert np.array_equal(grad_cam.overlay(crop, heat, 64), crop)  # nothing supports the class
     heat[0, 3] = 7
     shown = np.asarray(grad_cam.overlay(crop, heat, 64)).astype(int)
     assert np.array_equal(shown[40:, :20], crop[40:, :20])

@@ -43,7 +43,7 @@ def eval_batches(image_folder: Path, contents: dict):
 
 
 def test_a_target_ends_the_run_as_done_and_a_higher_one_lets_it_go_on(image_folder, tmp_path):
-    """Both as a rank, and as users call it: then the supervisor must see that it may go on."""
+    """Both as a rank and as users call it, where the supervisor must see that it may continue."""
     run_dir = tmp_path / "run"
     words = train_words(*tiny_flags(image_folder, run_dir), "--num_workers=1")
     first = run([*words, "--target_top1=1"], tmp_path, **ONE_RANK)

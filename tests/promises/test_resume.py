@@ -179,7 +179,7 @@ def test_a_killed_loader_ends_the_rank_and_the_run_resumes_as_if_nothing_was(
     assert len(loaders) == 2
     os.kill(int(loaders[0]), signal.SIGKILL)
     result = finish(process)
-    if result.code:  # else all its batches lay ready already
+    if result.code:  # otherwise all its batches were ready already
         assert "a loader process ended with code -9" in result.err
     result = run(words, tmp_path, **ONE_RANK)
     assert result.code == 0, result.err

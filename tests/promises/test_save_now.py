@@ -1,4 +1,4 @@
-"""SIGUSR1: a checkpoint of the step it comes in, and training goes on as if nothing had been."""
+"""SIGUSR1: a checkpoint of the step it comes in; training continues as if nothing had happened."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Real runs that hear a spot notice: saved, stopped, and resumed as if nothing had been."""
+"""Real runs that get a spot notice: saved, stopped, and resumed as if nothing had happened."""
 
 import shutil
 import time
@@ -20,7 +20,7 @@ from support.runs import (
 from resnet50.run import spot_watch
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-HEARD_WITHIN_S = 10.0 * 4  # 10 s, on a machine that does other things too
+HEARD_WITHIN_S = 10.0 * 4  # 10 s, with slack for a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def assert_stopped(process, run_dir: Path) -> dict:
 def test_a_notice_in_training_saves_and_stops_and_nothing_is_lost(
     straight, words, service, tmp_path
 ):
-    """The run that goes on from there has a service that talks nonsense."""
+    """The run that resumes from there has a service that answers with nonsense."""
     gate = training_gate(tmp_path / "images", step=2)
     process = begin(words, service, tmp_path)
     gate.wait_for_reader()

@@ -39,7 +39,7 @@ def start_and_reach(words: list[object], cwd: Path, run_dir: Path, step: int):
 
 
 def assert_free(data_dir: Path, run_dir: Path, cwd: Path) -> None:
-    """Nothing of a run is left, and a new start gets its lock and goes on."""
+    """Nothing of a run is left, and a new start gets its lock and resumes."""
     wait_for(lambda: not processes_mentioning(str(run_dir)), 20, "the end of all processes")
     step = status_of(run_dir)["step"]
     words = train_words(*long_flags(data_dir, run_dir, f"--max_steps={step + 1}"))
@@ -137,7 +137,7 @@ def test_a_signal_during_start_up_ends_it(image_folder, tmp_path):
 
 
 def test_a_dropped_connection_changes_nothing(image_folder, tmp_path):
-    """The terminal hangs up, is gone, and cannot be written to; training goes on to its end."""
+    """The terminal hangs up, is gone, and cannot be written to; training continues to its end."""
     run_dir = tmp_path / "run"
     flags = [*tiny_flags(image_folder, run_dir), "--epochs=30"]
     words = [str(word) for word in train_words(*flags)]

@@ -135,7 +135,7 @@ def test_garbage_changes_nothing(service, heard, kind, capfd):
     service.garbage = None
     service.give_notice()
     watch = watch_of(heard)
-    assert watch.poll() and heard == [STOPPING]  # it was the answers
+    assert watch.poll() and heard == [STOPPING]  # so the answers were the cause
 
 
 @pytest.mark.parametrize(

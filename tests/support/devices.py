@@ -84,7 +84,7 @@ def blank(path: Path, size: int = 64 * MIB) -> Path:
     return path
 
 
-# An interpreter that makes "environments" of itself, and does at once what takes others long.
+# An interpreter that makes "environments" of itself, and finishes at once what really takes long.
 STAND_IN = """\
 #!/bin/sh
 word() { while [ $# -gt 1 ]; do [ "$1" = "$want" ] && printf %s "$2"; shift; done; }

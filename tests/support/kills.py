@@ -143,7 +143,7 @@ class Killer:
     misses: Counter = field(default_factory=Counter)
 
     def kill_at(self, kind: str, tries: int = 3) -> None:
-        """Kill at a moment of this kind; where the aim was missed, again."""
+        """Kill at a moment of this kind; try again if it was missed."""
         for _ in range(tries):
             has_hit = self._in_start_up() if kind == "start-up" else self._in(kind)
             (self.hits if has_hit else self.misses)[kind] += 1
@@ -161,7 +161,7 @@ class Killer:
     def _in(self, kind: str) -> bool:
         """Stop all processes when the moment seems to be there, and kill them if it is.
 
-        What a process finishes while it is being stopped counts: whether it hit is seen after.
+        Processes may get further while they are being stopped, so that is checked afterwards.
         """
         is_there, width_s = MOMENTS[kind]
         goal = len(steps_logged(self.run_dir)) + self.rng.randrange(1, 6)

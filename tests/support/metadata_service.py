@@ -55,7 +55,7 @@ class FakeService:
 
 
 class Server(ThreadingHTTPServer):
-    """Says nothing of clients that went away."""
+    """Stays silent about clients that disconnect."""
 
     daemon_threads = True
 

@@ -57,7 +57,7 @@ class Gate:
         wait_for(is_read, what=f"a reader of {self._picture}")
 
     def open(self) -> None:
-        """Give whoever waits the picture, and put it in place for those who come later."""
+        """Give the picture to the reader that waits, and put it in place for later readers."""
         beside = self._picture.with_name("beside.tmp")
         beside.write_bytes(self._contents)
         beside.rename(self._picture)
@@ -68,8 +68,8 @@ class Gate:
 def training_gate(data_dir: Path, step: int, seed: int = 0) -> Gate:
     """A gate among the images of this step (the first is 0) of tiny_flags' run.
 
-    The one that is wanted last in the next epoch, so that no loader that reads ahead is there too:
-    a pipe gives its contents to one reader only.
+    It is the one needed last in the next epoch, so that no loader that reads ahead needs it too: a
+    pipe gives its contents to one reader only.
     """
     epoch, batch = divmod(step, STEPS_PER_EPOCH)
     num_images = len(CLASSES) * TRAIN_PER_CLASS

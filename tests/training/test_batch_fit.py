@@ -139,7 +139,7 @@ def test_one_rank_without_memory_ends_all_of_them(image_folder, tmp_path, full_a
 
 
 def test_a_killed_child_has_run_out_of_memory_and_other_errors_are_told(tmp_path):
-    """Among them that it could not even begin, which must not be tried for ever."""
+    """Among them a child that could not even begin, which must not be retried forever."""
     result = run_program("try_batch_sizes", cwd=tmp_path)
     assert result.code == 0, result.err
     assert result.out.splitlines() == [

@@ -235,7 +235,7 @@ def test_the_rate_falls_when_validation_stops_improving():
     for step in range(1, 4):
         optimizer.step()
         learning_rate.advance(step)
-        assert not learning_rate.note_val_loss(step, 0.0)  # the curve's: it is no best to be beaten
+        assert not learning_rate.note_val_loss(step, 0.0)  # the curve's, not a best to beat
     rates, fell = [], []
     losses = [2.0, 1.0, 0.99995, 1.5, 0.5, 0.6, 0.6, 0.4]  # the third is better by too little
     for step, loss in enumerate(losses, start=4):
@@ -383,7 +383,7 @@ def test_momentum_moves_against_the_rate_and_returns_for_the_plateau(kind, three
 def test_a_skipped_first_step_gives_no_warning(schedule):
     s = settings(schedule=schedule, total_steps=40)
     learning_rate = LearningRate(make_optimizer(), s)
-    for step in range(1, 41):  # the optimizer steps never, as if each had overflowed
+    for step in range(1, 41):  # the optimizer never steps, as if each step had overflowed
         learning_rate.advance(step)
 
 

@@ -1,4 +1,4 @@
-"""Curves whose answer is known give it; noise, units and broken ends do not change it."""
+"""Curves with a known answer give that answer; noise, units and broken ends do not change it."""
 
 import bisect
 import csv

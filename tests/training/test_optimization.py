@@ -173,7 +173,7 @@ def make_state(**changes: object) -> engine.TrainState:
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("max_lr", [0.05, 2.0])
 def test_state_survives_a_file_of_tensors(kind, max_lr):
-    """Saved, loaded as no code and put into a fresh optimizer, it goes on to the same bits."""
+    """Saved, loaded as no code and put into a fresh optimizer, it continues to the same bits."""
     kwargs = {"max_lr": max_lr, "weight_decay": 0.01, **OPTIMIZERS[kind]}
     state = make_state(**kwargs)
     generator = torch.Generator().manual_seed(1)

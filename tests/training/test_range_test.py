@@ -34,7 +34,7 @@ NEVER = 10**9
 
 
 class StopAfter:
-    """Stands for Interruption, without its signal handlers: set after so many looks at it."""
+    """Stands in for Interruption, without signal handlers: set after being read `looks` times."""
 
     def __init__(self, looks: int = NEVER) -> None:
         self.looks = looks
@@ -129,7 +129,7 @@ def test_a_loss_that_explodes_too_soon_asks_for_a_lower_start(
 
 
 def train_on(parts: Parts, first: int, last: int) -> list[float]:
-    """Training's steps from one up to and without another; the loss of each."""
+    """Training's steps from first up to, but without, last; the loss of each."""
     keys = train_keys(parts.cfg, parts.plan, parts.ranks.rank, first, last)
     batches, lost = parts.loader.batches(TRAIN, keys), []
     for _ in range(first, last):
@@ -154,7 +154,7 @@ def snapshot(parts: Parts) -> dict[str, object]:
     ids=["to the end", "exploded", "interrupted"],
 )
 def test_a_range_test_leaves_no_trace(image_folder, rates, looks, num_workers):
-    """Even in the middle of training, which goes on as another does that had no test."""
+    """Even in the middle of training, which then continues like another that had no test."""
     more = {"ema_decay": 0.9, "nesterov": True, "clip_grad_norm": 5.0, "mixup_alpha": 0.2}
     one, other = (
         set_up(image_folder, **more, num_workers=number, epochs=3) for number in (num_workers, 0)

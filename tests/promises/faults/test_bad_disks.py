@@ -1,5 +1,5 @@
-"""Disks that fail while a checkpoint is written: a warning, older files untouched, training goes
-on, a later save works, and the run ends as if nothing had been.
+"""Disks that fail while a checkpoint is written: a warning, older files untouched, training
+continues, a later save works, and the run ends as if nothing had happened.
 
 Errors come from the kernel's side: strace makes real system calls on one file fail, and a tmpfs is
 remounted read-only under the run. tests/commands/test_train.py fills a disk under a run, and
@@ -39,8 +39,8 @@ def sums(folder: Path) -> dict[str, str]:
 
 
 def run_failing(words: list[object], cwd: Path, call: str, error: str, paths: list[Path]):
-    """The command, with this system call failing whenever it is about one of these files; error
-    may say more, as strace has it."""
+    """The command, with this system call failing on any of these files; error may say more, in
+    strace's syntax."""
     strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
     strace += ["-e", f"inject={call}:error={error}"]
     strace += [word for path in paths for word in ("-P", path)]
@@ -58,7 +58,7 @@ def run_failing(words: list[object], cwd: Path, call: str, error: str, paths: li
     ],
 )
 def test_a_call_that_fails_costs_its_checkpoints_only(image_folder, tmp_path, call, error, text):
-    """In the middle of the run, and at its end, where the same command comes back for the save."""
+    """In the middle of the run, and at its end, where the same command runs again for the save."""
     run_dir = tmp_path / "run"
     words = train_words(*flags_of(image_folder, run_dir, "--keep_checkpoints=1000"))
     folder = run_dir / "checkpoints"
@@ -83,7 +83,7 @@ def test_a_call_that_fails_costs_its_checkpoints_only(image_folder, tmp_path, ca
 
 
 def test_a_save_that_fails_late_does_not_undo_the_last_one(image_folder, tmp_path):
-    """Step 11's fails while the last one waits for it, which then is whole: the run is done."""
+    """Step 11's save fails while the last one waits for it; that is whole, so the run is done."""
     run_dir = tmp_path / "run"
     flags = flags_of(image_folder, run_dir, "--max_steps=12", "--save_every_steps=11")
     late = run_dir / "checkpoints" / "step_000000011.pt.partial"

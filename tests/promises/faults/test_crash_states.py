@@ -1,9 +1,9 @@
 """Power cuts: every state of the disk that a save can leave behind leads to a whole checkpoint.
 
 The system calls of four real background saves are recorded by strace and replayed, up to every one
-of them, into an empty folder: once as a kill leaves it, and as a power cut may: of what was written
-and not yet synced a part is there, and so is any part of the renames, links and deletions since the
-folder was last synced. tests/records/test_checkpoint.py kills a process that saves, and fills a
+of them, into an empty folder: once as a kill leaves it, and then as a power cut may, with any part
+of what was written but not yet synced, and of the renames, links and deletions since the folder was
+last synced. tests/records/test_checkpoint.py kills a process that saves, and fills a
 disk.
 """
 
@@ -24,7 +24,7 @@ from resnet50.records import checkpoint
 
 pytestmark = needs("strace")
 
-BEST_AFTER = {0: (None, 1), 1: (1,), 2: (1, 3), 3: (3,), 4: (3,)}  # steps best.pt may be of
+BEST_AFTER = {0: (None, 1), 1: (1,), 2: (1, 3), 3: (3,), 4: (3,)}  # steps that best.pt may hold
 CALLS = "openat,write,pwrite64,writev,lseek,ftruncate,fsync,fdatasync,rename,renameat,renameat2,"
 CALLS += "link,linkat,unlink,unlinkat,close,mkdir,mkdirat,dup,dup2"
 STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
@@ -219,7 +219,7 @@ def write_out(files: Files, folder: Path) -> None:
 
 
 def check(folder: Path, num_saved: int) -> None:
-    """A run goes on from the newest checkpoint that was completed, or from the one after it."""
+    """A run resumes from the newest checkpoint that was completed, or from the one after it."""
     said: list[str] = []
     step = checkpoint.recover_newest(folder, said.append)
     assert step in (num_saved or -1, num_saved + 1), f"step {step} after {num_saved} saves: {said}"

@@ -1,5 +1,5 @@
-"""A part of a run dies or stands still: the rest ends or is ended, nothing is left running, and the
-run then ends as if nothing had been.
+"""A part of a run dies or hangs: the rest ends or is ended, nothing is left running, and the run
+then ends as if nothing had happened.
 
 tests/promises/test_supervisor.py kills supervisor, torchrun, rank or loader under
 `python train.py`, and tests/promises/test_resume.py a loader of a rank alone.
@@ -26,7 +26,7 @@ from support.runs import events_of, status_of, steps_logged
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 HANG_S = 6.0
-RECOVERS_WITHIN_S = 20.0 * 4  # 20 s, on a machine that does other things too
+RECOVERS_WITHIN_S = 20.0 * 4  # 20 s, with slack for a busy machine
 IN_TIME = "--hang_minutes=0.1"
 
 
@@ -42,7 +42,7 @@ def ranks_and_loaders(run_dir: Path) -> dict[str, list[int]]:
 
 
 def assert_resumes(words: list[object], data_dir: Path, run_dir: Path) -> None:
-    """The same command's ranks, one this time, go to the end."""
+    """The same command, with one rank this time, runs to the end."""
     result = run(words, run_dir.parent, **ONE_RANK)
     assert result.code == 0, result.err
     assert_as_if_nothing_was(data_dir, run_dir)
@@ -76,7 +76,7 @@ def test_a_rank_of_two_that_stands_still_ends_both(image_folder, tmp_path):
     """Under torchrun alone: the other one waits 1.5 times --hang_minutes for it, then all ends."""
     run_dir = tmp_path / "run"
     flags = flags_of(image_folder, run_dir, "--num_workers=1", IN_TIME)
-    # torchrun asks a rank to end for 30 s before it kills it, and this one does not listen.
+    # torchrun gives a rank 30 s to end before it kills it, and this one does not respond.
     shorter = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3"}
     process = start(torchrun_words(2, "train.py", *flags), tmp_path, **shorter)
     reach(process, run_dir, 5)

@@ -67,7 +67,7 @@ def test_a_run_goes_on_with_4_1_and_2_ranks(image_folder, tmp_path):
     ends = []
     for name, pieces in (("one", [(1, 0, 12)]), ("many", [(4, 1, 5), (1, 2, 9), (2, 0, 12)])):
         flags = [*tiny_flags(image_folder, tmp_path / name), "--device_batch_size=4"]
-        flags += ["--max_lr=0.001"]  # a larger one blows rounding up: batch norm over 4 images
+        flags += ["--max_lr=0.001"]  # a larger one amplifies rounding: batch norm over 4 images
         for num_ranks, num_workers, steps in pieces:
             more = [f"--num_workers={num_workers}", f"--max_steps={steps}"]
             words, alone = torchrun_words(num_ranks, "train.py", *flags, *more), {}

@@ -1,5 +1,5 @@
-"""SIGKILL of everything, at moments of every kind, again and again; the same command then goes to
-the end, and ends as if nothing had been.
+"""SIGKILL of everything, at moments of every kind, again and again; the same command then runs to
+the end, and ends as if nothing had happened.
 
 The kinds: start-up, a step, a checkpoint being written, evaluation, the epoch's end, and around the
 last step. tests/promises/test_resume.py has kills at given steps, with growing images, a pack and a

@@ -21,7 +21,7 @@ from support.pictures import training_gate, validation_gate
 from support.runs import events_of, newest_checkpoint, status_of, steps_logged
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
-ENDS_WITHIN_S = 5.0 * 4  # 5 s, on a machine that does other things too
+ENDS_WITHIN_S = 5.0 * 4  # 5 s, with slack for a busy machine
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 TORCHRUN += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]  # as supervisor.py starts it
 
@@ -67,7 +67,7 @@ def stop(process, run_dir, gate=None) -> int:
 
 
 def test_sigterm_to_torchrun_costs_a_step_at_most(image_folder, words, tmp_path):
-    """In start-up, in training and in evaluation; what remains then ends as if nothing had been."""
+    """In start-up, in training and in evaluation; the run then ends as if nothing had happened."""
     run_dir, images = tmp_path / "run", tmp_path / "images"
     process = start(words, tmp_path)
     wait_for(lambda: ranks_listen(run_dir, process.pid))
@@ -87,7 +87,7 @@ def test_sigterm_to_torchrun_costs_a_step_at_most(image_folder, words, tmp_path)
     wait_for(lambda: len(steps_logged(run_dir)) == 4)
     assert stop(process, run_dir, gate) == 4
 
-    process = start(["nohup", *words], tmp_path)  # which torchrun would by itself take back
+    process = start(["nohup", *words], tmp_path)  # which torchrun by itself would undo
     wait_for(lambda: len(steps_logged(run_dir)) >= 6)
     process.send_signal(signal.SIGHUP)
     result = finish(process)

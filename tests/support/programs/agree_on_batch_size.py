@@ -1,4 +1,4 @@
-"""Two ranks settle a batch size again and again, each with other sizes that fit there."""
+"""Two ranks agree on a batch size again and again, each with different sizes that fit."""
 
 import os
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def settle(fitting: Sequence[int | None]) -> int | str:
         return fitting[ranks.rank]
 
     batch_fit.largest_that_fits = largest_that_fits
-    prefix = f"settled {len(asked)}"  # one process settles once: another time needs other keys
+    prefix = f"settled {len(asked)}"  # a process agrees only once: again needs other keys
     dist.rendezvous = lambda *args, **more: iter(
         [(dist.PrefixStore(prefix, next(rendezvous(*args, **more))[0]), 0, 0)]
     )

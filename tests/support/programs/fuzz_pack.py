@@ -1,4 +1,4 @@
-"""Damage a copy of a pack again and again; print what came of it, as JSON.
+"""Damage a copy of a pack again and again; print the outcome as JSON.
 
 usage: fuzz_pack.py PACK ROUNDS
 """
@@ -13,7 +13,7 @@ from resnet50.data.pack import DamagedPackError, PackedImages
 
 
 def fuzz(path: str, rounds: int) -> None:
-    """Damage a copy again and again; prints what came of it, as JSON."""
+    """Damage a copy again and again; prints the outcome as JSON."""
     pack, data = PackedImages(Path(path)), Path(path).read_bytes()
     reference = [pack.open(i).pixels() for i in range(len(pack))]
     starts = pack._index["offset"].tolist()

@@ -1,4 +1,4 @@
-"""Save a checkpoint after another into a folder, and print the step of each that is written."""
+"""Save one checkpoint after another into a folder, and print the step of each that is written."""
 
 import sys
 from pathlib import Path

@@ -8,6 +8,6 @@ import train
 from resnet50.run import consistency
 
 consistency.PATIENCE_S = 1.0
-os.environ["LOCAL_RANK"] = "0"  # every host's first rank speaks
+os.environ["LOCAL_RANK"] = "0"  # every host's first rank prints
 second = json.loads(os.environ["SECOND_HOST"]) if os.environ["RANK"] == "1" else []
 sys.exit(train.main([*sys.argv[1:], *second]))

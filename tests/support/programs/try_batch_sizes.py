@@ -1,4 +1,4 @@
-"""What is made of children that run out of memory, are killed, have a mistake, or never begin."""
+"""How children are handled that run out of memory, are killed, have a bug, or never begin."""
 
 import os
 import signal
