@@ -236,7 +236,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image_size", type=int, nargs="+", default=[], metavar="N", help="px [the recipe's]")
     add("--num_workers", type=int, metavar="N", help="loader processes; -1: from the cores [-1]")
     add("--total_batch_size", type=int, metavar="N", help="images per step [the recipe's]")
-    add("--device_batch_size", type=int, metavar="N", help="images per micro-batch [the recipe's]")
+    add(
+        "--device_batch_size",
+        type=int,
+        metavar="N",
+        help="images per micro-batch [the recipe's, or all]",
+    )
     add("--amp", choices=("auto", "bf16", "fp16", "fp32"), help="precision [the recipe's]")
     add("--price_per_hour", type=float, metavar="X", help="price of this machine in dollars")
     add("--seconds", type=float, default=10.0, metavar="X", help="length of a measurement [10]")

@@ -149,12 +149,10 @@ def missing_images(classes: Sequence[str], num_train: int, num_val: int) -> str:
         return ""
     if not dataset.num_val:
         total, here = dataset.num_train, num_train + num_val
-        return (
-            "" if here == total else f"{dataset.title} has {total:,} images, but here are {here:,}"
-        )
+        return "" if here == total else f"{dataset.title} has {total:,} images, not {here:,}"
     return (
         f"{dataset.title} has {dataset.num_train:,} training and {dataset.num_val:,} validation "
-        f"images, but here are {num_train:,} and {num_val:,}"
+        f"images, but there are {num_train:,} and {num_val:,} here"
     )
 
 

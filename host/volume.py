@@ -269,7 +269,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--mount", default="/mnt/imagenet", metavar="DIR", help="mount point [/mnt/imagenet]")
     add("--volume", default="", metavar="ID", help="vol-... or /dev/... [the only one possible]")
     add("--format_if_blank", action="store_true", help="put ext4 on a volume with nothing on it")
-    add("--wait_s", type=float, default=0, metavar="S", help="seconds to wait for a volume [0]")
+    add(
+        "--wait_s",
+        type=float,
+        default=0,
+        metavar="S",
+        help="seconds to wait for a volume being attached [0]",
+    )
     add("--dry_run", action="store_true", help="print what would be changed, change nothing")
     args = parser.parse_args(argv)
     if not args.mount.startswith("/") or args.mount.rstrip("/") == "":

@@ -97,7 +97,7 @@ class TrainConfig:
     device_batch_size: int | Literal["auto"] = setting(
         0,
         "images per micro-batch, which is also the batch-norm group; 0: total_batch_size divided "
-        "by the number of GPUs of the first start; auto: the most that fit into GPU memory",
+        "by the number of GPUs of the first start; auto: the most that fit into memory",
         at_least=0,
         may_be_auto=True,
     )
