@@ -196,7 +196,7 @@ def build_page(loaded: Pretrained) -> "gradio.Blocks":
             )
             classes = gradio.Label(label="Classes", min_width=size["min_width"], elem_id="classes")
             heat_map = gradio.Image(
-                label="What speaks for the first class",
+                label="Evidence for the first class",
                 interactive=False,
                 elem_id="heat_map",
                 buttons=["fullscreen"],

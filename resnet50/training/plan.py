@@ -84,8 +84,8 @@ class Plan:
         """The arithmetic in one line, for the start of the log."""
         sizes = ", ".join(map(str, possible_world_sizes(self.num_micro_batches)))
         return (
-            f"{self.describe_batch()}; {self.steps_per_epoch} steps an epoch, {self.epochs} "
-            f"epochs, {self.total_steps} steps; may go on with {sizes} ranks"
+            f"{self.describe_batch()}; {self.steps_per_epoch} steps per epoch, {self.epochs} "
+            f"epochs, {self.total_steps} steps; can resume on {sizes} ranks"
         )
 
 
