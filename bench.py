@@ -250,7 +250,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_settings(args: argparse.Namespace) -> TrainConfig:
-    """The settings of the run to be measured. Raises ValueError for what the user must change."""
+    """The settings of the run to measure. Raises ValueError if the user must change something."""
     if not 0 < args.seconds < math.inf:
         raise ValueError(f"--seconds {args.seconds:g}: must be above 0")
     if args.json:

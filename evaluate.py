@@ -167,7 +167,7 @@ def write_files(
 
 
 def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
-    """Run the evaluation on all ranks. Raises ValueError for what the user must change."""
+    """Run the evaluation on all ranks. Raises ValueError if the user must change something."""
     check_outputs(args)
     loaded = pretrained.load(args.weights, args.raw)
     if args.submission and not loaded.class_ids:

@@ -67,7 +67,7 @@ def check_outputs(args: argparse.Namespace) -> None:
 def find(
     args: argparse.Namespace, ranks: Ranks, rates: Range, stop: Interruption
 ) -> lr_curve.Suggestions:
-    """Run the test on all ranks. Raises ValueError for what the user must change, Interrupted."""
+    """Run the test on all ranks. Raises ValueError for bad settings, and Interrupted."""
     known = {item.name for item in fields(TrainConfig)}
     given = {name: value for name, value in vars(args).items() if name in known}
     if "run_dir" in given:

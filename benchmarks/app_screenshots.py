@@ -124,7 +124,7 @@ def take(driver: "Chrome", url: str, picture: Path, path: Path, width: int) -> l
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the screenshots: 0, or 2 for what the user must change."""
+    """Write the screenshots: returns 0, or 2 if the user must change something."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -3,7 +3,7 @@
     python benchmarks/loop_overhead.py
     python benchmarks/loop_overhead.py --tiny --image_size 32 --batch_size 8 --steps 100
 
-Both loops train a ResNet50 with SGD and OneCycleLR on the same batches, which lie in memory: no
+Both loops train a ResNet50 with SGD and OneCycleLR on the same batches, which are in memory: no
 data wait, no log lines, no checkpoint, no evaluation. They take turns, and the ratio is the median
 over the rounds of the ratio of their median steps. train.py's loop adds the agreement between
 ranks, the counting of hits, the check for a loss that is not finite, and the bookkeeping for the

@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--data_dir", type=Path, required=True, help="train/CLASS/* and val/CLASS/*")
     add("--image_size", type=int, default=224, help="side of the crops, px [224]")
-    add("--batch_size", type=int, default=64, help="images a step [64]")
+    add("--batch_size", type=int, default=64, help="images per step [64]")
     add("--minutes", type=float, default=10, help="to train for, about [10]")
     add("--epochs", type=int, default=0, help="instead of as many as fit into the minutes")
     add("--num_workers", type=int, default=2, help="loader processes [2]")

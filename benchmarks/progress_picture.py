@@ -82,7 +82,7 @@ def draw(lines: Sequence[str], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the picture: 0, or 2 for what the user must change."""
+    """Write the picture: returns 0, or 2 if the user must change something."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -134,7 +134,7 @@ def project(name: str, host: Host) -> Cost:
 
 
 def table(costs: Sequence[Cost]) -> list[str]:
-    """Markdown: a row a recipe, a column a host, and the published GPU-hours beside ours."""
+    """Markdown: one row per recipe, one column per host, and published GPU-hours beside ours."""
     hosts = " | ".join(f"{host.instance}: {host.gpus}x {host.gpu}" for host in HOSTS)
     lines = [
         f"| recipe | top-1 % | {hosts} | A100-hours: projected | published |",

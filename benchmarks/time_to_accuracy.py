@@ -164,7 +164,7 @@ def table(results: dict[str, dict[str, list[Point]]], minutes: float) -> str:
 
 
 def draw(path: Path, results: dict[str, dict[str, list[Point]]], title: str) -> None:
-    """Top-1 over minutes, a line a run."""
+    """Top-1 over minutes, one line per run."""
     figure = Figure(figsize=(9, 5.5), dpi=100, layout="constrained")
     axis = figure.add_subplot()
     for name, runs in results.items():

@@ -1,4 +1,4 @@
-"""The disks of a host: which of them is the data volume, and what lies on it. Reads, never writes.
+"""The disks of a host: which of them is the data volume, and what is on it. Reads, never writes.
 
     disk = disks.choose(disks.read(), wanted="vol-0123456789abcdef0")
     disks.contents(disk.path), disks.not_blank(disk.path)

@@ -216,7 +216,7 @@ class TiledPicture:
     ) -> bytearray:
         """A JPEG of the tiles from first to last, without the last."""
         lengths, rows = self._lengths, slice(first_row, last_row)
-        # Tiles of a row lie side by side: one slice of bytes a row.
+        # Tiles of a row are side by side: one slice of bytes per row.
         ends = lengths.ravel().cumsum(dtype=np.int64).reshape(lengths.shape)[rows]
         starts = ends[:, first_column] - lengths[rows, first_column]
         cuts = zip(starts.tolist(), ends[:, last_column - 1].tolist(), strict=True)

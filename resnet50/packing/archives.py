@@ -197,7 +197,7 @@ def _tar_infos(window: _Window, where: str) -> Iterator[tarfile.TarInfo]:
 def _tar_members(
     file: Path, descriptor: int, begin: int, size: int, inside: str = ""
 ) -> list[Member]:
-    """Files of a tar that lies at `begin`; `inside` names it if another tar holds it."""
+    """Files of a tar that starts at `begin`; `inside` names it if another tar holds it."""
     where = f"{file}: {inside}.tar" if inside else str(file)
     members, inner = [], []
     for info in _tar_infos(_Window(descriptor, begin, size), where):

@@ -76,7 +76,7 @@ def recognize(source: Path, work_dir: Path, val_pct: float = 10.0) -> Source:
 def write_annotations(source: Source, folder: Path) -> None:
     """Write train.csv and val.csv, which `recognize` understands unless an archive was the source.
 
-    Paths are absolute, or relative to `folder` if they lie in it, or those inside the archive.
+    Paths are absolute, or relative to `folder` if they are in it, or those inside the archive.
     """
     root = f"{folder.absolute()}/"
     for split, pictures in source.splits.items():
@@ -236,7 +236,7 @@ def _rows(data: bytes, where: Path, header: Sequence[str]) -> Iterator[tuple[int
 
 
 def _has_csv_splits(source: Path) -> bool:
-    """Whether train.csv and val.csv of ours lie there. Raises ValueError if only one does."""
+    """Whether it has train.csv and val.csv of our format. Raises ValueError if only one does."""
     ours = []
     for file in (source / "train.csv", source / "val.csv"):
         if file.is_file():

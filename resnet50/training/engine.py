@@ -41,7 +41,7 @@ class TrainState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    learning_rate: LearningRate | None  # None in a range test, which sets it by itself
+    learning_rate: LearningRate | None  # None in a range test, which sets it itself
     scaler: torch.amp.GradScaler
     ema: MovingAverage | None
     epoch_sums: Tensor  # int64 (5,), of this rank, since the epoch began

@@ -190,7 +190,7 @@ def _warnings(
         "rise: more --num_iter would tell more": not fell and not by_rule,
         "the loss is lowest at the low end of the range: lower --start_lr": low_end,
         "the loss was still falling at the high end of the range: raise --end_lr": high_end,
-        f"the recommended {chosen:g} and the linear rule's {anchor:.3g} lie more than {FAR_APART}x "
+        f"the recommended {chosen:g} and the linear rule's {anchor:.3g} are more than {FAR_APART}x "
         f"apart (minimum/10 {found.minimum_tenth:.3g}, steepest {steepest}, valley "
         f"{found.valley:.3g}): look at the pictures": far_apart,
     }

@@ -24,7 +24,7 @@ FLAGS = (*PLAIN, *MIXED)
 
 
 def run_ranks(num_ranks: int, flags: list[object], cwd: Path) -> Result:
-    """train.py as so many gloo processes; a single one does without torchrun."""
+    """train.py as this many gloo processes; a single one runs without torchrun."""
     if num_ranks == 1:
         return run(train_words(*flags), cwd, **ONE_RANK)
     return run(torchrun_words(num_ranks, "train.py", *flags), cwd)

@@ -77,7 +77,7 @@ def test_killed_at_random_moments_equals_straight(image_folder, tmp_path, num_ra
 
 
 def kill_after(num_steps: int, words: list[object], run_dir: Path, variables: dict) -> None:
-    """Start a run, and end it when it has logged so many more steps."""
+    """Start a run, and end it when it has logged this many more steps."""
     goal = len(steps_logged(run_dir)) + num_steps
     process = start(words, run_dir.parent, **variables)
     wait_for(lambda: len(steps_logged(run_dir)) >= goal or process.poll() is not None)

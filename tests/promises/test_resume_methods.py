@@ -96,7 +96,7 @@ def test_killed_and_resumed_equals_straight(name, image_folder, tmp_path):
 
 
 def test_a_limit_in_between_leaves_a_plateau_alone(image_folder, tmp_path):
-    """The evaluation that ends a start early counts for nothing: the run goes on as if it had
+    """The evaluation that ends a start early counts for nothing: the run continues as if it had
     never stopped."""
     name = "a plateau alone, evaluated every second epoch"
     ends = []

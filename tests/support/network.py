@@ -80,7 +80,7 @@ def torchrun_on(
     cwd: Path,
     script: Path = REPOSITORY / "train.py",
 ) -> list[subprocess.Popen]:
-    """The command of docs/scaling.md for several hosts, on each of these, one rank a host."""
+    """The command of docs/scaling.md for several hosts, on each of these, one rank per host."""
     torchrun = [
         sys.executable,
         "-m",

@@ -175,7 +175,7 @@ def test_an_epoch_takes_every_image_once_but_for_the_rest():
 @given(st.integers(1, 400), st.integers(1, 50), st.integers(1, 9))
 def test_evaluation_takes_every_image_exactly_once(num_images, batch_size, world_size):
     ranks = [eval_keys(num_images, batch_size, 32, r, world_size) for r in range(world_size)]
-    assert len({len(keys) for keys in ranks}) == 1  # all agree after each whether to go on
+    assert len({len(keys) for keys in ranks}) == 1  # all agree after each whether to continue
     taken = np.concatenate([key.indices for rank in ranks for key in rank])
     assert np.array_equal(np.sort(taken), np.arange(num_images))
     alone = {tuple(key.indices) for key in eval_keys(num_images, batch_size, 32)}

@@ -1,4 +1,4 @@
-"""Take so many bytes of the GPU's memory, say so, and keep them until standard input ends."""
+"""Take this many bytes of the GPU's memory, say so, and keep them until standard input ends."""
 
 import sys
 
