@@ -45,9 +45,7 @@ RENEW_S = 600  # before its end
 MAX_BYTES = 10_000
 
 TOKEN = re.compile(r"[!-~]{1,1000}")
-TIME = re.compile(
-    r"\d{4}-\d\d-\d\dT[\d:.]{5,15}Z?", re.ASCII
-)  # it gets printed, so it may be nothing else
+TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]{5,15}Z?", re.ASCII)  # printed, so strict
 ACTIONS = ("terminate", "stop", "hibernate")
 
 

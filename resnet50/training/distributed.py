@@ -89,9 +89,7 @@ def connect(ranks: Ranks, timeout: timedelta = TIMEOUT) -> None:
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
     if ranks.world_size > 1:
-        exchange_before_connecting(
-            "", ranks
-        )  # in the group, all would wait for a rank that gave up
+        exchange_before_connecting("", ranks)  # in the group, all would wait for one that gave up
         backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timeout)
 
