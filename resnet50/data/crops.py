@@ -29,7 +29,7 @@ TRIVIAL = slice(FLIP + 1, FLIP + 1 + augment.TRIVIAL_DRAWS)
 ERASING = slice(TRIVIAL.stop, TRIVIAL.stop + augment.ERASING_DRAWS)
 CHUNK = 32  # pictures that are open at once: encoded, so a few megabytes
 # A shrunken crop needs anti-aliasing. Below this factor OpenCV's plain bilinear loses little and
-# takes a third of the time; 1.5 would give 6% more images a second and cost 0.9 dB.
+# takes a third of the time; 1.5 would give 6% more images a second and cost 0.9 dB of PSNR.
 ANTIALIAS_FROM = 1.25
 MAX_REPLACEMENTS = 100  # images tried in place of one that cannot be decoded, before black
 

@@ -183,8 +183,8 @@ def usage_section(name: str, loaded: Pretrained, config: Mapping, files: Collect
         call = f'model = timm.create_model("hf-hub:{name}", pretrained=True).eval()'
         parts.append(f"With timm:\n\n```python\nimport timm\n\n{call}\n```")
     parts.append(
-        "With this project's code (`pretrained.py`), and as a page:\n\n```python\n"
-        f'import pretrained\n\nloaded = pretrained.load("{name}")\n'
+        "In a clone of this project, from Python and as a page:\n\n```python\n"
+        f'from resnet50.inference import pretrained\n\nloaded = pretrained.load("{name}")\n'
         "logits = loaded.model(loaded.pixels(picture))  # a PIL.Image\n"
         "print(loaded.classes[logits.argmax()])\n```\n\n"
         f"```bash\npython app.py --weights {name}\n```"

@@ -31,7 +31,7 @@ def checkpoint_contents(run: "Run", epoch_sums: Tensor) -> dict[str, object]:
         "classes": run.provenance["classes"],  # names, in the order of the logits
         "commit": run.provenance["commit"],  # of the code that wrote it, -dirty with local changes
         # What a step changes
-        "step": state.step,  # batches consumed: the next one is the batch of this number
+        "step": state.step,  # steps done: the number of the next batch
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),  # momentum, and the current learning rate
         "scheduler": state.learning_rate.state_dict(),  # what determines the next rates

@@ -69,12 +69,14 @@ def set_up(
     # Forked before CUDA exists in this process, since a fork of a CUDA process cannot use CUDA; and
     # before the process group's threads, since a fork inherits their locks but not the threads.
     loader = start_loader(cfg, ranks, splits)
+    # Without a first step the stream is empty: a range test asks for its own batches.
     first_step = plan.total_steps if first_step is None else first_step
     keys = train_keys(cfg, plan, ranks.rank, first_step, plan.total_steps)
     # The workers decode while the model is being built.
     batches = loader.batches(TRAIN, keys)
 
-    # 1.5 times, so that in a hang the supervisor acts first and has the ranks print where they are.
+    # Longer than hang_minutes, so that in a hang the supervisor acts first, and has the ranks print
+    # where they are.
     distributed.connect(ranks, timedelta(minutes=1.5 * cfg.hang_minutes))
     set_up_device(ranks.device, cfg.deterministic)
     state = build_state(cfg, ranks, len(splits.train.classes), plan, weights)

@@ -20,7 +20,7 @@ from resnet50.training.learning_rate import LearningRate
 from resnet50.training.optimization import MovingAverage
 
 LOSS_UNIT = 2.0**-20
-# Summed over a batch's images. More is as good as infinite, and could overflow an int64.
+# Limit of a batch's summed loss; a larger one counts as infinite, and could overflow an int64.
 LARGEST_LOSS = 2.0**32
 LOSS, TOP1, TOP5, COUNT, NON_FINITE = range(5)  # what `batch_sums` sums, int64 (5,)
 
@@ -123,14 +123,14 @@ def train_step(state: TrainState, micro_batches: Sequence[Batch], context: StepC
             state.scaler.scale(image_losses.mean() / len(micro_batches)).backward()
         sums += batch_sums(logits.detach(), labels, image_losses.detach())
     if cfg.clip_grad_norm:
-        # Scaled gradients (fp16) would be clipped 65,536 times too early.
+        # Unscaled first: in fp16 gradients carry the loss scale, 65,536 at the start.
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), cfg.clip_grad_norm)
     # With fp16 this skips the step if a gradient overflowed; it counts as a step all the same.
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad()
-    # Every 20th or 32nd step in the recipes that have an average: it costs a pass over all weights.
+    # Not at every step: an update of the average is a pass over all weights.
     if state.ema is not None and (state.step + 1) % cfg.ema_every_steps == 0:
         state.ema.update()
     return sums
