@@ -66,7 +66,10 @@ def run_benchmark(*words: object) -> str:
 
 def check_benchmark(words: list[str]) -> None:
     """Run a benchmark in a short form; of photo_corpus.py, which downloads, read the flags."""
+    script_commands = (shlex.split(command) for _, command in COMMANDS if words[1] in command)
     match words:
+        case ["python", script, *flags] if words != next(script_commands):
+            check_help(script, flags)  # the first one is run, below
         case ["python", "benchmarks/photo_corpus.py", *flags]:
             photo_corpus.build_parser().parse_args(flags)
         case ["python", "benchmarks/loader.py" | "benchmarks/crop_quality.py" as script, *flags]:

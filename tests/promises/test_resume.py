@@ -47,7 +47,15 @@ def test_the_same_command_gives_the_same_bits(straight, image_folder, tmp_path):
 
 # Checkpoints come at steps 3, 4, 6, 8, 9, 12: step 5 is in mid-epoch and repeats a step, 8 is an
 # epoch's edge, 10 repeats one in the last epoch.
-@pytest.mark.parametrize("kill_at, num_workers", [(5, 0), (5, 2), (8, 2), (10, 0)])
+@pytest.mark.parametrize(
+    "kill_at, num_workers",
+    [
+        pytest.param(5, 0, marks=pytest.mark.long),
+        (5, 2),
+        (8, 2),
+        pytest.param(10, 0, marks=pytest.mark.long),
+    ],
+)
 def test_killed_and_resumed_equals_straight(straight, image_folder, tmp_path, kill_at, num_workers):
     words = train_words(*tiny_flags(image_folder, tmp_path / "run"), f"--num_workers={num_workers}")
     process = start(words, tmp_path, **ONE_RANK)
@@ -59,6 +67,7 @@ def test_killed_and_resumed_equals_straight(straight, image_folder, tmp_path, ki
     assert_same_end(straight, tmp_path / "run")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_killed_at_random_moments_equals_straight(image_folder, tmp_path, num_ranks):
     """SIGKILL of every process at once, again and again, until a start gets to the end."""
