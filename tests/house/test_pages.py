@@ -82,27 +82,15 @@ def check_benchmark(words: list[str]) -> None:
                 places = [f"--data_dir={photos}", f"--work_dir={folder}/work"]
                 out = run_benchmark(script, *flags, *quick[script], *places)
             assert "px, " in out
-        case ["python", "benchmarks/time_to_accuracy.py" as script, *flags]:
+        case ["python", "benchmarks/time_to_accuracy.py", *flags]:  # run in the long form, below
             time_to_accuracy.build_parser().parse_args(flags)
-            with tempfile.TemporaryDirectory() as folder:
-                photos = make_folder(Path(folder) / "photos", 24, 2)
-                quick = ["--recipe=tiny", "--minutes=0.02", "--seeds=1", "--plain_batch_size=4"]
-                quick += [f"--data_dir={photos}"]
-                out = run_benchmark(script, *flags, *quick, f"--out={folder}/out")
-                assert "| seed |" in out and Path(folder, "out/curves.png").is_file()
         case ["python", "benchmarks/app_screenshots.py", picture, *flags]:
             assert (REPOSITORY / picture).is_file()  # run in test_app.py
             check_help(words[1], flags)
         case ["python", "benchmarks/save_and_resume.py" as script, *flags]:
             check_help(script, flags)  # minutes of a ResNet50: run by hand
         case ["python", "benchmarks/progress_picture.py" as script, *flags]:
-            check_help(script, flags)
-            with tempfile.TemporaryDirectory() as folder:
-                photos, path = make_folder(Path(folder) / "photos", 400, 2), Path(folder, "out.png")
-                out = run_benchmark(
-                    script, f"--data_dir={photos}", f"--out={path}", "--recipe=tiny", "--percent=5"
-                )
-                assert "epoch 2/" in out and path.is_file()
+            check_help(script, flags)  # likewise
         case ["python", "benchmarks/recipe_costs.py", "--picture", path]:
             assert (REPOSITORY / path).is_file()  # run in test_recipes.py
         case ["python", "benchmarks/recipe_costs.py"]:
@@ -224,6 +212,23 @@ def check(words: list[str]) -> None:
 @pytest.mark.parametrize("page, command", COMMANDS, ids=[f"{p}: {c}" for p, c in COMMANDS])
 def test_command_is_understood(page, command):
     check(shlex.split(command))
+
+
+@pytest.mark.long
+def test_the_time_to_accuracy_is_measured(tmp_path):
+    photos = make_folder(tmp_path / "photos", 24, 2)
+    quick = ["--recipe=tiny", "--minutes=0.02", "--seeds=1", "--plain_batch_size=4"]
+    places = [f"--data_dir={photos}", f"--out={tmp_path / 'out'}"]
+    out = run_benchmark("benchmarks/time_to_accuracy.py", *quick, *places)
+    assert "| seed |" in out and (tmp_path / "out" / "curves.png").is_file()
+
+
+@pytest.mark.long
+def test_the_picture_of_the_progress_is_made(tmp_path):
+    photos, path = make_folder(tmp_path / "photos", 400, 2), tmp_path / "out.png"
+    words = [f"--data_dir={photos}", f"--out={path}", "--recipe=tiny", "--percent=5"]
+    out = run_benchmark("benchmarks/progress_picture.py", *words)
+    assert "epoch 2/" in out and path.is_file()
 
 
 def test_the_two_commands_come_first():

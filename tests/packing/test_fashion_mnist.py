@@ -10,6 +10,7 @@ from support.commands import REPOSITORY, run
 
 import dataset_paths
 from resnet50.data import splits
+from resnet50.data.jpeg import WholePicture
 from resnet50.packing import fashion_mnist
 
 NAMES = [name for pair in fashion_mnist.FILES.values() for name, _ in pair]
@@ -33,7 +34,25 @@ def prepare(cwd: Path, *flags: object):
     return run(words, cwd)
 
 
-def test_it_becomes_packs_without_loss(originals, tmp_path):
+def test_its_pictures_are_the_published_ones_without_loss(originals):
+    source = fashion_mnist.source(originals)
+    for split, count in (("train", 6000), ("val", 1000)):
+        assert np.bincount([p.label for p in source.splits[split]]).tolist() == [count] * 10
+    raw = gzip.decompress((originals / "train-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((originals / "train-labels-idx1-ubyte.gz").read_bytes())[8:]
+    for picture in (source.splits["train"][index] for index in (0, 12_345, 59_999)):
+        class_name, number = picture.name.removesuffix(".png").split("/")
+        assert dataset_paths.FASHION_MNIST_CLASSES[labels[int(number)]] == class_name
+        assert source.classes[picture.label] == class_name
+        pixels = WholePicture(fashion_mnist.read(picture.member)).pixels()
+        start = 16 + int(number) * 784
+        assert pixels.shape == (32, 32, 3)
+        assert pixels[2:30, 2:30, 1].tobytes() == raw[start : start + 784]
+        assert pixels.sum() == pixels[2:30, 2:30].sum()
+
+
+@pytest.mark.long
+def test_it_becomes_packs_of_the_right_size_once(originals, tmp_path):
     out = tmp_path / "data" / "fashion-mnist"
     result = prepare(tmp_path, "--source_dir", originals, "--num_workers", "2")
     assert result.code == 0, result.err
@@ -41,19 +60,6 @@ def test_it_becomes_packs_without_loss(originals, tmp_path):
     train, val = splits.open_dataset(out)
     assert np.bincount(train.labels).tolist() == [6000] * 10
     assert np.bincount(val.labels).tolist() == [1000] * 10
-    raw = gzip.decompress((originals / "train-images-idx3-ubyte.gz").read_bytes())
-    labels = gzip.decompress((originals / "train-labels-idx1-ubyte.gz").read_bytes())[8:]
-    for index in (0, 12_345, 59_999):
-        pixels = train.open(index).pixels()
-        _, _, name = train.name(index).rpartition("train.pack:")
-        class_name, number = name.split("/")
-        number = int(number.removesuffix(".png"))
-        assert dataset_paths.FASHION_MNIST_CLASSES[labels[number]] == class_name
-        assert train.classes[train.labels[index]] == class_name
-        start = 16 + number * 784
-        assert pixels.shape == (32, 32, 3)
-        assert pixels[2:30, 2:30, 1].tobytes() == raw[start : start + 784]
-        assert pixels.sum() == pixels[2:30, 2:30].sum()
     before = (out / "train.pack").stat().st_mtime_ns
     again = prepare(tmp_path, "--source_dir", originals)
     assert again.code == 0 and "is complete already" in again.out

@@ -82,7 +82,7 @@ def test_a_number_of_ranks_that_does_not_divide_is_refused_with_those_that_do(
     assert status["state"] == "config error" and "start 1, 2 of them" in status["message"]
 
 
-@pytest.mark.parametrize("command", ["train", "lr_finder"])
+@pytest.mark.parametrize("command", ["train", pytest.param("lr_finder", marks=pytest.mark.long)])
 def test_the_wrapped_model_is_gone_before_the_process_group(command, image_folder, tmp_path):
     """gloo sometimes ends with SIGABRT otherwise, after everything went well."""
     flags = ["--recipe=tiny", f"--data_dir={image_folder}", "--amp=fp32"]

@@ -178,6 +178,7 @@ def test_growing_images_out_of_a_pack_resume_bit_for_bit(image_folder, tmp_path)
     assert_same_end(tmp_path / "straight", tmp_path / "killed")
 
 
+@pytest.mark.long
 def test_a_killed_loader_ends_the_rank_and_the_run_resumes_as_if_nothing_was(
     straight, image_folder, tmp_path
 ):

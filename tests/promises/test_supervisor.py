@@ -82,7 +82,9 @@ def test_ctrl_c_twice_ends_at_once_and_resumably(image_folder, tmp_path):
     assert status_of(run_dir)["state"] == "interrupted"
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_one_signal_saves_and_exits_75(image_folder, tmp_path, signum):
     run_dir = tmp_path / "run"
     words = train_words(*long_flags(image_folder, run_dir, "--save_every_steps=0"))
@@ -201,7 +203,14 @@ def test_a_crash_that_makes_no_progress_is_not_repeated(image_folder, tmp_path):
     assert status_of(run_dir).get("state", "crashed") == "crashed"
 
 
-@pytest.mark.parametrize("victim", ["supervisor", "torchrun", "rank", "loader"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        "supervisor",
+        "rank",
+        *(pytest.param(v, marks=pytest.mark.long) for v in ("torchrun", "loader")),
+    ],
+)
 def test_killing_any_one_process_leaves_none_running_alone(image_folder, tmp_path, victim):
     run_dir = tmp_path / "run"
     process = start_and_reach(train_words(*long_flags(image_folder, run_dir)), tmp_path, run_dir, 4)
