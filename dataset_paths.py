@@ -132,9 +132,14 @@ def is_picture(file_name: str) -> bool:
     return file_name.lower().endswith(EXTENSIONS) and not file_name.startswith(".")
 
 
+def are_wnids(classes: Sequence[str]) -> bool:
+    """Whether all class folders are ids of WordNet, as those of ImageNet and its subsets are."""
+    return all(re.fullmatch(r"n\d{8}", name) for name in classes)
+
+
 def known_dataset(classes: Sequence[str]) -> Dataset | None:
     """The data set that has these class folders, if it is one of ours."""
-    if all(re.fullmatch(r"n\d{8}", name) for name in classes):
+    if are_wnids(classes):
         by_number = {1000: "imagenet", 200: "tiny-imagenet", 100: "mini-imagenet"}
         if set(classes) == set(IMAGENETTE_CLASSES):
             return DATASETS["imagenette"]

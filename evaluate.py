@@ -17,7 +17,6 @@ of Kaggle's competition.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -28,14 +27,14 @@ from PIL import Image
 from torch import Tensor
 
 from resnet50.config.command_line import Parser, print_error
-from resnet50.data import class_names, crops, transforms
+from resnet50.data import class_names, crops, orientation, transforms
 from resnet50.data.batch import Batch
 from resnet50.data.loader import Loader, choose_num_workers
-from resnet50.data.splits import Split, open_pictures, open_split
-from resnet50.inference import mistakes, predictions, pretrained
+from resnet50.data.splits import Split, open_pictures, open_split, relabeled
+from resnet50.inference import class_order, mistakes, predictions, pretrained
 from resnet50.inference.predictions import Predictions
 from resnet50.inference.pretrained import Pretrained
-from resnet50.system import processes
+from resnet50.system import outputs, processes
 from resnet50.training import distributed, engine
 from resnet50.training.device import choose_precision
 from resnet50.training.distributed import Ranks
@@ -77,6 +76,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="loader processes per GPU; -1: by cores",
     )
+    add(
+        "--upright",
+        choices=(orientation.AUTO, orientation.YES, orientation.NO, orientation.LEGACY),
+        help="turn the pictures of --data_dir as their EXIF data say [as trained; auto]",
+    )
     add("--amp", choices=("auto", "bf16", "fp16", "fp32"), help="precision [as trained; fp32]")
     add("--json", type=Path, help="file for the result, a JSON object")
     add("--report", type=Path, help="folder for tables and pictures of what it gets wrong")
@@ -106,25 +110,25 @@ def check_outputs(args: argparse.Namespace) -> None:
         raise ValueError("--report needs the true classes: give --data_dir, not --images")
     if args.images and not (args.csv or args.submission):
         raise ValueError("--images needs an output file: --csv FILE or --submission FILE")
-    for option in ("json", "csv", "submission"):
-        path = getattr(args, option)
-        if path and (path.is_dir() or not os.access(path.parent, os.W_OK)):
-            raise ValueError(
-                f"--{option} {path} cannot be written: give a file in an existing folder"
-            )
-    if args.report and args.report.exists() and not args.report.is_dir():
-        raise ValueError(f"--report {args.report} is a file: give a folder")
+    outputs.check({option: getattr(args, option) for option in ("json", "csv", "submission")})
     if args.report:
-        args.report.mkdir(parents=True, exist_ok=True)
+        outputs.check_folder("report", args.report)
 
 
-def open_images(args: argparse.Namespace, loaded: Pretrained) -> Split:
-    """The images of --images, or the split of --data_dir, whose classes must be the model's."""
+def open_images(args: argparse.Namespace, loaded: Pretrained, ranks: Ranks) -> Split:
+    """The images of --images, or the split of --data_dir, labeled by the model's logits."""
     if args.images:
         return open_pictures(args.images)
-    split = open_split(args.data_dir, args.split)
-    loaded.check_classes(split.classes, split.root)
-    return split
+    split = open_split(args.data_dir, args.split, args.upright or loaded.upright)
+    labels = loaded.labels_of(split.classes, split.root)
+    if labels != sorted(labels) and ranks.is_main:
+        place = next(number for number, label in enumerate(labels) if number != label)
+        print(
+            f"note: the class folders of {split.root} go by their names, not by their order: "
+            f"{split.classes[place]} is class {labels[place]} of the weights",
+            file=sys.stderr,
+        )
+    return relabeled(split, labels)
 
 
 class Views:
@@ -151,28 +155,40 @@ class Views:
 
 def write_files(
     args: argparse.Namespace, views: Views, loaded: Pretrained, predicted: Predictions
-) -> None:
-    """Write what --report, --csv and --submission ask for."""
+) -> list[str]:
+    """Write what --report, --csv and --submission ask for; returns a message per failure, or ""."""
     split, numbers = views.split, range(len(views.split))
     names = [split.name(index) for index in numbers]
-    classes = class_names.readable(split.classes) if split.classes else loaded.classes
-    if args.csv:
-        predictions.write_csv(args.csv, names, classes, predicted)
-    if args.submission:
+    is_named = split.classes and not class_order.are_numbers(split.classes)
+    classes = class_names.readable(split.classes) if is_named else loaded.classes
+
+    def write_csv(path: Path) -> None:
+        predictions.write_csv(path, names, classes, predicted)
+
+    def write_submission(path: Path) -> None:
         pixels = [views.size(index) for index in numbers]
-        predictions.write_submission(args.submission, names, pixels, loaded.class_ids, predicted)
-    if args.report:
-        written = mistakes.write_report(args.report, classes, split.labels, *predicted, views.crop)
+        predictions.write_submission(path, names, pixels, loaded.class_ids, predicted)
+
+    def write_report(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        written = mistakes.write_report(folder, classes, split.labels, *predicted, views.crop)
         print("wrote", *written, file=sys.stderr)
 
+    writers = {"csv": write_csv, "submission": write_submission, "report": write_report}
+    asked = {option: getattr(args, option) for option in writers if getattr(args, option)}
+    return [outputs.write_or_keep(name, path, writers[name]) for name, path in asked.items()]
 
-def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
-    """Run the evaluation on all ranks. Raises ValueError if the user must change something."""
+
+def evaluate(args: argparse.Namespace, ranks: Ranks) -> tuple[dict[str, object], list[str]]:
+    """Run the evaluation on all ranks: its result, and which files failed.
+
+    Raises ValueError if the user must change something.
+    """
     check_outputs(args)
     loaded = pretrained.load(args.weights, args.raw)
     if args.submission and not loaded.class_ids:
         raise ValueError(f"--submission: the class ids of --weights {loaded.name} are not known")
-    split = open_images(args, loaded)
+    split = open_images(args, loaded, ranks)
     crop_size, resize_size, batch_size = sizes(args, loaded)
     on_gpu = ranks.device.type == "cuda"
     num_workers = choose_num_workers(args.num_workers, ranks.local_world_size, on_gpu)
@@ -204,9 +220,10 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
         print(f"warning: cannot be decoded, counted as black: {name}", file=sys.stderr)
     predicted = collector.gathered(ranks)
     distributed.disconnect()
+    problems = []
     if ranks.is_main:
-        write_files(args, Views(split, crop_size, resize_size), loaded, predicted)
-    return {
+        problems = write_files(args, Views(split, crop_size, resize_size), loaded, predicted)
+    result = {
         **(result if args.data_dir else {}),
         "num_images": len(split),
         "num_bad_images": len(bad_images),
@@ -216,6 +233,7 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> dict[str, object]:
         "image_size": crop_size,
         "resize_size": resize_size,
     }
+    return result, problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,16 +244,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     ranks = Ranks()
     try:
         ranks = distributed.read_ranks()
-        result = evaluate(args, ranks)
-        if ranks.is_main and args.json:
-            args.json.write_text(json.dumps(result, indent=2) + "\n")
+        result, problems = evaluate(args, ranks)
     except (ValueError, OSError) as error:
         if ranks.is_main:
             print_error("evaluate.py", error)
         return 2
-    if ranks.is_main:
-        print(json.dumps(result, indent=2))
-    return 0
+    if not ranks.is_main:
+        return 0
+    text = json.dumps(result, indent=2)
+    print(text, flush=True)  # first: whatever becomes of the files
+    if args.json:
+
+        def write_json(path: Path) -> None:
+            path.write_text(f"{text}\n")
+
+        problems.append(outputs.write_or_keep("json", args.json, write_json))
+    problems = [problem for problem in problems if problem]
+    return print_error("evaluate.py", "; ".join(problems)) if problems else 0
 
 
 if __name__ == "__main__":

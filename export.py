@@ -237,10 +237,10 @@ def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
     formats = chosen_formats(args)
     check_out(args.out, formats)
     hub.check(Target(args.hub, args.private, args.dry_run), formats)
-    split = splits.open_split(args.data_dir, args.split) if args.data_dir else None
-    loaded = pretrained.load(args.weights, args.raw)
-    if split is not None:
-        loaded.check_classes(split.classes, split.root)
+    loaded, split = pretrained.load(args.weights, args.raw), None
+    if args.data_dir:
+        split = splits.open_split(args.data_dir, args.split, loaded.upright)
+        split = splits.relabeled(split, loaded.labels_of(split.classes, split.root))
     other = None
     if args.compare:
         try:

@@ -28,7 +28,7 @@ from resnet50.data.splits import open_dataset
 from resnet50.records import run_folder, status
 from resnet50.run import start
 from resnet50.run.resolve import resolve, with_data
-from resnet50.system import processes
+from resnet50.system import outputs, processes
 from resnet50.system.interruption import Interrupted, Interruption
 from resnet50.training import batch_fit, build, distributed, lr_curve, range_test
 from resnet50.training.distributed import Ranks
@@ -58,10 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Raise ValueError now for outputs that could not be written at the end."""
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {args.out} is a file: give a folder, new or existing")
-    if args.json and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise ValueError(f"--json {args.json} cannot be written: give a file in an existing folder")
+    outputs.check({"json": args.json})
+    outputs.check_folder("out", args.out)
 
 
 def find(
@@ -76,7 +74,7 @@ def find(
     request = train_flags.Request({**given, "max_lr": AUTO}, fresh=True)
     cfg = with_data(resolve(request, ranks.world_size))
     say = start.printer(ranks)
-    splits = open_dataset(Path(cfg.data_dir))
+    splits = open_dataset(Path(cfg.data_dir), cfg.upright)
     cfg = batch_fit.fit_batch_size(cfg, ranks, stop, say)
     parts = build.set_up(cfg, ranks, splits, weights=start.initial_weights(cfg))
     say(
@@ -90,15 +88,21 @@ def find(
     return found
 
 
-def report(found: lr_curve.Suggestions, args: argparse.Namespace) -> None:
-    """Say what was found; the last line is for programs."""
+def report(found: lr_curve.Suggestions, args: argparse.Namespace) -> int:
+    """Say what was found; the last line is for programs. Returns the exit code."""
     for warning in found.warnings:
         print(f"warning: {warning}")
     print(f"{found}\nrecommended: --max_lr {found.recommended:g} (pictures in {args.out})")
     line = json.dumps({"max_lr": found.recommended, "suggestions": found.as_dict()})
-    if args.json:
-        args.json.write_text(line + "\n")
     print(line, flush=True)
+    if not args.json:
+        return 0
+
+    def write(path: Path) -> None:
+        path.write_text(f"{line}\n")
+
+    problem = outputs.write_or_keep("json", args.json, write)
+    return print_error("lr_finder.py", problem) if problem else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rates = replace(Range(), **{n: getattr(args, n) for n in names if n in args})
         found = find(args, ranks, rates, stop)
         if ranks.is_main:
-            report(found, args)
+            return report(found, args)
     except Interrupted:
         if ranks.is_main:
             print("lr_finder.py: interrupted", file=sys.stderr)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from dataset_paths import DATASETS
 from resnet50.config.command_line import Parser, print_error
+from resnet50.data import orientation
 from resnet50.data.pack import ORIGINAL, SUFFIX, TILES, DamagedPackError, PackedImages
 from resnet50.packing import archives, downloads, encode, fashion_mnist, sources
 from resnet50.packing import report as pack_report
@@ -55,6 +56,29 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--search", type=Path, metavar="DIR", help="where a named data set may already be")
     add("--source_dir", type=Path, metavar="DIR", help="fashion-mnist: folder with its four files")
+    add_pixels(parser)
+    add("--store", choices=(TILES, ORIGINAL), help=f"how to store training images [{TILES}]")
+    add(
+        "--val_store",
+        choices=(TILES, ORIGINAL),
+        help=f"how to store validation images [{ORIGINAL}]",
+    )
+    add(
+        "--val_pct",
+        type=float,
+        default=10.0,
+        metavar="X",
+        help="percent of each class to validate with, if SOURCE is CLASS/* without splits [10]",
+    )
+    add("--write_annotations", action="store_true", help="write train.csv and val.csv to --out too")
+    add("--skip_md5", action="store_true", help="accept known archives whatever their md5 is")
+    add("--num_workers", type=int, metavar="N", help="worker processes [all cores]")
+    return parser
+
+
+def add_pixels(parser: argparse.ArgumentParser) -> None:
+    """The flags for what becomes of a picture's pixels."""
+    add = parser.add_argument
     add(
         "--long_side",
         "--max_resolution",
@@ -77,23 +101,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="Q",
         help="JPEG quality of re-encoded images [90]",
     )
-    add("--store", choices=(TILES, ORIGINAL), help=f"how to store training images [{TILES}]")
     add(
-        "--val_store",
-        choices=(TILES, ORIGINAL),
-        help=f"how to store validation images [{ORIGINAL}]",
+        "--upright",
+        choices=(orientation.AUTO, orientation.YES, orientation.NO),
+        default=orientation.AUTO,
+        help="turn pictures as their EXIF data say; auto: not those of ImageNet and other data "
+        "sets that figures are published of [auto]",
     )
-    add(
-        "--val_pct",
-        type=float,
-        default=10.0,
-        metavar="X",
-        help="percent of each class to validate with, if SOURCE is CLASS/* without splits [10]",
-    )
-    add("--write_annotations", action="store_true", help="write train.csv and val.csv to --out too")
-    add("--skip_md5", action="store_true", help="accept known archives whatever their md5 is")
-    add("--num_workers", type=int, metavar="N", help="worker processes [all cores]")
-    return parser
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -125,10 +139,15 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         args.out = Path("data") / args.source
 
 
-def encodings(args: argparse.Namespace) -> dict[str, Encoding]:
-    """How each split is stored. Fashion-MNIST's small pictures are stored losslessly."""
+def encodings(args: argparse.Namespace, classes: Sequence[str]) -> dict[str, Encoding]:
+    """How each split is stored. Fashion-MNIST's small pictures are stored losslessly.
+
+    classes: of the data set, which say what --upright auto is.
+    """
     is_small = args.source == "fashion-mnist"
     sizes = {name: getattr(args, name) for name in ("long_side", "short_side", "quality")}
+    is_auto = args.upright == orientation.AUTO
+    sizes["upright"] = orientation.of_classes(classes) if is_auto else args.upright
     train = args.store or (ORIGINAL if is_small else TILES)
     return {
         "train": Encoding(store=train, **sizes),
@@ -165,11 +184,7 @@ def check_room(jobs: Sequence[SplitJob], out: Path) -> None:
 
 def pack(args: argparse.Namespace) -> int:
     """Pack a source into args.out. Raises ValueError or OSError if something must be changed."""
-    request = {
-        "source": str(Path(args.source).resolve() if Path(args.source).exists() else args.source),
-        "val_pct": args.val_pct,
-        **{split: way.settings() for split, way in encodings(args).items()},
-    }
+    request = request_of(args)
     out, work_dir = args.out, args.out / ".work"
     if args.search and all(is_whole(out / f"{split}{SUFFIX}") for split in SPLITS):
         print(f"{out} is packed already")  # from whatever source
@@ -179,9 +194,9 @@ def pack(args: argparse.Namespace) -> int:
         return 0
     work_dir.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(out, ".work/.lock", option="--out")
-    ways = encodings(args)
     try:
         source, read = open_source(args, work_dir)
+        ways = encodings(args, source.classes)
         jobs = [
             SplitJob(split, source.splits[split], source.classes, read, ways[split])
             for split in SPLITS
@@ -203,6 +218,16 @@ def pack(args: argparse.Namespace) -> int:
     return 0
 
 
+def request_of(args: argparse.Namespace) -> dict[str, object]:
+    """What the command line asks for, as the report keeps it: a request that was carried out."""
+    ways = {split: way.settings() for split, way in encodings(args, ()).items()}
+    for way in ways.values():
+        del way["upright"]  # what auto is, only the source's classes say
+    source = Path(args.source).resolve() if Path(args.source).exists() else args.source
+    upright = {} if args.upright == orientation.AUTO else {"upright": args.upright}
+    return {"source": str(source), "val_pct": args.val_pct, **ways, **upright}
+
+
 def remove_if_empty(work_dir: Path) -> None:
     """Leave no trace of a start that did no work."""
     (work_dir / ".lock").unlink()
@@ -218,7 +243,9 @@ def is_finished(out: Path, request: dict) -> bool:
     except (OSError, ValueError):
         report = {}
     if report:
-        was = report["request"]
+        # Packs of before hold their pictures as they lay.
+        upright = report["train"]["way"].get("upright", orientation.NO)
+        was = report["request"] | {"upright": upright}
         if differing := [name for name in request if was.get(name) != request[name]]:
             pairs = [f"{name} {was.get(name)}, now {request[name]}" for name in differing]
             raise ValueError(

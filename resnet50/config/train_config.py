@@ -71,6 +71,13 @@ class TrainConfig:
     eval_resize_size: int = setting(
         0, "shorter side before the evaluation crop, in pixels; 0: crop * 256 / 224", at_least=0
     )
+    upright: str = setting(
+        "auto",
+        "turn pictures as their EXIF data say; auto: not those of ImageNet and other data sets "
+        "that figures are published of; legacy: as runs did that know no --upright",
+        choices=("auto", "yes", "no", "legacy"),
+        may_be_auto=True,
+    )
     min_crop_scale: float = setting(
         0.08, "smallest share of a picture's area that a training crop covers", above=0, at_most=1
     )

@@ -7,6 +7,7 @@ the order of everyone's labels.
 
 import csv
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,23 @@ def imagenet_val_labels() -> dict[str, str]:
         for row in _imagenet_rows()
         for number in row["val_images"].split()
     }
+
+
+def check_spelling(names: Sequence[str], where: object) -> None:
+    """Raise ValueError for the name of a class that is not UTF-8: it goes into files that are.
+
+    where: the place of the class folders.
+    """
+    for name in names:
+        encoded = os.fsencode(name)
+        try:
+            encoded.decode("utf-8")
+        except UnicodeDecodeError:
+            shown = encoded.decode("utf-8", "backslashreplace")
+            raise ValueError(
+                f"{where}: the name of class {shown} is not UTF-8: rename it (for files of older "
+                "Windows systems: convmv -r -f cp1252 -t utf8 --notest FOLDER)"
+            ) from None
 
 
 def readable(names: Sequence[str]) -> list[str]:

@@ -14,19 +14,25 @@ Anything that is not a plain JPEG, or is damaged, goes to Pillow, which decodes 
 
 import io
 import math
+import re
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-from resnet50.data.transforms import to_rgb
+from resnet50.data import by_pillow, orientation
 
 TILE_WIDTH, TILE_HEIGHT = 32, 16  # pixels: 2 MCUs of a 4:2:0 JPEG side by side
 MCUS_PER_TILE = 2
 EDGE = 16  # rows below the crop that its last rows' chroma is interpolated from
-START_OF_SCAN, END_OF_IMAGE, FIRST_RESTART = 0xDA, 0xD9, 0xD0
+START_OF_SCAN, END_OF_IMAGE, FIRST_RESTART, APP1 = 0xDA, 0xD9, 0xD0, 0xE1
+END_MARKER = bytes((0xFF, END_OF_IMAGE))
+# Inside of the coded data 0xFF is followed by 0x00, or is a restart marker.
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+EXIF_NAME, XMP_NAME = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"  # what an APP1 begins with
 # Baseline and extended sequential. Progressive files have their pixels spread over many scans.
 SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 RESTARTS = FIRST_RESTART + np.arange(1 << 16, dtype=np.int64).astype(np.uint8) % 8
@@ -42,55 +48,139 @@ class Frame(NamedTuple):
     num_components: int
 
 
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """A JPEG's segments up to its first scan: marker, start and end of what follows its length.
+
+    Nothing if `data` does not begin like a JPEG; ends where it is damaged.
+    """
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # may pad the space before a marker
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
+        yield marker, at + 4, end
+        if marker == START_OF_SCAN:
+            return
+        at = end
+
+
 def find_frame(data: bytes) -> Frame | None:
     """The frame header of a JPEG; None if `data` does not begin like one."""
-    at = 2
-    if data[:2] != b"\xff\xd8":
-        return None
-    while at + 10 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width, num_components = struct.unpack_from(">HHB", data, at + 5)
-            return Frame(width, height, at + 5, marker in SEQUENTIAL_FRAMES, num_components)
-        at += 1 if marker == 0xFF else 2 + length  # 0xFF bytes may pad the space before a marker
+    for marker, start, _ in segments(data):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and start + 6 <= len(data):
+            height, width, num_components = struct.unpack_from(">HHB", data, start + 1)
+            return Frame(width, height, start + 1, marker in SEQUENTIAL_FRAMES, num_components)
+    return None
+
+
+def orientation_of(data: bytes) -> int:
+    """EXIF's orientation of a JPEG, 1 to 8, out of its own segment, or else out of XMP's."""
+    in_exif, in_xmp = None, orientation.UPRIGHT
+    for marker, start, end in segments(data):
+        if marker != APP1:
+            continue
+        segment = data[start:end]
+        if segment.startswith(EXIF_NAME):
+            in_exif = in_exif or orientation.of_exif(segment[len(EXIF_NAME) :])
+        elif segment.startswith(XMP_NAME):
+            in_xmp = orientation.of_xmp(segment)
+    return in_exif or in_xmp
+
+
+def with_end(data: bytes, frame: Frame) -> bytes:
+    """A JPEG with an end marker where that is all that it lacks, as some cameras and programs leave
+    it; unchanged if pixels are missing."""
+    ended = data + END_MARKER
+    colors = "CMYK" if frame.num_components == 4 else "RGB"
+    try:
+        if has_all_scans(ended, frame):
+            simplejpeg.decode_jpeg(ended, colors, strict=True)
+            return ended
+    except (ValueError, IndexError, struct.error):  # libjpeg's data ended early; it is cut
+        pass
+    return data
+
+
+def has_all_scans(data: bytes, frame: Frame) -> bool:
+    """Whether every coefficient of every component has come with its last bit.
+
+    Progressive files have them in many scans, and libjpeg does not miss the last ones.
+    """
+    ids = data[frame.offset + 5 : frame.offset + 5 + 3 * frame.num_components : 3]
+    missing = {(component, number) for component in ids for number in range(64)}
+    scan = next((part for part in segments(data) if part[0] == START_OF_SCAN), None)
+    while scan is not None:
+        _, start, end = scan
+        first, last, bits = struct.unpack_from("3B", data, end - 3)
+        if bits & 0x0F == 0:
+            components = data[start + 1 : start + 1 + 2 * data[start] : 2]
+            missing -= {(part, number) for part in components for number in range(first, last + 1)}
+        scan = next_scan(data, end)
+    return not missing
+
+
+def next_scan(data: bytes, at: int) -> tuple[int, int, int] | None:
+    """The start of scan behind coded data that begin at `at`, as `segments` has it."""
+    while (found := MARKER.search(data, at)) and found[0] != END_MARKER:
+        start = found.end() + 2
+        at = found.end() + int.from_bytes(data[found.end() : start])
+        if found[0][1] == START_OF_SCAN:
+            return START_OF_SCAN, start, at
     return None
 
 
 class WholePicture:
     """A picture as it came, in any format that Pillow reads. size: (width, height) in pixels.
 
-    Raises what Pillow raises if it is not a picture.
+    upright: one of data/orientation.py's ways, not AUTO; of an upright picture the size and all
+    rectangles are those of the turned one. Raises what Pillow raises if it is not a picture.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, upright: str = orientation.NO) -> None:
         frame = find_frame(data)
+        self._is_legacy = upright == orientation.LEGACY
+        if not self._is_legacy:
+            is_cut = frame is not None and data.rfind(END_MARKER, frame.offset) < 0
+            data = with_end(data, frame) if is_cut else data
         # A file that was cut short goes to Pillow: it refuses what libjpeg would fill with gray.
         is_plain = (
             frame is not None
             and frame.num_components in (1, 3)
             and frame.width * frame.height > 0
-            and data.rfind(b"\xff\xd9", frame.offset) > 0
+            and data.rfind(END_MARKER, frame.offset) > 0
         )
         self._data, self._frame = data, frame if is_plain else None
-        self.size = (frame.width, frame.height) if is_plain else self._open().size
-
-    def _open(self) -> Image.Image:
-        return Image.open(io.BytesIO(self._data))
+        open_picture = by_pillow.open_picture if self._is_legacy else by_pillow.open_any_png
+        image = None if is_plain else open_picture(data)
+        self._orientation = orientation.UPRIGHT
+        if upright == orientation.YES:
+            in_jpeg = orientation_of(data)
+            is_jpeg = frame is not None
+            self._orientation = in_jpeg if is_jpeg else by_pillow.orientation_of(image, data)
+        stored_size = (frame.width, frame.height) if is_plain else image.size
+        self.size = orientation.turned_size(stored_size, self._orientation)
 
     def crop(self, left: int, top: int, right: int, bottom: int, shrink: int = 1) -> np.ndarray:
         """The pixels of a rectangle, uint8 (H, W, 3).
 
         shrink: 1, 2 or 4, a divisor of all edges: the result may be smaller by that factor.
         """
+        box = left, top, right, bottom
+        left, top, right, bottom = orientation.stored_box(box, self.size, self._orientation)
+        if any(edge % shrink for edge in (left, top, right, bottom)):
+            shrink = 1  # counted from the other side they lie between two pixels
         pixels, shrink = self._pixels(bottom, shrink)
-        return pixels[top // shrink : bottom // shrink, left // shrink : right // shrink]
+        pixels = pixels[top // shrink : bottom // shrink, left // shrink : right // shrink]
+        return orientation.turned(pixels, self._orientation)
 
     def pixels(self) -> np.ndarray:
         """All pixels, uint8 (H, W, 3)."""
-        return self._pixels(self.size[1], 1)[0]
+        return self.crop(0, 0, *self.size)
 
     def _pixels(self, bottom: int, shrink: int) -> tuple[np.ndarray, int]:
-        """Pixels from the top to at least `bottom`, and the factor they were shrunk by.
+        """Stored pixels from the top to at least `bottom`, and the factor they were shrunk by.
 
         Not shrunk, they are the same as Pillow's, bit for bit.
         """
@@ -103,11 +193,8 @@ class WholePicture:
             try:
                 return decode(data, frame.width, height, shrink, strict=False), shrink
             except ValueError:  # Pillow has the last word on damaged and unusual files
-                return self._by_pillow(), 1
-        return self._by_pillow(), 1
-
-    def _by_pillow(self) -> np.ndarray:
-        return np.asarray(to_rgb(self._open()))
+                pass
+        return by_pillow.decode(self._data, self._is_legacy), 1
 
 
 def decode(

@@ -5,17 +5,20 @@
                 of images, bytes of the file, 0, crc32 of the 60 bytes before
     JSON        UTF-8: "split"; "classes": their names in label order; "store": "tiles" or
                 "original"; "sha256" over classes and names (`content_hash`); "settings" the images
-                were made with; for tiles "jpeg_header", in base64
+                were made with, such as "upright" (data/orientation.py); for tiles "jpeg_header",
+                in base64
     records     one per image: u16 length of its name, the name (CLASS/FILE), for tiles a table of
                 u16 lengths, then the payload
     index       32 bytes per image, `<Q2I2H3I`: offset and bytes of its record, label, width,
                 height, bytes of the record before the payload, crc32 of these, crc32 of the payload
 
-With the store "original" a payload is the file that the image came in. With "tiles" it is the coded
-data of a baseline 4:2:0 JPEG with a restart marker after every 2 MCUs: ceil(height / 16) rows of
-ceil(width / 32) tiles, each as long as the table says, including the marker behind it. With
-"jpeg_header" before it, and height and padded width (a multiple of 32) as big-endian u16 in its
-frame header, it is a file that any viewer opens. For parts of it, see `jpeg.TiledPicture`.
+With the store "original" a payload is the file that the image came in, which its reader turns
+upright; width and height are then those of the turned picture if "upright" is "yes". With "tiles"
+it is the coded data of a baseline 4:2:0 JPEG with a restart marker after every 2 MCUs:
+ceil(height / 16) rows of ceil(width / 32) tiles, each as long as the table says, including the
+marker behind it. With "jpeg_header" before it, and height and padded width (a multiple of 32) as
+big-endian u16 in its frame header, it is a file that any viewer opens. For parts of it, see
+`jpeg.TiledPicture`.
 
 Opening checks header, JSON and index; every use of an image checks its table; `find_faults` checks
 and decodes the payloads. So a damaged payload can change its own image's pixels and no other's.
@@ -34,7 +37,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from resnet50.data import jpeg
+from resnet50.data import jpeg, orientation
 from resnet50.data.jpeg import TiledPicture, TileHeader, WholePicture
 
 SUFFIX = ".pack"
@@ -71,7 +74,8 @@ def content_hash(classes: Iterable[str], names: Iterable[bytes]) -> str:
 class PackedImages:
     """A pack opened for reading, by any number of processes forked from this one.
 
-    classes: names in label order; labels: (N,) uint32; sizes: (N, 2) widths and heights in pixels.
+    classes: names in label order; labels: (N,) uint32; sizes: (N, 2) widths and heights in pixels;
+    upright: how originals are read, at first as they were packed (data/orientation.py).
     Raises DamagedPackError if header, JSON or index are not as they were written.
     """
 
@@ -85,6 +89,7 @@ class PackedImages:
             self.classes = tuple(about["classes"])
             self.store, self.sha256 = about["store"], about["sha256"]
             self.settings = about["settings"]
+            self.upright = self.settings.get("upright", orientation.LEGACY)
             is_tiled = self.store == TILES
             header = TileHeader(base64.b64decode(about["jpeg_header"])) if is_tiled else None
         except (KeyError, TypeError, ValueError) as error:
@@ -169,7 +174,7 @@ class PackedImages:
         """Read an image, in one access to the disk; its pixels are decoded later."""
         table, payload, (width, height) = self._read(index)
         if self._tile_header is None:
-            return WholePicture(bytes(payload))
+            return WholePicture(bytes(payload), self.upright)
         rows, columns = jpeg.tile_grid(width, height)
         lengths = np.frombuffer(table[-2 * rows * columns :], "<u2").reshape(rows, columns)
         return TiledPicture(self._tile_header, payload, lengths, (width, height))

@@ -124,7 +124,8 @@ def calibration_images(
     loaded: Pretrained, data_dir: Path, checked_on: str, num_images: int
 ) -> Iterator[Tensor]:
     """Pictures of the train split, else of the one that is checked on: float32 (B, 3, S, S)."""
-    split = splits.open_split(data_dir, "train" if has_train(data_dir) else checked_on)
+    name = "train" if has_train(data_dir) else checked_on
+    split = splits.open_split(data_dir, name, loaded.upright)
     indices = spread(split, num_images)
     print(f"calibrating int8 on {len(indices)} pictures of {split.root}")
     for images, _ in batches(split, indices, loaded, CALIBRATION_BATCH, warn_bad):

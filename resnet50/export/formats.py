@@ -113,6 +113,7 @@ def config_of(loaded: Pretrained) -> dict[str, object]:
     config["training"] = {
         "image_size": loaded.image_size,
         "resize_size": loaded.resize_size,
+        "upright": loaded.upright,
         "blurpool": loaded.blurpool,
         "layers": list(layers),
         "width": width,

@@ -99,9 +99,9 @@ def write_report(
     """
     matrix = confusion(labels, top[:, 0], len(classes))
     rows = per_class(classes, labels, top)
-    (folder / "per_class.csv").write_text(metrics.as_csv(rows, CLASS_COLUMNS))
+    (folder / "per_class.csv").write_text(metrics.as_csv(rows, CLASS_COLUMNS), "utf-8")
     pairs = confused_pairs(classes, matrix)
-    (folder / "confused_pairs.csv").write_text(metrics.as_csv(pairs, PAIR_COLUMNS))
+    (folder / "confused_pairs.csv").write_text(metrics.as_csv(pairs, PAIR_COLUMNS), "utf-8")
     has_glyphs = draw_confusion(folder / "confusion.png", classes, matrix)
     has_glyphs &= draw_worst(folder / "worst_classes.png", rows)
     surest = confident_mistakes(labels, top[:, 0], confidences[:, 0])

@@ -14,6 +14,7 @@ from resnet50.training import distributed
 from resnet50.training.distributed import Ranks
 
 TOP = 5
+ANY_BYTES = "surrogateescape"  # how Python spells file names that are not UTF-8
 
 
 class Predictions(NamedTuple):
@@ -53,11 +54,12 @@ def write_csv(
 ) -> None:
     """A row for every image: its name, and each class with its confidence, 0-1.
 
-    names: of the images, in their order; classes: of the model's logits.
+    names: of the images, in their order; classes: of the model's logits. A file name that is not
+    UTF-8 keeps its bytes.
     """
     width = predictions.top.shape[1]
     header = [f"{what}{n + 1}" for n in range(width) for what in ("class", "confidence")]
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors=ANY_BYTES) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", *header])
         for name, top, confidences in zip(names, *predictions, strict=True):
@@ -78,7 +80,7 @@ def write_submission(
     The box is the whole picture (a classifier knows no better): left, top, right, bottom in pixels.
     sizes: width and height of each picture.
     """
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors=ANY_BYTES) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["ImageId", "PredictionString"])
         for name, (width, height), top in zip(names, sizes, predictions.top, strict=True):

@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from model import ResNet, architecture_of, load_weights
-from resnet50.data import transforms
+from resnet50.data import orientation, transforms
 from resnet50.data.batch import normalize
 from resnet50.data.class_names import default_names, imagenet_names, readable
+from resnet50.inference import class_order
 from resnet50.records import checkpoint
 
 TORCHVISION = "torchvision"
@@ -41,7 +42,8 @@ class Pretrained:
     the data, empty if that is not known; image_size, resize_size: side of the center crop and
     shorter side before it, in pixels; kind: "EMA" for averaged weights, "trained", or "weights" of
     unknown origin; blurpool: of the model; about: recipe, epochs, top1 and top5 in percent, hours,
-    as far as known; settings: of the run, empty for a foreign file.
+    as far as known; settings: of the run, empty for a foreign file; upright: how its pictures were
+    read (data/orientation.py), AUTO if that is not known.
     """
 
     model: ResNet
@@ -53,6 +55,7 @@ class Pretrained:
     blurpool: bool = False
     about: dict[str, object] = field(default_factory=dict)
     settings: dict[str, object] = field(default_factory=dict)
+    upright: str = orientation.AUTO
 
     @functools.cached_property
     def classes(self) -> list[str]:
@@ -72,20 +75,23 @@ class Pretrained:
             return self.folders
         return list(imagenet_names()) if self.model.fc.out_features == 1000 else []
 
-    def check_classes(self, names: Sequence[str], where: Path) -> None:
-        """Raise ValueError unless the model's classes are those of the data, in the same order.
+    def labels_of(self, names: Sequence[str], where: Path) -> list[int]:
+        """The number of the logit of each of the data's classes, of which the model's must be some.
 
-        names, where: the data's class folders and their place. Names in foreign weights are words,
-        while those of the data may be WordNet's ids: then only their number is compared.
+        names, where: the data's class folders and their place. Those of a run must be the same, in
+        the same order. Names in foreign weights are words, while those of the data may be WordNet's
+        ids or numbers: then see `class_order.labels_of`. Raises ValueError naming what differs.
         """
         num_classes = self.model.fc.out_features
         what = f"--weights {self.name} knows {num_classes} classes, {where} has "
         if num_classes != len(names):
             raise ValueError(f"{what}{len(names)}: give the data it was trained on")
-        pairs = zip(self.folders if self.kind != "weights" else (), names, strict=False)
-        for number, (ours, theirs) in enumerate(pairs):
+        if self.kind == "weights":
+            return class_order.labels_of(names, self.folders, where)
+        for number, (ours, theirs) in enumerate(zip(self.folders, names, strict=False)):
             if ours != theirs:
                 raise ValueError(f"{what}others: class {number} is {theirs} there, and {ours} here")
+        return list(range(num_classes))
 
     def crop(self, picture: Image.Image) -> np.ndarray:
         """What the model sees of a picture: uint8 (S, S, 3)."""
@@ -160,6 +166,7 @@ def from_file(path: Path, raw: bool) -> Pretrained:
         resize_size=trained.get("eval_resize_size") or round(image_size * 256 / 224),
         about=about,
         settings=trained,
+        upright=trained.get("upright", orientation.LEGACY if trained else orientation.AUTO),
     )
 
 
@@ -219,6 +226,7 @@ def from_export(folder: Path, name: str) -> Pretrained:
         image_size=own.get("image_size", 224),
         resize_size=own.get("resize_size", 256),
         about=own.get("about", {}),
+        upright=own.get("upright", orientation.LEGACY if own else orientation.AUTO),
     )
 
 

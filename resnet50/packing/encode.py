@@ -7,7 +7,6 @@ has the same bytes whatever their number.
 import base64
 import functools
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -21,7 +20,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from resnet50.data import jpeg
+from resnet50.data import by_pillow, jpeg, orientation, transforms
 from resnet50.data import pack as packed_images
 from resnet50.data.pack import ORIGINAL, TILES, PackedImages, Record
 from resnet50.packing.sources import Picture
@@ -37,16 +36,22 @@ SAMPLE = 64  # pictures encoded to estimate the size of the file
 @dataclass(frozen=True)
 class Encoding:
     """How images are stored: in tiles, shrunk to long_side and short_side pixels (0: as they are)
-    at a JPEG quality, or as original files."""
+    at a JPEG quality, or as original files.
+
+    upright: YES or NO of data/orientation.py. Tiles are made of turned pixels; original files are
+    turned by whoever reads them."""
 
     store: str = TILES
     long_side: int = 500
     short_side: int = 0
     quality: int = 90
+    upright: str = orientation.YES
 
     def settings(self) -> dict[str, object]:
         """What the pack records of it; sizes and quality do not apply to original files."""
-        return asdict(self) if self.store == TILES else {"store": ORIGINAL}
+        if self.store == TILES:
+            return asdict(self)
+        return {"store": ORIGINAL, "upright": self.upright}
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,9 @@ class SplitJob:
 
 def encode(picture: Picture, data: bytes, encoding: Encoding) -> tuple[Record, Note | None]:
     """A picture's bytes to its record. Raises what Pillow raises if they cannot be decoded."""
-    whole = jpeg.WholePicture(data)
-    pixels = whole.pixels()
+    pixels = jpeg.WholePicture(data, encoding.upright).pixels()
     note = None
-    if picture.name.lower().endswith(JPEG_NAMES) and (what := unusual(data)):
+    if what := unusual(picture.name, data):
         how = "kept" if encoding.store == ORIGINAL else "made a plain JPEG"
         note = Note("repaired", picture.name, f"{what}: {how}")
     height, width = pixels.shape[:2]
@@ -81,12 +85,20 @@ def encode(picture: Picture, data: bytes, encoding: Encoding) -> tuple[Record, N
     return packed_images.make_record(picture.name, picture.label, size, data, lengths), note
 
 
-def unusual(data: bytes) -> str:
-    """What a file is if it is not the JPEG in gray or YCbCr that it should be; else ""."""
-    image = Image.open(io.BytesIO(data))
-    if image.format not in ("JPEG", "MPO"):
-        return f"a {image.format}, not a JPEG"
-    return "" if image.mode in ("RGB", "L") else f"a JPEG in {image.mode}"
+def unusual(name: str, data: bytes) -> str:
+    """What is odd about a picture: a JPEG by its name that is none, or none of gray or YCbCr, or
+    without its end; gray of more than 8 bits, and how that was read; "" if nothing is."""
+    frame = jpeg.find_frame(data)
+    if frame is not None:
+        if data.rfind(jpeg.END_MARKER, frame.offset) < 0:
+            return "a JPEG without its end marker"
+        return "" if frame.num_components in (1, 3) else "a JPEG in CMYK"
+    image = by_pillow.load(data)
+    is_liar = name.lower().endswith(JPEG_NAMES)
+    found = [f"a {image.format}, not a JPEG"] if is_liar else []
+    if transforms.is_deep_gray(image.mode):
+        found.append(str(transforms.gray_range(np.asarray(image))))
+    return "; ".join(found)
 
 
 def shrink(pixels: np.ndarray, encoding: Encoding) -> np.ndarray:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import dataset_paths
+from resnet50.data import class_names
 from resnet50.data.class_names import IMAGENET_CLASSES, imagenet_val_labels
 from resnet50.packing import archives
 from resnet50.packing.archives import Member
@@ -204,6 +205,7 @@ def _make_source(layout: str, source: Path, train: ByClass, val: ByClass) -> Sou
             what = f"{source}: the splits' classes differ: {len(only)} only in {split}"
             raise ValueError(f"{what} ({such}); both need pictures of every class")
     classes = tuple(sorted(train))
+    class_names.check_spelling(classes, source)
     splits = {"train": _pictures(source, classes, train), "val": _pictures(source, classes, val)}
     return Source(layout, classes, splits)
 

@@ -11,6 +11,7 @@ from resnet50.config.fields import AUTO, shown
 from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.config.train_flags import Request
+from resnet50.data import orientation
 from resnet50.records import checkpoint, run_folder, tensorboard_log
 from resnet50.training import build, learning_rate
 from resnet50.training.plan import make_plan
@@ -41,7 +42,9 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
         settings = {**RECIPES[name].settings, **settings, "recipe": name, "run_dir": run_dir}
         cfg = TrainConfig(**settings)
     else:
-        cfg = resumed(TrainConfig.from_json(stored | {"run_dir": run_dir}), settings)
+        # A run from before there was this setting goes on with the pixels that it began with.
+        stored = {"upright": orientation.LEGACY} | stored | {"run_dir": run_dir}
+        cfg = resumed(TrainConfig.from_json(stored), settings)
     if cfg.tensorboard:
         tensorboard_log.check_installed()
     return cfg if world_size == 0 else with_batch_norm_group(cfg, world_size)

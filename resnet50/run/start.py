@@ -13,7 +13,7 @@ The order, as `start` has it:
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import dataset_paths
@@ -73,7 +73,8 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     # There is no log before the plan is known.
     say = printer(ranks)
     folder = run_folder.checkpoints_dir(Path(cfg.run_dir))
-    splits = open_dataset(Path(cfg.data_dir))
+    splits = open_dataset(Path(cfg.data_dir), cfg.upright)
+    cfg = replace(cfg, upright=splits.train.upright)  # what auto has found is recorded
     saved_step = checkpoint.recover_newest(folder, say, may_rename=ranks.is_main)
     # Hosts may read copies of the data and mount folders in other places: differences between them
     # must show now, not in a different model.

@@ -60,13 +60,13 @@ class Bench:
     seconds: float
 
 
-def open_data(data_dir: Path) -> Splits:
-    """The training split, and the validation split if there is one."""
+def open_data(data_dir: Path, upright: str) -> Splits:
+    """The training split, and the validation split if there is one, read as --upright says."""
     try:
         dataset_paths.split_path(data_dir, "val")
     except ValueError:
-        return Splits(open_split(data_dir, "train"), None)
-    return open_dataset(data_dir)
+        return Splits(open_split(data_dir, "train", upright), None)
+    return open_dataset(data_dir, upright)
 
 
 def set_up(cfg: TrainConfig, seconds: float) -> Bench:
@@ -74,7 +74,7 @@ def set_up(cfg: TrainConfig, seconds: float) -> Bench:
     ranks = distributed.read_ranks()
     if ranks.world_size > 1:
         raise ValueError("bench.py measures one GPU: start it without torchrun")
-    splits = open_data(Path(cfg.data_dir))
+    splits = open_data(Path(cfg.data_dir), cfg.upright)
     parts = build.set_up(cfg, ranks, splits._replace(val=splits.val or splits.train))
     order = sampling.epoch_order(cfg.seed, 0, len(splits.train))
     on_gpu = ranks.device.type == "cuda"

@@ -1,8 +1,12 @@
 """What evaluate.py writes of its images, and every way to name the weights."""
 
 import csv
+import io
 import json
+import os
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +25,13 @@ from support.commands import (
     torchrun_words,
     train_words,
 )
-from support.pictures import CLASSES, VAL_PER_CLASS
+from support.pictures import CLASSES, VAL_PER_CLASS, make_picture
 from support.runs import newest_checkpoint
 
+import evaluate as evaluate_command
 from model import ResNet
-from resnet50.inference import mistakes, pretrained
+from resnet50.inference import class_order, mistakes, pretrained
+from resnet50.training.distributed import Ranks
 
 NUM_IMAGES = len(CLASSES) * VAL_PER_CLASS
 
@@ -233,3 +239,151 @@ def test_tables_count_every_image_once(pairs):
     assert right == pytest.approx((labels == predicted).sum(), abs=0.01)
     wrong = mistakes.confused_pairs(names, matrix)
     assert sum(row["times"] for row in wrong) == (labels != predicted).sum()
+
+
+def in_process(capfd, *flags: object) -> Result:
+    """evaluate.py without the seconds that a process of its own takes to import torch."""
+    code = evaluate_command.main(["--num_workers=0", *map(str, flags)])
+    out, err = capfd.readouterr()
+    return Result(code, out, err)
+
+
+def small_split(root: Path, names: Sequence[bytes]) -> Path:
+    """val/CLASS/FILE for every name: a different picture each."""
+    for seed, name in enumerate(names):
+        place = root / "val" / os.fsdecode(name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        make_picture(seed, seed % 3).save(place, "JPEG")
+    return root
+
+
+def test_file_names_that_are_no_text_lose_nothing(run_dir, tmp_path, capfd):
+    names = [b"ant/bild_\xfc.jpg", b"bee/b.jpg", b"cat/c\n.jpg", b"cat/\xff\xfe.jpg"]
+    data = small_split(tmp_path / "data", names)
+    (data / "val" / os.fsdecode(names[3])).write_bytes(b"no picture")
+    files = [f"--{name}={tmp_path / name}" for name in ("csv", "json", "submission", "report")]
+    result = in_process(capfd, f"--data_dir={data}", f"--weights={run_dir}", *files)
+    assert result.code == 0 and "Traceback" not in result.err, result.err
+    assert json.loads(result.out) == json.loads((tmp_path / "json").read_text())
+    for name, column in (("csv", "image"), ("submission", "ImageId")):
+        text = (tmp_path / name).read_text("utf-8", "surrogateescape")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        paths = [str(data / "val" / os.fsdecode(file)) for file in sorted(names)]
+        expected = paths if name == "csv" else [Path(path).stem for path in paths]
+        assert [row[column] for row in rows] == expected
+    assert (tmp_path / "report" / "mistakes.png").exists()
+
+
+def test_a_class_folder_whose_name_is_no_text_is_named(run_dir, tmp_path, capfd):
+    data = small_split(tmp_path, [b"caf\xe9/1.jpg", b"bee/1.jpg", b"cat/1.jpg"])
+    result = in_process(capfd, f"--data_dir={data}", f"--weights={run_dir}")
+    assert result.code == 2 and r"class caf\xe9 is not UTF-8: rename it" in result.err, result.err
+
+
+@pytest.mark.parametrize(
+    "flags, text",
+    [
+        (["--csv={here}"], "--csv {here} cannot be written: Is a directory"),
+        (["--json={here}/" + "n" * 300], "cannot be written: File name too long"),
+        (["--submission=/proc/new"], "--submission /proc/new cannot be written"),
+        (["--csv={here}/a", "--json={here}/a"], "--csv and --json are both {here}/a"),
+        (["--report={here}/file"], "--report {here}/file cannot be written: it is a file"),
+        (["--report={here}/file/below"], "below cannot be written: Not a directory"),
+    ],
+)
+def test_outputs_are_tried_before_anything_is_done(tmp_path, capfd, flags, text):
+    (tmp_path / "file").write_text("kept")
+    words = [word.format(here=tmp_path) for word in flags]
+    result = in_process(capfd, f"--data_dir={tmp_path}", "--weights=nothing", *words)
+    assert result.code == 2 and text.format(here=tmp_path) in result.err, result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_what_the_disk_refuses_is_kept_elsewhere(
+    image_folder, run_dir, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    flags = [f"--data_dir={image_folder}", f"--weights={run_dir}"]
+    result = in_process(capfd, *flags, "--csv=/dev/full", "--json=/dev/full")
+    assert result.code == 2 and json.loads(result.out)["num_images"] == NUM_IMAGES
+    assert "--csv /dev/full could not be written: No space left on device; it is in" in result.err
+    kept = sorted(tmp_path.glob("kept_*/full"), key=lambda path: path.stat().st_size)
+    assert json.loads(kept[0].read_text()) == json.loads(result.out)
+    assert len(rows_of(kept[1])) == NUM_IMAGES
+
+
+NUMBERS = {  # class folders, names that the weights have; the logit of each folder, in sorted order
+    "as text is as numbers": (("0", "1", "2"), (), [0, 1, 2]),
+    "to eleven": (map(str, range(12)), (), [0, 1, 10, 11, *range(2, 10)]),
+    "padded": ((f"{number:02}" for number in range(12)), (), list(range(12))),
+    "from one, below ten": (map(str, range(1, 10)), (), list(range(9))),
+    "from one": (map(str, range(1, 13)), (), "from 1 to 12, and nothing says which"),
+    "the kit's": (map(str, range(1, 1001)), (), "the numbers of ImageNet's development kit"),
+    "the kit's, padded": ((f"{n:04}" for n in range(1, 1001)), (), "development kit"),
+    "with gaps": (("5", "10", "20"), (), "from 5 to 20, and nothing"),
+    "words": (("bee", "ant", "cat"), (), [0, 1, 2]),
+    "the weights' words": (("bee", "ant", "cat"), ("cat", "ant", "bee"), [1, 2, 0]),
+    "the weights' numbers": (("1", "2", "10"), ("1", "2", "10"), [0, 2, 1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_foreign_weights_take_numbered_folders_by_number(case):
+    folders, known, expected = NUMBERS[case]
+    folders = sorted(folders)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            class_order.labels_of(folders, known, "val")
+    else:
+        assert class_order.labels_of(folders, known, "val") == expected
+
+
+def test_a_picture_in_folder_10_has_label_10_for_foreign_weights(tmp_path, capfd):
+    names = [f"{number}/{k}.jpg".encode() for number in range(12) for k in range(2)]
+    data, weights = small_split(tmp_path, names), tmp_path / "plain.pth"
+    torch.save(ResNet((1, 1, 1, 1), 8, 12).state_dict(), weights)
+    flags = [f"--data_dir={data}", f"--weights={weights}", "--image_size=32"]
+    args = evaluate_command.build_parser().parse_args(flags)
+    split = evaluate_command.open_images(args, pretrained.load(str(weights)), Ranks())
+    for index, label in enumerate(split.labels):
+        assert Path(split.name(index)).parent.name == str(label) == split.classes[label]
+    assert "10 is class 10 of the weights" in capfd.readouterr().err
+    assert in_process(capfd, *flags, f"--csv={tmp_path / 'csv'}").code == 0
+    assert rows_of(tmp_path / "csv")[0]["class1"].startswith("class ")
+
+
+def test_pictures_are_turned_as_in_training_and_without_classes_always(run_dir, tmp_path, capfd):
+    """An own run has looked at upright pictures; where a checkpoint says nothing, as they lie."""
+    exif, image = Image.Exif(), make_picture(5, 1).resize((60, 44))
+    exif[0x0112] = 6
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / "turned" / "val" / name).mkdir(parents=True)
+        (tmp_path / "upright" / "val" / name).mkdir(parents=True)
+        lying = image.transpose(Image.Transpose.ROTATE_90)
+        lying.save(tmp_path / "turned" / "val" / name / "1.png", exif=exif)
+        image.save(tmp_path / "upright" / "val" / name / "1.png")
+    contents = torch.load(run_dir / "checkpoints" / "best.pt", weights_only=True)
+    assert contents["config"].pop("upright") == "yes"
+    torch.save(contents, tmp_path / "before.pt")
+    torch.save(contents["model"], tmp_path / "foreign.pt")
+
+    def found(folder: str, weights: object, *flags: str) -> list[list[str]]:
+        where = "--images" if "--images" in flags else "--data_dir"
+        words = [f"{where}={tmp_path / folder}", f"--weights={weights}", f"--csv={tmp_path / 'c'}"]
+        words += [flag for flag in flags if flag != "--images"]
+        sizes = ["--image_size=32", "--resize_size=36"]
+        assert in_process(capfd, *words, *sizes).code == 0
+        return [list(row.values())[1:] for row in rows_of(tmp_path / "c")]
+
+    before, foreign = tmp_path / "before.pt", tmp_path / "foreign.pt"
+    for weights, flags, is_turned in (
+        (run_dir, [], True),
+        (run_dir, ["--upright=no"], False),
+        (before, [], False),
+        (before, ["--upright=yes"], True),
+        (before, ["--images"], True),
+        (foreign, [], True),
+    ):
+        same = found("turned", weights, *flags) == found("upright", weights, *flags)
+        assert same == is_turned, (weights, flags)

@@ -112,15 +112,15 @@ def test_settings_of_another_version_are_refused():
 
 # 74 is a lot: whoever adds one has to change this.
 SETTINGS = (
-    "data_dir run_dir recipe layers width base_width zero_init_gamma blurpool init_from image_size "
-    "start_image_size grow_start_epoch grow_end_epoch image_size_multiple eval_image_size "
-    "eval_resize_size min_crop_scale flip trivial_augment random_erasing mixup_alpha cutmix_alpha "
-    "epochs total_batch_size device_batch_size optimizer max_lr momentum nesterov weight_decay "
-    "decay_norms decoupled_weight_decay loss label_smoothing clip_grad_norm ema_decay "
-    "ema_every_steps ema_rescale seed schedule pct_start anneal_strategy three_phase div_factor "
-    "final_div_factor cycle_momentum warmup_epochs warmup_factor min_lr step_epochs step_factor "
-    "plateau_epochs plateau_lr plateau_factor plateau_patience amp channels_last compile "
-    "deterministic num_workers max_steps max_minutes eval_every_epochs target_top1 "
+    "data_dir run_dir recipe layers width base_width zero_init_gamma blurpool init_from "
+    "image_size start_image_size grow_start_epoch grow_end_epoch image_size_multiple "
+    "eval_image_size eval_resize_size upright min_crop_scale flip trivial_augment random_erasing "
+    "mixup_alpha cutmix_alpha epochs total_batch_size device_batch_size optimizer max_lr momentum "
+    "nesterov weight_decay decay_norms decoupled_weight_decay loss label_smoothing clip_grad_norm "
+    "ema_decay ema_every_steps ema_rescale seed schedule pct_start anneal_strategy three_phase "
+    "div_factor final_div_factor cycle_momentum warmup_epochs warmup_factor min_lr step_epochs "
+    "step_factor plateau_epochs plateau_lr plateau_factor plateau_patience amp channels_last "
+    "compile deterministic num_workers max_steps max_minutes eval_every_epochs target_top1 "
     "save_every_steps save_every_minutes hang_minutes keep_checkpoints max_bad_images "
     "log_every_steps log_every_s spot_watch tensorboard price_per_hour"
 )

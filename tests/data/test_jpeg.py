@@ -2,12 +2,14 @@
 
 import functools
 import io
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from support.jpegs import KINDS, encoded, picture, pillow
 
 from resnet50.data import jpeg
@@ -45,16 +47,59 @@ def test_other_pictures_are_what_pillow_makes_of_them(mode, form):
 
 @settings(max_examples=60)
 @given(st.sampled_from(sorted(KINDS)), st.floats(0, 1), st.integers(0, 9))
-def test_of_a_file_that_was_cut_short_is_made_what_pillow_makes(kind, share, missing):
-    data = encoded(1, kind)
-    data = data[: min(int(share * len(data)), len(data) - missing)]
-    try:
-        reference = pillow(data)
-    except OSError:
-        with pytest.raises(OSError):
-            jpeg.WholePicture(data).crop(0, 0, 9, 9)
+def test_a_file_that_was_cut_short_is_taken_only_with_all_its_pixels(kind, share, missing):
+    whole = encoded(1, kind)
+    data = whole[: min(int(share * len(whole)), len(whole) - missing)]
+    if len(whole) - len(data) <= 2:  # its end marker, or half of it
+        assert np.array_equal(jpeg.WholePicture(data).pixels(), pillow(whole))
         return
-    assert np.array_equal(jpeg.WholePicture(data).pixels(), reference)
+    for way in ("no", "yes", "legacy"):
+        with pytest.raises(OSError):
+            jpeg.WholePicture(data, way).crop(0, 0, 9, 9)
+
+
+def test_a_run_of_before_still_leaves_out_a_jpeg_without_its_end():
+    with pytest.raises(OSError):
+        jpeg.WholePicture(encoded(1, "4:2:0")[:-2], "legacy").pixels()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_progressive_file_that_ends_between_two_scans_is_cut(mode):
+    """libjpeg has no word for it: the last scans only refine what is there."""
+    file = io.BytesIO()
+    picture(1).convert(mode).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    scans = [match.start() for match in re.finditer(rb"\xff\xda", data)]
+    assert len(scans) > 3
+    for end in scans[1:]:
+        with pytest.raises(OSError):
+            jpeg.WholePicture(data[:end]).pixels()
+    assert np.array_equal(jpeg.WholePicture(data[:-2]).pixels(), pillow(data))
+
+
+@pytest.mark.parametrize("place", ["before the pixels", "behind them"])
+def test_a_png_with_large_texts_is_taken(place):
+    image, file, info = picture(2), io.BytesIO(), PngInfo()
+    info.add_text("parameters", "x" * 3_000_000, zip=True)
+    image.save(file, "PNG", pnginfo=info)
+    data = file.getvalue()
+    if place == "behind them":
+        start = data.index(b"zTXt") - 4
+        end = start + 12 + int.from_bytes(data[start : start + 4])
+        data = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    assert np.array_equal(jpeg.WholePicture(data).pixels(), np.asarray(image))
+    with pytest.raises(ValueError, match="MAX_TEXT"):
+        jpeg.WholePicture(data, "legacy").pixels()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_picture_of_96_megapixels_is_read_without_a_word(form, capfd, recwarn):
+    file = io.BytesIO()
+    Image.new("L", (9_600, 10_000)).save(file, form)
+    whole = jpeg.WholePicture(file.getvalue())
+    assert whole.size == (9_600, 10_000)
+    assert form == "PNG" or whole.crop(0, 0, 64, 64).shape == (64, 64, 3)
+    assert not recwarn.list and not "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,68 @@ def test_any_mode_becomes_rgb(image):
     assert np.asarray(rgb).std() > 10  # still the picture
 
 
+def deep(low: float, high: float, dtype: str) -> np.ndarray:
+    return np.linspace(low, high, 64).reshape(8, 8).astype(dtype)
+
+
+# What is saved, in which form; what becomes of its smallest and of its largest value.
+GRAY = {
+    "8 bits in 32": (deep(0, 255, "i4"), "PNG", 0, 255),
+    "8 bits in 16": (deep(0, 255, "u2"), "TIFF", 0, 255),
+    "few values": (deep(3, 200, "u2"), "PNG", 3, 200),
+    "10 bits": (deep(0, 1023, "u2"), "PNG", 0, 255),
+    "12 bits": (deep(16, 4095, "u2"), "TIFF", 1, 255),
+    "14 bits": (deep(0, 16383, "i4"), "TIFF", 0, 255),
+    "16 bits": (deep(0, 65535, "u2"), "PNG", 0, 255),
+    "20 bits": (deep(0, 2**20 - 1, "i4"), "TIFF", 0, 255),
+    "31 bits": (deep(0, 2**31 - 1, "i4"), "TIFF", 0, 127),
+    "signed": (deep(-1024, 3071, "i4"), "TIFF", 112, 175),
+    "floats to 1": (deep(0, 1, "f4"), "TIFF", 0, 255),
+    "floats from -1": (deep(-1, 1, "f4"), "TIFF", 0, 255),
+    "floats to 255": (deep(0, 255, "f4"), "TIFF", 0, 255),
+    "floats to 1000": (deep(0, 1000, "f4"), "TIFF", 0, 250),
+    "no numbers": (np.full((8, 8), np.nan, "f4"), "TIFF", 0, 0),
+}
+
+
+@pytest.mark.parametrize("kind", GRAY)
+def test_gray_of_more_than_8_bits_keeps_its_shades(kind):
+    values, form, low, high = GRAY[kind]
+    gray = np.asarray(transforms.to_rgb(saved(Image.fromarray(values), form)))
+    assert (gray[..., 0].min(), gray[..., 0].max()) == (low, high)
+    assert (np.diff(gray[..., 1].ravel().astype(int)) >= 0).all()
+    assert str(transforms.gray_range(values)).startswith("gray of ")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=9))
+def test_no_gray_is_clipped_and_the_order_of_shades_stays(values):
+    values = np.array([values], dtype=np.int64)
+    low, high, bits = transforms.gray_range(values)
+    gray, order = transforms.deep_gray(values)[0].astype(int), values[0].argsort()
+    assert (np.diff(gray[order]) >= 0).all() and bits % 2 == 0 and bits >= 8
+    assert low < 0 or bits == 8 or gray.max() >= 64 - 1
+    assert low < 0 or high > 255 or np.array_equal(gray, values[0])
+
+
+@pytest.mark.parametrize("width, height", [(1, 900), (2, 700), (700, 3), (5, 1201)])
+def test_a_strip_is_cropped_without_the_rest_and_all_but_equal(width, height, monkeypatch):
+    image = noise(width, height)
+    part = transforms.eval_crop(image, 48, 40).astype(int)
+    monkeypatch.setattr(transforms, "MAX_SIDES_RATIO", 10**9)
+    assert np.abs(part - transforms.eval_crop(image, 48, 40)).max() <= 1
+
+
+def test_a_strip_of_20000_pixels_takes_no_gigabytes():
+    assert transforms.eval_crop(noise(1, 20_000), 256, 224).std() > 20  # 4 GB if all were resized
+
+
 def test_sixteen_bit_gray_is_scaled_not_clipped():
     ramp = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
     image = saved(Image.fromarray(ramp), "PNG")
     assert image.mode.startswith("I")
-    gray = np.asarray(transforms.to_rgb(image))[..., 0]
-    assert np.array_equal(gray, (ramp >> 8).astype(np.uint8))
+    for is_legacy in (False, True):
+        gray = np.asarray(transforms.to_rgb(image, is_legacy))[..., 0]
+        assert np.array_equal(gray, (ramp >> 8).astype(np.uint8))
+    small = Image.fromarray(np.full((8, 8), 200, np.uint16))
+    assert not np.asarray(transforms.to_rgb(small, is_legacy=True)).any()  # as runs of before began

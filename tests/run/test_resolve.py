@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 
 from resnet50.config.train_config import TrainConfig
-from resnet50.run.resolve import resumed
+from resnet50.config.train_flags import Request
+from resnet50.records import run_folder
+from resnet50.run.resolve import resolve, resumed
 
 FIELDS = dataclasses.fields(TrainConfig)
 
@@ -17,6 +19,18 @@ def test_a_resume_changes_only_what_may_change():
         resumed(stored, {"epochs": 60, "max_lr": 0.2, "num_workers": 3})
     may_change = {item.name for item in FIELDS if item.metadata["may_change"]}
     assert not may_change & {"seed", "total_batch_size", "device_batch_size", "image_size", "amp"}
+
+
+def test_a_run_of_before_reads_its_pictures_as_it_began(tmp_path):
+    settings = TrainConfig(run_dir=str(tmp_path)).to_json()
+    del settings["upright"]
+    run_folder.write_config(tmp_path, settings, [])
+    for given, expected in (({}, "legacy"), ({"upright": "auto"}, "legacy")):
+        cfg = resolve(Request({"run_dir": str(tmp_path), **given}))
+        assert cfg.upright == expected
+    with pytest.raises(ValueError, match=r"--upright yes \(the run has legacy\)"):
+        resolve(Request({"run_dir": str(tmp_path), "upright": "yes"}))
+    assert resolve(Request({"run_dir": str(tmp_path / "new")})).upright == "auto"
 
 
 def test_auto_keeps_what_the_start_found_out_and_is_a_word_elsewhere():

@@ -1,0 +1,87 @@
+"""Pictures of any format through Pillow, without what it says and refuses of their metadata."""
+
+import io
+import struct
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from resnet50.data import orientation
+from resnet50.data.transforms import to_rgb
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Texts and color profiles, which Pillow unpacks, refusing the picture if they are large.
+PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+# Where a PNG may say how it was held; without any of these, Pillow need not look for it.
+PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """A picture whose header is read; `load` decodes it. Nothing is printed of its metadata.
+
+    Raises what Pillow raises if it is none, or if it has more than 179 million pixels: a file of
+    some kilobytes could fill the memory.
+    """
+    with warnings.catch_warnings():
+        # Half as many pixels make Pillow print a line of its own source.
+        warnings.simplefilter("ignore")
+        return Image.open(io.BytesIO(data))
+
+
+def load(data: bytes) -> Image.Image:
+    """A picture in its own mode, decoded; of a PNG no metadata are too large."""
+    try:
+        image = open_picture(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()  # texts may lie behind the pixels
+    except ValueError:
+        if not data.startswith(PNG_SIGNATURE):
+            raise
+        image = open_picture(without_metadata(data))
+        image.load()
+    return image
+
+
+def open_any_png(data: bytes) -> Image.Image:
+    """`open_picture`, of a PNG whatever its metadata are."""
+    try:
+        return open_picture(data)
+    except ValueError:
+        if not data.startswith(PNG_SIGNATURE):
+            raise
+        return open_picture(without_metadata(data))
+
+
+def decode(data: bytes, is_legacy: bool = False) -> np.ndarray:
+    """All pixels, uint8 (H, W, 3); is_legacy: as `orientation.LEGACY` says."""
+    return np.asarray(to_rgb(open_picture(data) if is_legacy else load(data), is_legacy))
+
+
+def without_metadata(png: bytes) -> bytes:
+    """A PNG without its texts and its color profile, neither of which changes a pixel here."""
+    parts, at = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while at + 12 <= len(png):  # length, kind, that many bytes, checksum
+        length, kind = struct.unpack_from(">I4s", png, at)
+        if kind not in PNG_METADATA:
+            parts.append(png[at : at + 12 + length])
+        at += 12 + length
+    return b"".join(parts)
+
+
+def orientation_of(image: Image.Image, data: bytes) -> int:
+    """EXIF's orientation of an open picture, 1 to 8, as `ImageOps.exif_transpose` takes it.
+
+    1 for TIFF, which Pillow turns when it decodes.
+    """
+    is_plain_png = image.format == "PNG" and not any(mark in data for mark in PNG_ORIENTATION)
+    if image.format == "TIFF" or is_plain_png:
+        return orientation.UPRIGHT
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(orientation.ORIENTATION_TAG)
+    except Exception:  # damaged EXIF is common, and the pixels are whole
+        return orientation.UPRIGHT
+    return value if value in range(1, 9) else orientation.UPRIGHT

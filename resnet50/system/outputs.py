@@ -1,0 +1,77 @@
+"""What a command writes at its end: tried before its work, and kept elsewhere if it fails."""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def check(files: Mapping[str, Path | None]) -> None:
+    """Raise ValueError, naming the option, for a file that could not be written.
+
+    files: path by option, None for what is not asked for. A file that is there stays as it is.
+    """
+    seen: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is None:
+            continue
+        if (error := _error_of_opening(path)) is not None:
+            reason = f"{error.strerror}: give a file in a folder"
+            raise ValueError(f"--{option} {path} cannot be written: {reason}")
+        other = seen.setdefault(path.resolve(), option)
+        if other != option and not _is_special(path):
+            raise ValueError(f"--{option} and --{other} are both {path}: give two files")
+
+
+def _error_of_opening(path: Path) -> OSError | None:
+    """What stands in the way of writing a file, by trying it; nothing is changed."""
+    try:
+        if _is_special(path):
+            return None  # opening it would wait for its reader, or act on it
+        is_new = not os.path.lexists(path)
+        with open(path, "ab"):
+            pass
+        if is_new:
+            path.unlink(missing_ok=True)  # another rank may have
+    except OSError as error:
+        return error
+    return None
+
+
+def _is_special(path: Path) -> bool:
+    """Whether there is a pipe or a device."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Make a folder unless it is there. Raises ValueError, naming the option, if no file could be
+    written into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise ValueError(
+            f"--{option} {folder} cannot be written: {reason}: give a folder"
+        ) from None
+
+
+def write_or_keep(option: str, path: Path, write: Callable[[Path], None]) -> str:
+    """Have a file or a folder written: what its user must be told if that failed, or "".
+
+    write: called with the path, and once more with one among the temporary files if the first is
+    refused, such as by a disk that is full: nothing that was computed may be lost to that.
+    """
+    try:
+        write(path)
+    except OSError as error:
+        problem = f"--{option} {path} could not be written: {error.strerror}"
+    else:
+        return ""
+    try:
+        kept = Path(tempfile.mkdtemp(prefix="kept_")) / path.name
+        write(kept)
+    except OSError:
+        return problem
+    return f"{problem}; it is in {kept}"
