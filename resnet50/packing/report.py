@@ -58,7 +58,7 @@ def print_notes(split: str, kind: str, notes: Sequence[Note]) -> None:
         return
     meaning = {
         "bad": "cannot be decoded and were left out",
-        "repaired": "were not what their names say",
+        "repaired": "are unusual, and were read like this",
     }[kind]
     print(f"  {split}: {len(notes)} images {meaning}:")
     for note in notes[:SHOWN_NOTES]:
