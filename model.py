@@ -69,7 +69,8 @@ class Bottleneck(nn.Module):
     """1x1 reduce, 3x3, 1x1 expand by four, plus the shortcut.
 
     (B, in_channels, H, W) -> (B, 4 * width, H / stride, W / stride); inner_width: channels of the
-    3x3 convolution, `width` in a ResNet50; blurpool: blur before a stride.
+    3x3 convolution, `width` in a ResNet50; blurpool: blur before a stride; v1_strides: the stride
+    is the first convolution's, as in the paper.
     """
 
     expansion = 4
@@ -81,13 +82,19 @@ class Bottleneck(nn.Module):
         inner_width: int,
         stride: int = 1,
         blurpool: bool = False,
+        v1_strides: bool = False,
     ) -> None:
         super().__init__()
         out_channels = width * self.expansion
         strided_conv = BlurConv2d if blurpool and stride > 1 else nn.Conv2d
-        self.conv1 = nn.Conv2d(in_channels, inner_width, 1, bias=False)
+        first_conv, second_conv = nn.Conv2d, strided_conv
+        first_stride, second_stride = 1, stride
+        if v1_strides:
+            first_conv, second_conv = second_conv, first_conv
+            first_stride, second_stride = second_stride, first_stride
+        self.conv1 = first_conv(in_channels, inner_width, 1, first_stride, bias=False)
         self.bn1 = nn.BatchNorm2d(inner_width)
-        self.conv2 = strided_conv(inner_width, inner_width, 3, stride, padding=1, bias=False)
+        self.conv2 = second_conv(inner_width, inner_width, 3, second_stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(inner_width)
         self.conv3 = nn.Conv2d(inner_width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
@@ -119,7 +126,8 @@ class ResNet(nn.Module):
     and timm: 128 is Wide ResNet50-2, pruning leaves less than 64. zero_init_gamma: start each
     block as the identity by zeroing the gamma of its last batch norm (Goyal et al. 2017,
     arXiv:1706.02677, section 5.1). blurpool: blur before every strided convolution but the first
-    one, which has only the picture's 3 channels, and after the maximum of the max pool.
+    one, which has only the picture's 3 channels, and after the maximum of the max pool; not that
+    one without blur_max_pool, as in ffcv-imagenet. v1_strides: the paper's network, not v1.5.
     """
 
     def __init__(
@@ -130,12 +138,15 @@ class ResNet(nn.Module):
         zero_init_gamma: bool = True,
         blurpool: bool = False,
         base_width: int = BASE_WIDTH,
+        v1_strides: bool = False,
+        blur_max_pool: bool = True,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = BlurMaxPool2d(width) if blurpool else nn.MaxPool2d(3, stride=2, padding=1)
+        is_blurred = blurpool and blur_max_pool
+        self.maxpool = BlurMaxPool2d(width) if is_blurred else nn.MaxPool2d(3, stride=2, padding=1)
         in_channels = width
         for i, num_blocks in enumerate(layers):
             stage_width = width * 2**i
@@ -143,7 +154,8 @@ class ResNet(nn.Module):
             strides = [1 if i == 0 else 2] + [1] * (num_blocks - 1)
             blocks = []
             for stride in strides:
-                blocks.append(Bottleneck(in_channels, stage_width, inner_width, stride, blurpool))
+                widths = in_channels, stage_width, inner_width
+                blocks.append(Bottleneck(*widths, stride, blurpool, v1_strides))
                 in_channels = stage_width * Bottleneck.expansion
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.avgpool = nn.AdaptiveAvgPool2d(1)

@@ -46,9 +46,13 @@ class TrainConfig:
     )
     zero_init_gamma: bool = setting(True, "start every residual block as the identity")
     blurpool: bool = setting(False, "blur before every strided convolution and the max pool")
+    v1_strides: bool = setting(
+        False, "the paper's ResNet v1: stride in the first 1x1 of a block, not in its 3x3"
+    )
     init_from: str = setting(
         "",
-        "weights to start from: a checkpoint, or torchvision's keys; other classes get a new head",
+        "weights to start from: a run, a checkpoint, an export, anyone's file or folder of such a "
+        "network, or `torchvision`; other classes get a new head",
     )
 
     # Images

@@ -107,21 +107,29 @@ class Slot:
         return Batch(*copies, [text.decode(errors="replace") for text in faults])
 
 
-def normalize(images: Tensor, flips: Tensor | None = None) -> Tensor:
+def normalize(
+    images: Tensor,
+    flips: Tensor | None = None,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Tensor:
     """Turn pixels into the model's input, on whatever device they are.
 
-    images: uint8 (B, H, W, 3); flips: bool (B,), pictures to mirror.
+    images: uint8 (B, H, W, 3); flips: bool (B,), pictures to mirror; mean, std: of each channel,
+    for values 0-1.
     Returns float32 (B, 3, H, W) in channels_last memory order, about -2.1 to 2.6.
     """
     pixels = images.permute(0, 3, 1, 2)  # NHWC bytes are channels_last already: no copy
     if flips is not None:
         pixels = torch.where(flips[:, None, None, None], pixels.flip(3), pixels)
-    mean, scale = _mean_and_scale(images.device)
-    return (pixels - mean).mul_(scale)
+    center, scale = _mean_and_scale(images.device, mean, std)
+    return (pixels - center).mul_(scale)
 
 
 @functools.cache
-def _mean_and_scale(device: torch.device) -> tuple[Tensor, Tensor]:
+def _mean_and_scale(
+    device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
     """What to subtract and multiply by, (1, 3, 1, 1); cached, since each copy waits for the GPU."""
-    mean, std = (torch.tensor(v, device=device) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return mean.view(1, 3, 1, 1), std.reciprocal().view(1, 3, 1, 1)
+    center, spread = (torch.tensor(values, device=device) * 255 for values in (mean, std))
+    return center.view(1, 3, 1, 1), spread.reciprocal().view(1, 3, 1, 1)

@@ -119,8 +119,9 @@ class TrainImages:
 class EvalImages:
     """Fills slots with center crops; an image that cannot be decoded is black, but still counts."""
 
-    def __init__(self, split: Split, resize_size: int) -> None:
+    def __init__(self, split: Split, resize_size: int, interpolation: str = "bilinear") -> None:
         self._split, self._resize_size = split, resize_size
+        self._interpolation = interpolation
 
     def __call__(self, slot: Slot) -> None:
         key, images = slot.key, slot.images
@@ -131,7 +132,9 @@ class EvalImages:
             try:
                 # With Pillow, as everyone evaluates, so that results compare with published ones.
                 image = Image.fromarray(self._split.open(index).pixels())
-                images[place] = transforms.eval_crop(image, self._resize_size, key.image_size)
+                images[place] = transforms.eval_crop(
+                    image, self._resize_size, key.image_size, self._interpolation
+                )
             except Exception as error:
                 images[place] = 0
                 note_undecodable(slot, self._split, index, error)

@@ -89,10 +89,13 @@ def to_rgb(image: Image.Image, is_legacy: bool = False) -> Image.Image:
         return image.convert("RGB")
 
 
-def eval_crop(image: Image.Image, resize_size: int, size: int) -> np.ndarray:
+def eval_crop(
+    image: Image.Image, resize_size: int, size: int, interpolation: str = "bilinear"
+) -> np.ndarray:
     """Resize the shorter side, cut the center: uint8 (S, S, 3).
 
-    Equal to torchvision's Resize(resize_size) and CenterCrop(size) on the same picture.
+    interpolation: Pillow's name in small letters. Equal to torchvision's Resize(resize_size) and
+    CenterCrop(size) on the same picture.
     """
     image = to_rgb(image)
     width, height = image.size
@@ -100,16 +103,22 @@ def eval_crop(image: Image.Image, resize_size: int, size: int) -> np.ndarray:
         width, height = resize_size, int(resize_size * height / width)
     else:
         width, height = int(resize_size * width / height), resize_size
+    resampling = Image.Resampling[interpolation.upper()]
     left, top = round((width - size) / 2), round((height - size) / 2)
     box = (left, top, left + size, top + size)
     if max(width, height) > MAX_SIDES_RATIO * min(width, height):
-        return np.asarray(resize_part(image, (width, height), box))
+        return np.asarray(resize_part(image, (width, height), box, resampling))
     if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), resampling)
     return np.asarray(image.crop(box))
 
 
-def resize_part(image: Image.Image, size: tuple[int, int], box: Sequence[int]) -> Image.Image:
+def resize_part(
+    image: Image.Image,
+    size: tuple[int, int],
+    box: Sequence[int],
+    resampling: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Image.Image:
     """`image.resize(size).crop(box)` without the rest: a strip of 1 x 20,000 px would become 4 GB.
 
     Pixels may differ by 1 of 255 from that: Pillow takes the box in single precision.
@@ -122,4 +131,4 @@ def resize_part(image: Image.Image, size: tuple[int, int], box: Sequence[int]) -
     part = image.crop((*first, *last))
     edges = [edge * scales[i % 2] - first[i % 2] for i, edge in enumerate(box)]
     within = [min(max(edge, 0), part.size[i % 2]) for i, edge in enumerate(edges)]
-    return part.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BILINEAR, within)
+    return part.resize((box[2] - box[0], box[3] - box[1]), resampling, within)

@@ -61,6 +61,9 @@ def check_comparable(loaded: Pretrained, other: Pretrained) -> None:
         ("classes", loaded.model.fc.out_features, other.model.fc.out_features),
         ("pixels a side", loaded.image_size, other.image_size),
         ("pixels before the crop", loaded.resize_size, other.resize_size),
+        ("as interpolation", loaded.interpolation, other.interpolation),
+        ("as mean", loaded.mean, other.mean),
+        ("as std", loaded.std, other.std),
     ):
         if ours != theirs:
             raise ValueError(f"--compare {other.name} has {theirs} {what}, --weights has {ours}")
@@ -93,13 +96,14 @@ def batches(
     size = loaded.image_size
     starts = range(0, len(indices), batch_size)
     keys = [BatchKey(-1, indices[start : start + batch_size], size) for start in starts]
-    fill = crops.EvalImages(split, loaded.resize_size)
+    fill = crops.EvalImages(split, loaded.resize_size, loaded.interpolation)
     feeder = Loader([fill], batch_size, size, 0, torch.device("cpu"))
     try:
         for batch in feeder.batches(0, keys):
             for name in batch.bad_images:
                 note_bad(name)
-            yield normalize(batch.images).contiguous(), batch.labels
+            images = normalize(batch.images, mean=loaded.mean, std=loaded.std)
+            yield images.contiguous(), batch.labels
     finally:
         feeder.close()
 

@@ -59,8 +59,8 @@ def set_up(
     """Fork the loaders, join the other ranks, build the model: the only order that works.
 
     first_step: the loaders start to work on it at once; None: they wait for another request.
-    weights: those in the file of --init_from, if it applies. Raises ValueError if the user must
-    change something.
+    weights: those of --init_from, without fc.* for a fresh classifier. Raises ValueError if the
+    user must change something.
     """
     # Mistakes are reported first, before any process is started or GPU memory is allocated.
     plan = make_plan(cfg, len(splits.train), ranks.world_size)
@@ -140,7 +140,13 @@ def build_state(
     # NHWC, which tensor cores prefer and which the loader's bytes have anyway.
     layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
     model = ResNet(
-        cfg.layers, cfg.width, num_classes, cfg.zero_init_gamma, cfg.blurpool, cfg.base_width
+        cfg.layers,
+        cfg.width,
+        num_classes,
+        cfg.zero_init_gamma,
+        cfg.blurpool,
+        cfg.base_width,
+        cfg.v1_strides,
     )
     if cfg.loss == "bce":
         losses.start_bias_at_log_constant(model.fc)
@@ -166,13 +172,13 @@ def build_state(
 
 
 def init_from(model: ResNet, weights: dict, cfg: TrainConfig) -> None:
-    """Load the weights of --init_from, but no classifier for another number of classes.
+    """Load the weights of --init_from; without fc.* among them the classifier stays fresh.
 
     Raises ValueError if they are another network's.
     """
     try:
         # This names the options; torch's own error would list the shapes of a hundred tensors.
-        check_architecture(weights, cfg)
+        check_architecture({"fc.weight": model.fc.weight} | weights, cfg)
         load_backbone(model, weights)
     except ValueError as error:
         raise ValueError(f"--init_from {cfg.init_from}: {error}") from None

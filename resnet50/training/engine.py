@@ -162,11 +162,16 @@ def forward(
 
 
 def predict(
-    model: nn.Module, batch: Batch, precision: Precision, with_flip: bool = False
+    model: nn.Module,
+    batch: Batch,
+    precision: Precision,
+    with_flip: bool = False,
+    normalize: Callable[[Tensor, Tensor], Tensor] = normalize,
 ) -> Tensor:
     """Batch from the loader -> float32 logits (B, K); with_flip: mean over it and its mirror image.
 
-    ffcv-imagenet's published figures use such flip averaging; it takes twice the time.
+    normalize: pixels and flips to what the model takes. ffcv-imagenet's published figures use such
+    flip averaging; it takes twice the time.
     """
     images = normalize(batch.images, batch.flips)
     with precision.autocast():
