@@ -71,8 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--weights",
-        help="checkpoint, run folder, export, state dict with torchvision's keys, USER/NAME on "
+        help="checkpoint, run folder, export, anyone's file or folder of a ResNet50, USER/NAME on "
         "Hugging Face, or `torchvision` [app.py's own folder]",
+    )
+    add(
+        "--v1_strides",
+        action="store_true",
+        help="other people's weights are a ResNet v1's: stride in the first 1x1 of a block",
     )
     add("--host", default=host, help=f"address to listen on [{host}]")
     add("--port", type=int, default=port, metavar="N", help=f"port, 1-65535 [{port}]")
@@ -106,18 +111,20 @@ def own_source() -> str:
     raise ValueError(f"no {' and '.join(names)} beside app.py: {what}")
 
 
-def load_model(source: str | None) -> Pretrained:
-    """The model to show, ready to run: threads set, warmed up.
+def load_model(source: str | None, v1_strides: bool = False) -> Pretrained:
+    """The model to show, ready to run: threads set, warmed up; what there is to know is printed.
 
     Raises ValueError naming the source and what to do.
     """
     source = source or own_source()
     try:
-        loaded = pretrained.load(source)
+        loaded = pretrained.load(source, v1_strides=v1_strides)
     except OSError as error:
         raise ValueError(
             f"--weights {source} cannot be loaded: {error}. Without a network give a file or folder"
         ) from error
+    for note in loaded.notes:
+        print(f"{loaded.name}: {note}", file=sys.stderr)
     torch.set_num_threads(min(MAX_THREADS, os.cpu_count() or 1))
     loaded.model.to(memory_format=torch.channels_last)
     gray = Image.new("RGB", (loaded.resize_size, loaded.resize_size), (124, 116, 104))
@@ -132,7 +139,7 @@ def predict(loaded: Pretrained, picture: Image.Image) -> tuple[dict[str, float],
     """The likeliest classes, name -> probability 0-1, and the crop with the first one's heat."""
     crop = loaded.crop(picture)
     with torch.inference_mode():
-        logits, features = grad_cam.forward(loaded.model, pretrained.normalized(crop))
+        logits, features = grad_cam.forward(loaded.model, loaded.normalized(crop))
         top = logits[0].softmax(dim=0).topk(min(NUM_SHOWN, logits.shape[1]))
         labels = top.indices.tolist()
         heat = grad_cam.heat(loaded.model.fc, features[0], labels[0])
@@ -240,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.max_mb <= 0:
             raise ValueError(f"--max_mb {args.max_mb:g}: must be more than 0")
         check_address(args.host, args.port)
-        serve(build_page(load_model(args.weights)), args)
+        serve(build_page(load_model(args.weights, args.v1_strides)), args)
     except ModuleNotFoundError as error:
         message = f"the package {error.name} is missing: pip install {error.name}"
     except (ValueError, OSError) as error:

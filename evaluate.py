@@ -28,7 +28,7 @@ from torch import Tensor
 
 from resnet50.config.command_line import Parser, print_error
 from resnet50.data import class_names, crops, orientation, transforms
-from resnet50.data.batch import Batch
+from resnet50.data.batch import Batch, normalize
 from resnet50.data.loader import Loader, choose_num_workers
 from resnet50.data.splits import Split, open_pictures, open_split, relabeled
 from resnet50.inference import class_order, mistakes, predictions, pretrained
@@ -51,11 +51,16 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         required=True,
-        help="checkpoint, run folder, export, state dict with torchvision's keys, USER/NAME on "
+        help="checkpoint, run folder, export, anyone's file or folder of a ResNet50, USER/NAME on "
         "Hugging Face, or `torchvision`",
     )
     add("--split", default="val", help="split to evaluate [val]")
     add("--raw", action="store_true", help="use the trained weights, not their average (EMA)")
+    add(
+        "--v1_strides",
+        action="store_true",
+        help="other people's weights are a ResNet v1's: stride in the first 1x1 of a block",
+    )
     add(
         "--flip",
         action="store_true",
@@ -134,14 +139,17 @@ def open_images(args: argparse.Namespace, loaded: Pretrained, ranks: Ranks) -> S
 class Views:
     """The pictures of a split as the model sees them, for --report and --submission."""
 
-    def __init__(self, split: Split, crop_size: int, resize_size: int) -> None:
+    def __init__(self, split: Split, crop_size: int, resize_size: int, interpolation: str) -> None:
         self.split, self.crop_size, self.resize_size = split, crop_size, resize_size
+        self.interpolation = interpolation
 
     def crop(self, index: int) -> np.ndarray:
         """uint8 (S, S, 3)."""
         try:
             picture = Image.fromarray(self.split.open(index).pixels())
-            return transforms.eval_crop(picture, self.resize_size, self.crop_size)
+            return transforms.eval_crop(
+                picture, self.resize_size, self.crop_size, self.interpolation
+            )
         except Exception:  # reported as undecodable; the model got black as well
             return np.zeros((self.crop_size, self.crop_size, 3), dtype=np.uint8)
 
@@ -185,7 +193,9 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> tuple[dict[str, object],
     Raises ValueError if the user must change something.
     """
     check_outputs(args)
-    loaded = pretrained.load(args.weights, args.raw)
+    loaded = pretrained.load(args.weights, args.raw, args.v1_strides)
+    for note in loaded.notes if ranks.is_main else ():
+        print(f"{loaded.name}: {note}", file=sys.stderr)
     if args.submission and not loaded.class_ids:
         raise ValueError(f"--submission: the class ids of --weights {loaded.name} are not known")
     split = open_images(args, loaded, ranks)
@@ -193,7 +203,7 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> tuple[dict[str, object],
     on_gpu = ranks.device.type == "cuda"
     num_workers = choose_num_workers(args.num_workers, ranks.local_world_size, on_gpu)
     keys = eval_keys(len(split), batch_size, crop_size, ranks.rank, ranks.world_size)
-    images = crops.EvalImages(split, resize_size)
+    images = crops.EvalImages(split, resize_size, loaded.interpolation)
     loader = Loader([images], batch_size, crop_size, num_workers, ranks.device)
     first_batches = loader.batches(0, keys)
 
@@ -201,17 +211,19 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> tuple[dict[str, object],
     model = loaded.model.to(ranks.device)
     precision = choose_precision(args.amp or loaded.settings.get("amp", "fp32"), ranks.device)
     bad_images: set[str] = set()
+    normalized = partial(normalize, mean=loaded.mean, std=loaded.std)
+    answer = partial(engine.predict, model, precision=precision, normalize=normalized)
     collector = predictions.Collector(len(split), model.fc.out_features, keys, ranks.device)
 
     def predict(batch: Batch) -> Tensor:
         bad_images.update(batch.bad_images)
-        logits = engine.predict(model, batch, precision)
+        logits = answer(batch)
         collector.note(logits)
         return logits
 
     result = engine.means(engine.evaluate(predict, first_batches, len(split), ranks))
     if args.flip:
-        predict_flipped = partial(engine.predict, model, precision=precision, with_flip=True)
+        predict_flipped = partial(answer, with_flip=True)
         sums = engine.evaluate(predict_flipped, loader.batches(0, keys), len(split), ranks)
         flipped = engine.means(sums)
         result |= {"flip_top1": flipped["top1"], "flip_top5": flipped["top5"]}
@@ -222,7 +234,8 @@ def evaluate(args: argparse.Namespace, ranks: Ranks) -> tuple[dict[str, object],
     distributed.disconnect()
     problems = []
     if ranks.is_main:
-        problems = write_files(args, Views(split, crop_size, resize_size), loaded, predicted)
+        views = Views(split, crop_size, resize_size, loaded.interpolation)
+        problems = write_files(args, views, loaded, predicted)
     result = {
         **(result if args.data_dir else {}),
         "num_images": len(split),

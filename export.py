@@ -23,12 +23,13 @@ with `--compare runs/NAME` to see in the table what was lost.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         required=True,
-        help="checkpoint, run folder, export, state dict with torchvision's keys, USER/NAME on "
+        help="checkpoint, run folder, export, anyone's file or folder of a ResNet50, USER/NAME on "
         "Hugging Face, or `torchvision`",
     )
     add("--out", type=Path, required=True, help="folder for the files; created if missing")
@@ -96,6 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="%% of the pictures on which int8 must predict the same class as fp32 [95]",
     )
     add("--json", type=Path, help="file for the table, a JSON object")
+    add(
+        "--v1_strides",
+        action="store_true",
+        help="other people's weights are a ResNet v1's: stride in the first 1x1 of a block",
+    )
     add(
         "--hub",
         metavar="USER/NAME",
@@ -144,15 +150,43 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def check_out(out: Path, formats: Sequence[str]) -> None:
-    """Raise ValueError if files of an earlier export would stay and belong to another model."""
+    """Raise ValueError if files of an earlier export would stay and belong to another model, or if
+    folders lie in the files' places."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a folder")
+    for file in [*(FILES[name] for name in formats), pretrained.CONFIG]:
+        if (out / file).is_dir():
+            raise ValueError(f"--out {out} has a folder {file}: move it, or give another folder")
     stale = [file for name, file in FILES.items() if name not in formats and (out / file).exists()]
     if stale:
         raise ValueError(
             f"--out {out} has {stale[0]} from another export, which would not be replaced: remove "
             "it, give another folder, or name its format in --formats too"
         )
+
+
+@contextlib.contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A folder inside --out for files that are not checked yet, gone when the block ends.
+
+    Inside, since --out may be a mount, or a link to another disk, to which nothing can be renamed,
+    or lie in a folder that may not be written. An --out that was made for it goes too if the block
+    fails. Raises ValueError if nothing can be written there.
+    """
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(prefix=".export.", suffix=".partial", dir=out)
+        except OSError as error:
+            raise ValueError(f"--out {out} cannot be written: {error.strerror}") from error
+        with folder as name:
+            yield Path(name)
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):  # something lies in it by now
+                path.rmdir()
+        raise
 
 
 def named(kind: str) -> str:
@@ -195,10 +229,12 @@ def write_all(
 
 def prune(args: argparse.Namespace) -> None:
     """Write pruned.pt and say how to fine-tune it. Raises ValueError."""
-    loaded = pretrained.load(args.weights, args.raw)
-    args.out.mkdir(parents=True, exist_ok=True)
-    smaller = pruning.prune(loaded, args.prune / 100)
-    checkpoint.write(args.out / PRUNED, smaller.state_dict())
+    check_out(args.out, FILES)
+    with staging(args.out) as folder:
+        loaded = load_model(args.weights, args.raw, args.v1_strides)
+        smaller = pruning.prune(loaded, args.prune / 100)
+        checkpoint.write(folder / PRUNED, smaller.state_dict())
+        os.replace(folder / PRUNED, args.out / PRUNED)
     for name, model in (("before", loaded.model), ("pruned", smaller)):
         print(f"{name}: {pruning.describe(model, loaded.image_size)}")
     base_width = architecture_of(smaller.state_dict())["base_width"]
@@ -214,7 +250,6 @@ def prune(args: argparse.Namespace) -> None:
 
 def publish(folder: Path, out: Path, formats: Sequence[str]) -> None:
     """Move the checked files into place."""
-    out.mkdir(parents=True, exist_ok=True)
     for file in [*(FILES[name] for name in formats), pretrained.CONFIG]:
         os.replace(folder / file, out / file)
 
@@ -237,39 +272,49 @@ def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
     formats = chosen_formats(args)
     check_out(args.out, formats)
     hub.check(Target(args.hub, args.private, args.dry_run), formats)
-    loaded, split = pretrained.load(args.weights, args.raw), None
+    with staging(args.out) as folder:
+        return write_checked(args, formats, folder)
+
+
+def load_model(source: str, raw: bool, v1_strides: bool = False) -> Pretrained:
+    """The model of --weights or --compare; what there is to know of it is printed."""
+    loaded = pretrained.load(source, raw, v1_strides)
+    for note in loaded.notes:
+        print(f"{loaded.name}: {note}", file=sys.stderr)
+    return loaded
+
+
+def write_checked(
+    args: argparse.Namespace, formats: Sequence[str], folder: Path
+) -> tuple[Pretrained, dict[str, object]]:
+    """Write into `folder`, check, time, and publish to --out: the model and its table."""
+    loaded, split = load_model(args.weights, args.raw, args.v1_strides), None
     if args.data_dir:
         split = splits.open_split(args.data_dir, args.split, loaded.upright)
         split = splits.relabeled(split, loaded.labels_of(split.classes, split.root))
     other = None
     if args.compare:
         try:
-            other = pretrained.load(args.compare, args.raw)
+            other = load_model(args.compare, args.raw)
         except ValueError as error:  # its text names the option of other models
             raise ValueError(str(error).replace("--weights", "--compare", 1)) from error
         comparison.check_comparable(loaded, other)
     print(f"{loaded.name}: {named(loaded.kind)}, {loaded.model.fc.out_features} classes")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{args.out.name}.", suffix=".partial", dir=args.out.parent
-    ) as folder:
-        variants = write_all(args, loaded, formats, Path(folder))
-        if other is not None:
-            predict = export_formats.eager_predictor(other.model)
-            variants.append(comparison.compared(other, predict))
-        comparison.compare_on_noise(variants, loaded.image_size)
-        num_images = 0
-        if split is not None:
-            indices = comparison.spread(split, args.num_images)
-            pictures = comparison.batches(
-                split, indices, loaded, args.batch_size, comparison.warn_bad
-            )
-            num_images = comparison.compare_on_pictures(variants, pictures)
-        if problems := comparison.problems(variants, args.min_agreement):
-            raise ValueError(f"{'; '.join(problems)}. Nothing was written to {args.out}")
-        comparison.measure(variants, loaded.image_size, args.batch_size, args.num_rounds)
-        rows = [comparison.row_of(variant, variants[0]) for variant in variants]
-        publish(Path(folder), args.out, formats)
+    variants = write_all(args, loaded, formats, folder)
+    if other is not None:
+        predict = export_formats.eager_predictor(other.model)
+        variants.append(comparison.compared(other, predict))
+    comparison.compare_on_noise(variants, loaded.image_size)
+    num_images = 0
+    if split is not None:
+        indices = comparison.spread(split, args.num_images)
+        pictures = comparison.batches(split, indices, loaded, args.batch_size, comparison.warn_bad)
+        num_images = comparison.compare_on_pictures(variants, pictures)
+    if problems := comparison.problems(variants, args.min_agreement):
+        raise ValueError(f"{'; '.join(problems)}. Nothing was written to {args.out}")
+    comparison.measure(variants, loaded.image_size, args.batch_size, args.num_rounds)
+    rows = [comparison.row_of(variant, variants[0]) for variant in variants]
+    publish(folder, args.out, formats)
     return loaded, {
         "models": rows,
         "weights": str(args.weights),

@@ -16,6 +16,7 @@ from PIL import Image
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_SIDES_RATIO = 100  # pictures longer than that are resized in part
+WIDEST_FILTER = 3  # Lanczos's support, in pixels of the smaller size
 
 
 class GrayRange(NamedTuple):
@@ -125,7 +126,7 @@ def resize_part(
     """
     # First the pixels that the box is made of, and their neighbors: small coordinates are precise.
     scales = [before / after for before, after in zip(image.size, size, strict=True)]
-    margins = [math.ceil(max(scale, 1)) + 1 for scale in scales]
+    margins = [math.ceil(WIDEST_FILTER * max(scale, 1)) + 1 for scale in scales]
     first = [max(0, math.floor(box[i] * scales[i]) - margins[i]) for i in (0, 1)]
     last = [min(image.size[i], math.ceil(box[i + 2] * scales[i]) + margins[i]) for i in (0, 1)]
     part = image.crop((*first, *last))

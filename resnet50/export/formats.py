@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from model import BASE_WIDTH, architecture_of
-from resnet50.data import transforms
 from resnet50.inference import pretrained
 from resnet50.inference.pretrained import Pretrained
 
@@ -80,24 +79,24 @@ def module(name: str) -> ModuleType:
 def config_of(loaded: Pretrained) -> dict[str, object]:
     """config.json: what timm needs to build and load it; under "training", what `pretrained` reads.
 
-    A network that timm does not have (blurred strides, another width) gets a name that timm
+    A network that timm does not have (blurred or v1 strides, another width) gets a name that timm
     refuses: its resnet50 would either fail to load these weights or be a different model.
     """
     architecture = architecture_of(loaded.model.state_dict())
     layers, width = architecture["layers"], architecture["width"]
     base_width = architecture["base_width"]
-    is_timms = width == TIMM_WIDTH and not loaded.blurpool
+    is_timms = width == TIMM_WIDTH and not (loaded.blurpool or loaded.v1_strides)
     config: dict[str, object] = {
         "architecture": "resnet50" if is_timms else "resnet50_of_this_project",
         "num_classes": architecture["num_classes"],
         "num_features": loaded.model.fc.in_features,
         "pretrained_cfg": {
             "input_size": [3, loaded.image_size, loaded.image_size],
-            "interpolation": "bilinear",
+            "interpolation": loaded.interpolation,
             "crop_pct": crop_share(loaded.image_size, loaded.resize_size),
             "crop_mode": "center",
-            "mean": list(transforms.IMAGENET_MEAN),
-            "std": list(transforms.IMAGENET_STD),
+            "mean": list(loaded.mean),
+            "std": list(loaded.std),
             "num_classes": architecture["num_classes"],
             "first_conv": "conv1",
             "classifier": "fc",
@@ -114,7 +113,7 @@ def config_of(loaded: Pretrained) -> dict[str, object]:
         "image_size": loaded.image_size,
         "resize_size": loaded.resize_size,
         "upright": loaded.upright,
-        "blurpool": loaded.blurpool,
+        **loaded.variant,
         "layers": list(layers),
         "width": width,
         "base_width": base_width,

@@ -13,7 +13,7 @@ from pathlib import PurePath
 
 from resnet50.config.fields import shown
 from resnet50.config.train_config import TrainConfig
-from resnet50.data import class_names, transforms
+from resnet50.data import class_names
 from resnet50.export import comparison
 from resnet50.inference import pretrained
 from resnet50.inference.pretrained import Pretrained
@@ -191,7 +191,7 @@ def usage_section(name: str, loaded: Pretrained, config: Mapping, files: Collect
     )
     if "model.onnx" in files:
         size, resize = loaded.image_size, loaded.resize_size
-        mean, std = (list(values) for values in (transforms.IMAGENET_MEAN, transforms.IMAGENET_STD))
+        mean, std = list(loaded.mean), list(loaded.std)
         parts.append(
             "With onnxruntime:\n\n```python\n"
             "import onnxruntime\nfrom huggingface_hub import hf_hub_download\n\n"
@@ -199,7 +199,8 @@ def usage_section(name: str, loaded: Pretrained, config: Mapping, files: Collect
             "session = onnxruntime.InferenceSession(path)\n"
             '(logits,) = session.run(None, {"images": images})\n```\n\n'
             f"`images` is float32 (B, 3, {size}, {size}), RGB: shorter side resized to {resize} px "
-            f"(bilinear), center crop of {size} px, scaled to 0-1, minus {mean}, divided by {std}."
+            f"({loaded.interpolation}), center crop of {size} px, scaled to 0-1, minus {mean}, "
+            f"divided by {std}."
         )
     return "\n\n".join(parts)
 

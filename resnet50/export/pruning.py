@@ -8,6 +8,8 @@ kernels. It must be fine-tuned for a while: `train.py --init_from`.
 Shape letters: C channels.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,32 +40,33 @@ def prune(loaded: Pretrained, share: float) -> ResNet:
     Raises ValueError if there is none.
     """
     architecture = architecture_of(loaded.model.state_dict())
-    base_width = largest_base_width(architecture, loaded.blurpool, loaded.image_size, share)
-    return with_base_width(loaded.model, base_width, loaded.blurpool)
+    base_width = largest_base_width(architecture, loaded.variant, loaded.image_size, share)
+    return with_base_width(loaded.model, base_width, loaded.variant)
 
 
 def largest_base_width(
-    architecture: dict[str, object], blurpool: bool, image_size: int, share: float
+    architecture: dict[str, object], variant: Mapping[str, bool], image_size: int, share: float
 ) -> int:
     """The largest base_width with at most `share` (0-1) of the multiply-adds.
 
-    architecture: as `architecture_of` gives it. Raises ValueError if even the smallest has more.
+    architecture: as `architecture_of` gives it; variant: ResNet's other arguments. Raises
+    ValueError if even the smallest has more.
     """
     width, now = architecture["width"], architecture["base_width"]
     step = max(CHANNEL_MULTIPLE, BASE_WIDTH // width)
     with torch.device("meta"):  # shapes only
-        full = multiply_adds(ResNet(**architecture, blurpool=blurpool).eval(), image_size)
+        full = multiply_adds(ResNet(**architecture, **variant).eval(), image_size)
         for base_width in range(now - now % step, 0, -step):
-            smaller = ResNet(**architecture | {"base_width": base_width}, blurpool=blurpool)
+            smaller = ResNet(**architecture | {"base_width": base_width}, **variant)
             if multiply_adds(smaller.eval(), image_size) <= share * full:
                 return base_width
     raise ValueError(f"blocks cannot be narrow enough for {100 * share:g}% of the multiply-adds")
 
 
-def with_base_width(model: ResNet, base_width: int, blurpool: bool) -> ResNet:
+def with_base_width(model: ResNet, base_width: int, variant: Mapping[str, bool]) -> ResNet:
     """A network of that base_width with the most important inner channels of this one."""
     architecture = architecture_of(model.state_dict()) | {"base_width": base_width}
-    smaller = ResNet(**architecture, blurpool=blurpool)
+    smaller = ResNet(**architecture, **variant)
     kept = dict(model.state_dict())
     for name, block in model.named_modules():
         if isinstance(block, Bottleneck):

@@ -25,7 +25,7 @@ from resnet50.records import checkpoint, run_folder
 from resnet50.records.checkpoint_writer import CheckpointWriter
 from resnet50.records.log import RunLog
 from resnet50.records.results import Results
-from resnet50.run import consistency, resume, spot_watch
+from resnet50.run import consistency, initial_weights, resume, spot_watch
 from resnet50.run.heartbeat import Heartbeat
 from resnet50.system.interruption import Interrupted, Interruption
 from resnet50.training import batch_fit, build, distributed
@@ -85,7 +85,9 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     # its batches.
     first_step = None if cfg.max_lr == AUTO else max(saved_step, 0)
     # A resume has its own weights: the file of --init_from need no longer exist.
-    weights = initial_weights(cfg) if saved_step < 0 else None
+    weights, init_lines = None, []
+    if saved_step < 0:
+        weights, init_lines = initial_weights.read(cfg, splits.train.classes)
     parts = build.set_up(cfg, ranks, splits, first_step, weights)
     # One thread on every host, since EC2 may reclaim any of them.
     if ranks.local_rank == 0:
@@ -110,6 +112,8 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     if saved_step >= 0:
         resume.resume_from(run, checkpoint.load(checkpoint.step_path(folder, saved_step)))
     log.begin(parts.state.step)
+    for line in init_lines:
+        log.event(0, line)
     log_start(run)
     return run
 
@@ -122,19 +126,6 @@ def printer(ranks: Ranks) -> Callable[[str], None]:
             print(text, flush=True)
 
     return say
-
-
-def initial_weights(cfg: TrainConfig) -> dict | None:
-    """The weights in the file of --init_from, averaged ones if it has any; None without the option.
-
-    Raises ValueError naming option and file.
-    """
-    if not cfg.init_from:
-        return None
-    # The averaged weights if there are any: they are what that run was evaluated with.
-    contents = checkpoint.load_weights_file(Path(cfg.init_from), "--init_from")
-    weights, _ = checkpoint.weights_of(contents)
-    return weights
 
 
 def find_max_lr(parts: Parts, log: RunLog, stop: Interruption) -> None:

@@ -301,10 +301,10 @@ def test_mistakes_in_the_weights_end_it_with_one_message(capsys, tmp_path, free_
     with_weights(tmp_path / "text.pt", "text.pt is not a file of tensors")
     folder = write_export(tmp_path / "export", random_weights())
     (folder / "model.safetensors").write_bytes(b"x" * 100)
-    with_weights(folder, "export is damaged")
+    with_weights(folder, "model.safetensors is damaged")
     with_weights(write_export(tmp_path / "few", random_weights(3)), "7 class names for 3 classes")
     weights = random_weights() | {"fc.bias": torch.full((len(NAMES),), torch.nan)}
-    with_weights(write_export(tmp_path / "nan", weights), "the model's outputs are not finite")
+    with_weights(write_export(tmp_path / "nan", weights), "fc.bias has values that are not finite")
 
 
 def test_no_network_is_told(capsys, monkeypatch, tmp_path, free_port):

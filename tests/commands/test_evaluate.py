@@ -29,6 +29,7 @@ from support.pictures import CLASSES, VAL_PER_CLASS, make_picture
 from support.runs import newest_checkpoint
 
 import evaluate as evaluate_command
+from evaluate import main
 from model import ResNet
 from resnet50.inference import class_order, mistakes, pretrained
 from resnet50.training.distributed import Ranks
@@ -172,9 +173,39 @@ def test_a_submission_has_ids_that_are_known_or_is_refused(image_folder, run_dir
     flags = [f"--data_dir={image_folder}", f"--weights={foreign}", "--submission=s.csv"]
     result = evaluate(tmp_path, *flags)
     assert result.code == 2 and "--submission: the class ids of" in result.err, result.err
-    torch.save(ResNet((1, 1, 1, 1), 8, 1000).state_dict(), foreign)
+    torch.save({"model": ResNet((1, 1, 1, 1), 8, 1000).state_dict(), "epoch": 5}, foreign)
     ids = pretrained.load(str(foreign)).class_ids
     assert len(ids) == 1000 and ids[0] == "n01440764" and ids == sorted(ids)
+
+
+def test_a_foreign_checkpoint_is_used_as_its_folder_says(image_folder, tmp_path, capsys):
+    """timm's mean, size, crop and interpolation, for every picture of the split."""
+    torch.manual_seed(1)
+    model = ResNet((1, 1, 1, 1), 8, 3, zero_init_gamma=False).eval()
+    looks = {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 48, 48], "crop_pct": 0.8}
+    looks |= {"interpolation": "bicubic"}
+    config = {"architecture": "resnet50", "pretrained_cfg": looks}
+    folder = exported(tmp_path / "timm", model.state_dict(), config)
+    flags = [f"--data_dir={image_folder}", f"--weights={folder}", f"--csv={tmp_path}/found.csv"]
+    assert main([*flags, "--num_workers=0"]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert (result["image_size"], result["resize_size"], result["kind"]) == (48, 60, "weights")
+    assert "48 px of 60, bicubic, mean 0.5 0.5 0.5" in printed.err
+    for row in rows_of(tmp_path / "found.csv"):
+        found = [float(row[f"confidence{n}"]) for n in (1, 2, 3)]
+        expected = directly(folder, Path(row["image"])).sort(descending=True).values
+        assert found == pytest.approx(expected.tolist(), abs=2e-4)
+
+
+def test_weights_that_are_not_finite_are_no_result(image_folder, tmp_path, capsys):
+    """Batches of infinite loss are left out of the mean: it would be 0."""
+    state = ResNet((1, 1, 1, 1), 8, 3).state_dict()
+    state["layer1.0.bn1.weight"][0] = torch.nan
+    torch.save(state, tmp_path / "nan.pth")
+    assert main([f"--data_dir={image_folder}", f"--weights={tmp_path}/nan.pth"]) == 2
+    text = f"--weights {tmp_path}/nan.pth: layer1.0.bn1.weight has values that are not finite"
+    assert text in capsys.readouterr().err
 
 
 def test_other_classes_in_the_same_number_are_refused(image_folder, run_dir, tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -261,6 +262,27 @@ def test_mistakes_cost_one_line(weights, tmp_path, capsys, flags, texts):
     argv = [f"--weights={weights}", f"--out={tmp_path}/out", "--formats=safetensors"]
     refused([*argv, *(flag.format(here=tmp_path) for flag in flags)], capsys, *texts)
     assert not (tmp_path / "out").exists()
+
+
+def test_out_may_be_a_link_to_another_disk_and_is_tried_before_the_work(
+    weights, tmp_path, monkeypatch, capsys
+):
+    """Everything is made inside it, so that nothing has to be renamed across."""
+    disk = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else tmp_path))
+    try:
+        (tmp_path / "out").symlink_to(disk)
+        argv = [f"--weights={weights}", f"--out={tmp_path}/out", "--formats=safetensors", *QUICK]
+        assert export.main(argv) == 0, capsys.readouterr().err
+        names = {path.name for path in disk.iterdir()}
+        assert names == {"config.json", "model.safetensors"} and (tmp_path / "out").is_symlink()
+    finally:
+        shutil.rmtree(disk)
+    # Now a link to nothing; then a folder in a file's place.
+    monkeypatch.setattr(pretrained, "load", lambda *_: pytest.fail("the model was loaded"))
+    refused(argv, capsys, f"--out {tmp_path}/out cannot be written: ")
+    (tmp_path / "in" / "config.json").mkdir(parents=True)
+    argv[1] = f"--out={tmp_path}/in"
+    refused(argv, capsys, f"--out {tmp_path}/in has a folder config.json: move it")
 
 
 def test_weights_that_are_not_right_cost_one_line(run_dir, image_folder, tmp_path, capsys):

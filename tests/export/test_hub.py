@@ -43,7 +43,14 @@ MODULES = {
     "config": {"__init__", "command_line"},
     "data": {"__init__", "batch", "class_names", "sampling", "transforms"},
     "inference": {"__init__", "grad_cam", "pretrained", "uploads"},
-    "records": {"__init__", "checkpoint"},
+    "records": {
+        "__init__",
+        "checkpoint",
+        "foreign_keys",
+        "model_folders",
+        "weight_files",
+        "weights",
+    },
     "system": {"__init__", "files"},
 }
 SPACE_FILES = {

@@ -15,7 +15,7 @@ from model import Bottleneck, ResNet, architecture_of
 from resnet50.export import formats, pruning
 from resnet50.inference import pretrained
 from resnet50.inference.pretrained import Pretrained
-from resnet50.records import checkpoint
+from resnet50.records import weight_files
 
 TINY = ((1, 1, 1, 1), 8, 3)
 
@@ -40,7 +40,7 @@ def test_channels_that_give_nothing_go_first_and_are_not_missed(blurpool):
     torch.manual_seed(0)
     for layers, width in (((3, 4, 6, 3), 64), ((1, 2, 1, 1), 8)):
         model = with_dead_channels(ResNet(layers, width, 5, blurpool=blurpool), 0.5)
-        smaller = pruning.with_base_width(model, 32, blurpool)
+        smaller = pruning.with_base_width(model, 32, {"blurpool": blurpool})
         images = torch.randn(2, 3, 64, 64)
         with torch.inference_mode():
             expected = model(images)
@@ -77,7 +77,7 @@ def test_the_widest_that_fits_is_taken(share, width):
 
     step = max(pruning.CHANNEL_MULTIPLE, 64 // width)
     try:
-        found = pruning.largest_base_width(architecture, False, 64, share)
+        found = pruning.largest_base_width(architecture, {}, 64, share)
     except ValueError as error:
         assert "narrow enough" in str(error) and share_of(step) > share
         return
@@ -95,7 +95,7 @@ def test_from_a_run_to_a_smaller_one_and_its_table(image_folder, tmp_path):
     result = run(export_words(f"--weights={full}", f"--out={tmp_path}/out", "--prune=80"), tmp_path)
     assert result.code == 0 and "multiply-adds at 32 px" in result.out, result.err
     pruned = tmp_path / "out/pruned.pt"
-    weights = checkpoint.load_weights_file(pruned)
+    weights = weight_files.read(pruned)
     base_width = architecture_of(weights)["base_width"]
     assert base_width < 64 and f"--init_from {pruned} --base_width {base_width}" in result.out
     flags = [*tiny_flags(image_folder, half), f"--init_from={pruned}"]

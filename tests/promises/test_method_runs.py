@@ -20,7 +20,7 @@ from resnet50.data import splits as data
 from resnet50.data.batch import normalize
 from resnet50.data.loader import Loader
 from resnet50.records import checkpoint
-from resnet50.run import start
+from resnet50.run import initial_weights
 from resnet50.training import build, engine
 from resnet50.training.device import Precision
 from resnet50.training.distributed import Ranks
@@ -64,7 +64,9 @@ def set_up(image_folder: Path, init_from: Path, **changes: object) -> build.Part
     """A new tiny run in this process, up to its first step."""
     settings = {**RECIPES["tiny"].settings, "amp": "fp32", "seed": 7, "init_from": str(init_from)}
     cfg, splits = TrainConfig(**{**settings, **changes}), data.open_dataset(image_folder)
-    return build.set_up(cfg, Ranks(), splits, weights=start.initial_weights(cfg))
+    return build.set_up(
+        cfg, Ranks(), splits, weights=initial_weights.read(cfg, splits.train.classes)[0]
+    )
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
@@ -94,8 +96,8 @@ def test_wrong_files_are_named_with_their_option(image_folder, tmp_path):
         (other, "the weights are of another network: give --layers 1,2,1,1 too"),
         (tmp_path / "strange.pt", "these weights are not this model's: unexpected"),
         (damaged, "is damaged"),
-        (tmp_path / "none.pt", "No such file"),
-        (tmp_path, "is a folder: give a file in it"),
+        (tmp_path / "none.pt", "no such file or folder"),
+        (tmp_path, "neither a run with a checkpoint nor an export"),
     ):
         with pytest.raises(ValueError, match=reason) as refused:
             set_up(image_folder, path)
@@ -107,7 +109,7 @@ def test_weights_are_needed_once_and_a_resume_does_without(image_folder, tmp_pat
     words = train_words(*tiny_flags(image_folder, run_dir), f"--init_from={path}")
     missing = run(words, tmp_path, **ONE_RANK)
     assert missing.code == 2 and "Traceback" not in missing.err
-    assert f"error: --init_from {path}: No such file" in missing.err
+    assert f"error: --init_from {path}: no such file or folder" in missing.err
     assert status_of(run_dir)["state"] == "config error"
     torch.save(ResNet((1, 1, 1, 1), 8, 10).state_dict(), path)
     first = run([*words, "--max_steps=2"], tmp_path, **ONE_RANK)

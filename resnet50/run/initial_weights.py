@@ -1,0 +1,77 @@
+"""What a new run takes from the weights of --init_from, and what it says of them.
+
+The classifier is taken if its classes are the data's, or may be: as many, and no names known that
+differ. Else it is left out, and the run begins with a fresh one.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from resnet50.config.train_config import TrainConfig
+from resnet50.data.class_names import imagenet_names, readable
+from resnet50.records import weights
+from resnet50.records.weights import Weights
+
+OPTION = "--init_from"
+HEAD = ("fc.weight", "fc.bias")
+
+
+def read(cfg: TrainConfig, classes: Sequence[str]) -> tuple[dict[str, Tensor] | None, list[str]]:
+    """The tensors to start from, without fc.* for a fresh classifier, and lines for the log; None
+    without the option.
+
+    classes: the data's, in the order of the logits. Raises ValueError naming option and source.
+    """
+    if not cfg.init_from:
+        return None, []
+    # The averaged weights where there are any: they are what that run was evaluated with.
+    found = weights.load(cfg.init_from, OPTION)
+    reason = why_fresh_head(found, classes)
+    tensors = {key: t for key, t in found.tensors.items() if not (reason and key in HEAD)}
+    head = f"a new classifier for {len(classes)} classes, since {reason}"
+    if not reason:
+        unknown = "" if found.classes else ", whose names are not known"
+        head = f"the classifier too, of {found.num_classes} classes{unknown}"
+    notes = [note for note in found.notes if not (cfg.v1_strides and "--v1_strides" in note)]
+    lines = [f"{what(found)}; {head}", *notes, *differences(found, cfg)]
+    return tensors, [f"{OPTION} {found.name}: {line}" for line in lines]
+
+
+def what(found: Weights) -> str:
+    """Which weights they are, in words."""
+    step = f" of step {found.about['step']}" if "step" in found.about else ""
+    kind = {weights.EMA: "averaged weights (EMA)", weights.TRAINED: "trained weights"}
+    place = f" under {found.place!r}" if found.place else ""
+    return f"{kind.get(found.kind, 'weights')}{step}{place}"
+
+
+def why_fresh_head(found: Weights, classes: Sequence[str]) -> str:
+    """Why the classifier does not fit the data's classes; empty if it does or may."""
+    if not found.num_classes:
+        return found.no_head
+    if found.num_classes != len(classes):
+        return f"theirs has {found.num_classes}"
+    theirs, ours = readable(found.classes), readable(classes)
+    if not theirs or theirs == ours:
+        return ""
+    # Everyone has ImageNet's words in another spelling; its order is the same.
+    if found.kind == weights.FOREIGN and list(classes) == list(imagenet_names()):
+        return ""
+    number = next(
+        i for i, names in enumerate(zip(theirs, ours, strict=True)) if len(set(names)) > 1
+    )
+    return f"theirs are others: class {number} is {theirs[number]} there, {ours[number]} here"
+
+
+def differences(found: Weights, cfg: TrainConfig) -> list[str]:
+    """Warnings of what is known to differ in the arithmetic and not in the tensors."""
+    lines = []
+    for name in ("blurpool", "v1_strides"):
+        theirs = found.variant.get(name)
+        if theirs is not None and theirs != getattr(cfg, name):
+            flag = f"--{name}" if theirs else f"--no_{name}"
+            lines.append(f"warning: they are of a network that is built with {flag}")
+    if cfg.blurpool and found.variant.get("blurpool") and not found.variant.get("blur_max_pool", 1):
+        lines.append("warning: their max pool is not blurred, and this run's is")
+    return lines
