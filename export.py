@@ -102,6 +102,13 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="other people's weights are a ResNet v1's: stride in the first 1x1 of a block",
     )
+    add_hub_flags(parser)
+    return parser
+
+
+def add_hub_flags(parser: argparse.ArgumentParser) -> None:
+    """Where to upload it."""
+    add = parser.add_argument
     add(
         "--hub",
         metavar="USER/NAME",
@@ -111,7 +118,6 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--dry_run", action="store_true", help="with --hub: write and list everything, send nothing"
     )
-    return parser
 
 
 def chosen_formats(args: argparse.Namespace) -> list[str]:
