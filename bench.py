@@ -277,7 +277,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write --json."""
     args = build_parser().parse_args(argv)
     try:
-        cfg = batch_fit.fit_batch_size_alone(read_settings(args))
+        cfg = read_settings(args)
+        throughput.open_data(Path(cfg.data_dir))  # before anything is measured: it takes a minute
+        cfg = batch_fit.fit_batch_size_alone(cfg)
         result = bench_host(cfg, set(args.image_size or epoch_sizes(cfg)), args.seconds)
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n")

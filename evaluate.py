@@ -30,7 +30,7 @@ from resnet50.config.command_line import Parser, print_error
 from resnet50.data import class_names, crops, orientation, transforms
 from resnet50.data.batch import Batch, normalize
 from resnet50.data.loader import Loader, choose_num_workers
-from resnet50.data.splits import Split, open_pictures, open_split, relabeled
+from resnet50.data.splits import Split, open_pictures, open_split, relabeled, unused_line
 from resnet50.inference import class_order, mistakes, predictions, pretrained
 from resnet50.inference.predictions import Predictions
 from resnet50.inference.pretrained import Pretrained
@@ -123,8 +123,13 @@ def check_outputs(args: argparse.Namespace) -> None:
 def open_images(args: argparse.Namespace, loaded: Pretrained, ranks: Ranks) -> Split:
     """The images of --images, or the split of --data_dir, labeled by the model's logits."""
     if args.images:
-        return open_pictures(args.images)
-    split = open_split(args.data_dir, args.split, args.upright or loaded.upright)
+        split = open_pictures(args.images)
+    else:
+        split = open_split(args.data_dir, args.split, args.upright or loaded.upright)
+    if ranks.is_main and (line := unused_line(split)):
+        print(line, file=sys.stderr)
+    if args.images:
+        return split
     labels = loaded.labels_of(split.classes, split.root)
     if labels != sorted(labels) and ranks.is_main:
         place = next(number for number, label in enumerate(labels) if number != label)

@@ -5,12 +5,14 @@
     python prepare_data.py FOLDER_WITH_THE_IMAGENET_TARS --out /mnt/imagenet/imagenet
     python prepare_data.py --verify /mnt/imagenet/imagenet
 
-SOURCE is a folder or an archive whose layout is recognized: ImageNet's two original tars (read in
-place, without unpacking them to disk); Kaggle's competition download; Tiny-ImageNet;
-Imagenette; train/CLASS/* and val/CLASS/*; CLASS/* without splits, such as mini-ImageNet; train.csv
-and val.csv of `path,label`. Training images are stored so that a crop can be cut out of the
-compressed bytes, at most 500 pixels a side; validation images keep their original bytes. A kill
-costs seconds: the same command resumes, and the result has the same bytes.
+SOURCE is a folder or an archive; what it holds is recognized: ImageNet's two original tars, which
+are read in place, nothing is unpacked to disk; Hugging Face's .tar.gz of them; Kaggle's competition
+download; Tiny-ImageNet; mini-ImageNet; Imagenette; train/CLASS/* and val/CLASS/*; CLASS/* without
+splits; train.csv and val.csv of `path,label`. Splits of other names are given by --train_dir and
+--val_dir. Training images are stored so that a crop can be cut out of the compressed bytes, at most
+500 pixels a side; validation images keep their original bytes. What lies there and is not used is
+said, with names in report.json. A kill costs seconds: the same command resumes, and the result has
+the same bytes; if the source has changed since, it says so.
 """
 
 import argparse
@@ -29,14 +31,16 @@ from dataset_paths import DATASETS
 from resnet50.config.command_line import Parser, print_error
 from resnet50.data import orientation
 from resnet50.data.pack import ORIGINAL, SUFFIX, TILES, DamagedPackError, PackedImages
-from resnet50.packing import archives, downloads, encode, fashion_mnist, sources
+from resnet50.packing import archives, downloads, encode, fashion_mnist, snapshot, sources
 from resnet50.packing import report as pack_report
 from resnet50.packing.encode import Encoding, SplitJob
 from resnet50.packing.report import SPLITS
-from resnet50.packing.sources import Source
+from resnet50.packing.sources import Source, SplitDirs
 from resnet50.records import status
 from resnet50.system.interruption import Interruption
 from resnet50.system.locking import FolderLock
+
+SPLIT_DIRS = ("train_dir", "val_dir")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -108,6 +112,19 @@ def add_pixels(parser: argparse.ArgumentParser) -> None:
         help="turn pictures as their EXIF data say; auto: not those of ImageNet and other data "
         "sets that figures are published of [auto]",
     )
+    add_split_dirs(parser)
+
+
+def add_split_dirs(parser: argparse.ArgumentParser) -> None:
+    """The flags that name the splits of a source where they are called otherwise."""
+    for split, what in (("train", "to train on"), ("val", "that validate [out of those to train]")):
+        parser.add_argument(
+            f"--{split}_dir",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help=f"folder inside SOURCE whose folders are classes {what}; may be given again",
+        )
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -133,6 +150,10 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--source_dir is for fashion-mnist; give other folders as SOURCE")
     if args.search and not is_name:
         parser.error(f"--search is for one of {', '.join(DATASETS)}, not {args.source}")
+    if args.val_dir and not args.train_dir:
+        parser.error("--val_dir goes with --train_dir: name both")
+    if args.train_dir and is_name and args.source == "fashion-mnist":
+        parser.error("--train_dir names folders of a SOURCE, and fashion-mnist has none")
     if args.source and args.out is None:
         if not is_name:
             parser.error("--out DIR is missing: give a folder for the packs")
@@ -160,14 +181,20 @@ def open_source(args: argparse.Namespace, work_dir: Path) -> tuple[Source, Calla
     if args.source == "fashion-mnist":
         return fashion_mnist.source(args.source_dir), fashion_mnist.read
     path = Path(args.source)
-    if args.source in DATASETS and not path.exists():
+    if is_by_name(args):
         path = downloads.find(args.source, args.download, work_dir, args.search)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder, nor one of {', '.join(DATASETS)}")
     if not args.skip_md5:
         downloads.check_md5(path, work_dir)
     print(f"listing {path}", file=sys.stderr)
-    return sources.recognize(path, work_dir, args.val_pct), archives.read
+    return recognize(path, work_dir, args), archives.read
+
+
+def recognize(path: Path, work_dir: Path, args: argparse.Namespace) -> Source:
+    """What lies in a source, as the options say. Raises ValueError."""
+    dirs = SplitDirs(args.train_dir, args.val_dir)
+    return sources.recognize(path, work_dir, args.val_pct, dirs)
 
 
 def check_room(jobs: Sequence[SplitJob], out: Path) -> None:
@@ -190,17 +217,31 @@ def pack(args: argparse.Namespace) -> int:
         print(f"{out} is packed already")  # from whatever source
         return 0
     if is_finished(out, request):
-        print(f"{out} is complete already")
+        print(f"{out} is complete already{what_is_unknown(args)}")
         return 0
     work_dir.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(out, ".work/.lock", option="--out")
     try:
         source, read = open_source(args, work_dir)
-        ways = encodings(args, source.classes)
-        jobs = [
-            SplitJob(split, source.splits[split], source.classes, read, ways[split])
-            for split in SPLITS
-        ]
+    except ValueError:
+        for tar in work_dir.glob("*.tar"):  # of a .tar.gz that is refused
+            tar.unlink()
+        remove_if_empty(work_dir)
+        raise
+    stamps = snapshot.stamps_of(source)
+    ways = encodings(args, source.classes)
+    jobs = [
+        SplitJob(
+            split,
+            pictures := source.splits[split],
+            source.classes,
+            read,
+            ways[split],
+            snapshot.marker(pictures, stamps),
+        )
+        for split in SPLITS
+    ]
+    try:
         check_room(jobs, out)
     except ValueError:
         remove_if_empty(work_dir)
@@ -208,7 +249,10 @@ def pack(args: argparse.Namespace) -> int:
     stop = Interruption()  # from here on, a signal takes effect once finished work is on the disk
     report = {"request": request, "layout": source.layout, "classes": len(source.classes)}
     for job in jobs:
-        report[job.split] = pack_one(job, out, args.num_workers, stop)
+        digest = snapshot.digest_of(job.pictures, stamps)
+        report[job.split] = pack_one(job, digest, out, args.num_workers, stop)
+    report["unused"] = source.unused.to_json()
+    report["source_files"] = snapshot.to_json(source, Path(args.source), stamps)
     if args.write_annotations:
         sources.write_annotations(source, out)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -223,9 +267,11 @@ def request_of(args: argparse.Namespace) -> dict[str, object]:
     ways = {split: way.settings() for split, way in encodings(args, ()).items()}
     for way in ways.values():
         del way["upright"]  # what auto is, only the source's classes say
-    source = Path(args.source).resolve() if Path(args.source).exists() else args.source
+    source = args.source if is_by_name(args) else Path(args.source).resolve()
     upright = {} if args.upright == orientation.AUTO else {"upright": args.upright}
-    return {"source": str(source), "val_pct": args.val_pct, **ways, **upright}
+    # Only where they are given: reports of before have none.
+    dirs = {name: getattr(args, name) for name in SPLIT_DIRS if getattr(args, name)}
+    return {"source": str(source), "val_pct": args.val_pct, **ways, **upright, **dirs}
 
 
 def remove_if_empty(work_dir: Path) -> None:
@@ -238,16 +284,13 @@ def remove_if_empty(work_dir: Path) -> None:
 
 def is_finished(out: Path, request: dict) -> bool:
     """Whether this exact request was carried out. Raises ValueError if `out` holds other files."""
-    try:
-        report = json.loads((out / "report.json").read_text())
-    except (OSError, ValueError):
-        report = {}
-    if report:
+    if report := read_report(out):
         # Packs of before hold their pictures as they lay.
         upright = report["train"]["way"].get("upright", orientation.NO)
         was = report["request"] | {"upright": upright}
-        if differing := [name for name in request if was.get(name) != request[name]]:
-            pairs = [f"{name} {was.get(name)}, now {request[name]}" for name in differing]
+        names = [*request, *(n for n in SPLIT_DIRS if n in was and n not in request)]
+        if differing := [name for name in names if was.get(name) != request.get(name)]:
+            pairs = [f"{name} {was.get(name)}, now {request.get(name)}" for name in differing]
             raise ValueError(
                 f"--out {out} holds a data set made with other options ({'; '.join(pairs)}): "
                 "remove it, or give another --out"
@@ -279,13 +322,67 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-def pack_one(job: SplitJob, out: Path, num_workers: int, stop: Interruption) -> dict[str, object]:
-    """Pack one split, unless an earlier start did; returns its entry in the report."""
+def what_is_unknown(args: argparse.Namespace) -> str:
+    """Compare a source with what it was when it was packed; what to say if that is not known.
+
+    Raises ValueError naming what has changed.
+    """
+    source, kept = Path(args.source), read_report(args.out).get("source_files")
+    if is_by_name(args):
+        return ""
+    if kept is None:
+        return (
+            "; it was packed before the sizes and times of files were kept, so whether "
+            f"{source} has changed since is not known: remove {args.out} to pack anew"
+        )
+    if not source.exists():
+        return f"; {source} is not there any more, so it was not compared"
+    changed = ""
+    if "archives" in kept:
+        changed = snapshot.archives_changed(kept)
+    elif kept:
+        try:
+            found = recognize(source, args.out / ".work", args)
+            changed = snapshot.files_changed(kept, source, snapshot.stamps_of(found))
+        except ValueError as error:
+            changed = str(error)
+    if changed:
+        raise ValueError(
+            f"--out {args.out} is complete, but {source} has changed since it was packed: "
+            f"{changed}. Remove {args.out} to pack anew, or give another --out"
+        )
+    return ""
+
+
+def is_by_name(args: argparse.Namespace) -> bool:
+    """Whether SOURCE is the name of a data set and no file or folder."""
+    return args.source in DATASETS and not Path(args.source).exists()
+
+
+def read_report(out: Path) -> dict:
+    """What an earlier start has made there; {} if nothing whole."""
+    try:
+        return json.loads((out / "report.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def pack_one(
+    job: SplitJob, digest: str, out: Path, num_workers: int, stop: Interruption
+) -> dict[str, object]:
+    """Pack one split, unless an earlier start has; what the report says of it.
+
+    digest: of the files that it is made of now.
+    """
     path, result_path = out / f"{job.split}{SUFFIX}", out / ".work" / f"{job.split}.json"
     if path.exists() and result_path.exists():
         result = json.loads(result_path.read_text())
-        if result["way"] == job.encoding.settings():
+        # Results of before this was kept have no digest.
+        if result["way"] == job.encoding.settings() and result.get("source", digest) == digest:
             return result
+        if result["way"] == job.encoding.settings():
+            what = "its files have changed since it was packed"
+            print(f"{job.split}: packing it anew: {what}", file=sys.stderr)
     start, done_before = time.monotonic(), []
     with tqdm(
         total=len(job.pictures), desc=job.split, unit="img", disable=None, leave=False
@@ -310,6 +407,7 @@ def pack_one(job: SplitJob, out: Path, num_workers: int, stop: Interruption) -> 
         "seconds": round(seconds, 1),
         "images_per_s": round((len(job.pictures) - done_before[0]) / max(seconds, 1e-3), 1),
         "way": job.encoding.settings(),
+        "source": digest,
         "notes": [note._asdict() for note in notes],
     }
     result_path.write_text(json.dumps(result))
@@ -332,6 +430,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = "a worker was killed, perhaps for lack of memory: use fewer --num_workers"
     except OSError as error:
         option = f"--verify {args.verify}" if args.verify else f"--out {args.out}"
+        if args.source and str(error.filename or "").startswith(str(Path(args.source).absolute())):
+            option = args.source
         where = f" ({error.filename})" if error.filename else ""
         message = f"{option}: {error.strerror}{where}; fix that, and the same command resumes"
     except ValueError as error:

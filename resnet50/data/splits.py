@@ -3,9 +3,8 @@
 Both give encoded pictures by number, from which a crop decodes what it needs (crops.py).
 """
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -13,55 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 import dataset_paths
-from dataset_paths import is_picture
-from resnet50.data import class_names, orientation, pack
-from resnet50.data.jpeg import WholePicture
+from resnet50.data import class_folders, folders, orientation, pack, remedies
+from resnet50.data.folders import ImageFolder
 from resnet50.data.pack import PackedImages
-
-
-@dataclass(frozen=True)
-class ImageFolder:
-    """One split: a folder with a folder per class.
-
-    paths: (N,) bytes, relative to root, sorted; labels: (N,) int64. Both are arrays, not lists,
-    since loader processes would copy a list page by page as they touch its reference counts.
-    upright: how they are read (data/orientation.py).
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    paths: np.ndarray
-    labels: np.ndarray
-    upright: str = orientation.NO
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        """Path of an image, for messages."""
-        return str(self.root / os.fsdecode(self.paths[index]))
-
-    def open(self, index: int) -> WholePicture:
-        """Read an image; its pixels are decoded later."""
-        return WholePicture(Path(self.name(index)).read_bytes(), self.upright)
-
-    def extents(self, indices: np.ndarray) -> list[tuple[Path, int, int]]:
-        """File, offset and bytes of images on the disk."""
-        paths = [Path(self.name(index)) for index in indices.tolist()]
-        return [(path, 0, path.stat().st_size) for path in paths]
-
-    def will_need(self, indices: np.ndarray) -> None:
-        """Does nothing: finding where a file is on the disk takes as long as reading it."""
-
-    @property
-    def largest_side(self) -> int:
-        """Pixels that pictures were shrunk to: 0, since a folder's were not shrunk."""
-        return 0
-
-    @property
-    def sha256(self) -> str:
-        return pack.content_hash(self.classes, self.paths)
-
+from resnet50.data.unused import Unused
 
 Split = ImageFolder | PackedImages
 
@@ -71,6 +25,26 @@ class Splits(NamedTuple):
 
     train: Split
     val: Split | None
+
+
+def find_split(data_dir: Path, split: str) -> Path:
+    """Pack or folder of a split. Raises ValueError if there is none, saying what to do with what is
+    there instead."""
+    try:
+        return dataset_paths.split_path(data_dir, split)
+    except ValueError as error:
+        what = remedies.other_splits(data_dir) if data_dir.is_dir() else ""
+        raise ValueError(f"{error}{what}") from error
+
+
+def _if_packed(data_dir: Path, train: "Split", val: "Split") -> str:
+    """What prepare_data.py makes of splits whose classes differ: it reads a val/ whose pictures
+    lie a folder too deep, and sets for few-shot learning."""
+    too_deep = len(val.classes) == 1 and dataset_paths.are_wnids(train.classes)
+    few_shot = not set(train.classes) & set(val.classes) and (data_dir / "test").is_dir()
+    if isinstance(train, ImageFolder) and (too_deep or few_shot):
+        return f". prepare_data.py may know these: {remedies.then_train(data_dir)}"
+    return ""
 
 
 def open_split(data_dir: Path, split: str, upright: str = orientation.AUTO) -> Split:
@@ -119,30 +93,10 @@ def _read_so(split: Split, way: str) -> Split:
 
 
 def _open(data_dir: Path, split: str) -> Split:
-    root = dataset_paths.split_path(data_dir, split)
+    root = find_split(data_dir, split)
     if root.is_file():
         return PackedImages(root)
-    with os.scandir(root) as entries:
-        names = [(entry.name, entry.is_dir()) for entry in entries if entry.name[0] != "."]
-    classes = tuple(sorted(name for name, is_dir in names if is_dir))
-    loose = [name for name, is_dir in names if not is_dir and is_picture(name)]
-    if loose and not classes:
-        raise ValueError(
-            f"{root} is flat: {len(loose)} images such as {loose[0]} and no class folders. "
-            f"Move each to {root}/CLASS/ (ImageNet's classes are in LOC_val_solution.csv and in "
-            "the devkit); training on it as it is would score 0.1%"
-        )
-    if not classes:
-        raise ValueError(f"{root} has no class folders")
-    class_names.check_spelling(classes, root)
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        files = sorted(f for f in os.listdir(root / name) if is_picture(f))
-        if not files:
-            raise ValueError(f"{root / name} has no images: fill that class or remove its folder")
-        paths += [os.fsencode(f"{name}/{file}") for file in files]
-        labels += [label] * len(files)
-    return ImageFolder(root, classes, np.array(paths), np.array(labels, dtype=np.int64))
+    return folders.list_split(data_dir, root)
 
 
 def relabeled(split: Split, labels: Sequence[int]) -> Split:
@@ -163,34 +117,59 @@ def open_pictures(folder: Path) -> ImageFolder:
     """
     if not folder.is_dir():
         raise ValueError(f"--images {folder}: no such folder")
-    files = sorted(
-        os.fsencode(path.relative_to(folder)) for path in folder.rglob("*") if is_picture(path.name)
-    )
-    if not files:
-        raise ValueError(f"--images {folder} has no pictures")
-    labels = np.zeros(len(files), dtype=np.int64)
-    return ImageFolder(folder, (), np.array(files), labels, orientation.YES)
+    names, passed = folders.list_pictures(folder)
+    if not names:
+        what = f"--images {folder} has no pictures"
+        raise ValueError(f"{what}; {passed.line()}" if passed.line() else what)
+    labels = np.zeros(len(names), dtype=np.int64)
+    return ImageFolder(folder, (), np.array(names), labels, orientation.YES, passed)
 
 
 def open_dataset(data_dir: Path, upright: str = orientation.AUTO) -> Splits:
     """Both splits, checked to have the same classes, and read the same way up.
 
-    upright: one of data/orientation.py's ways. Raises ValueError naming what differs.
+    upright: one of data/orientation.py's ways. Raises ValueError naming what differs, and for
+    classes from which nothing can be learned.
     """
     if not data_dir.is_dir():
-        raise ValueError(f"--data_dir {data_dir}: no such folder")
+        raise ValueError(remedies.no_such_folder(data_dir))
+    for split in ("train", "val"):  # that one is missing says more than how the other looks
+        find_split(data_dir, split)
     train, val = _open(data_dir, "train"), _open(data_dir, "val")
-    only_train = sorted(set(train.classes) - set(val.classes))
-    only_val = sorted(set(val.classes) - set(train.classes))
-    if only_train or only_val:
-        parts = [
-            f"{len(only)} only in {split.root} (such as {only[0]})"
-            for only, split in ((only_train, train), (only_val, val))
-            if only
-        ]
-        raise ValueError(f"--data_dir {data_dir}: the splits' classes differ: {', '.join(parts)}")
+    if what := class_folders.difference(train.classes, val.classes, train.root, val.root):
+        raise ValueError(f"--data_dir {data_dir}: {what}{_if_packed(data_dir, train, val)}")
+    class_folders.check_names(train.classes, train.root)
+    class_folders.check_number(train.classes, train.root)
+    for split in (train, val):
+        if isinstance(split, ImageFolder) and dataset_paths.are_wnids(split.classes):
+            class_folders.check_val_pictures(split.imagenet_val_names(), split.root)
     way = settle([train, val], upright)
     return Splits(_read_so(train, way), _read_so(val, way))
+
+
+def unused_line(*splits: Split) -> str:
+    """What lies beside the images of folders and is none of them, in one line; "" if nothing."""
+    listed = [split for split in splits if isinstance(split, ImageFolder)]
+    return Unused().include(split.unused for split in listed).line()
+
+
+def passed_over(data_dir: Path, splits: Splits) -> list[str]:
+    """Whole splits that lie there and are not used: folders beside their packs, a second val."""
+    said = []
+    for split in filter(None, splits):
+        names = dataset_paths.VAL_NAMES if split is splits.val else ("train",)
+        others = [f"{name}/" for name in names if (data_dir / name).is_dir()]
+        others = [name for name in others if data_dir / name.rstrip("/") != split.root]
+        if others:
+            said.append(
+                f"{split.root.name} is used, and {' and '.join(others)} beside it not"
+                + (
+                    ": pack anew if that has grown (prepare_data.py)"
+                    if isinstance(split, PackedImages)
+                    else ""
+                )
+            )
+    return said
 
 
 def fingerprint(split: Split) -> dict[str, object]:

@@ -5,12 +5,14 @@
 
 The kind of an archive is recognized by its content. The process that lists the members sends them
 to others, which read them in any order; only a .tar.gz cannot be read that way and is decompressed
-once. Hidden entries and macOS's `__MACOSX` are left out.
+once. Hidden entries are left out and counted.
 """
 
 import functools
 import gzip
 import os
+import re
+import shlex
 import shutil
 import stat
 import struct
@@ -18,14 +20,14 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
+from resnet50.data import remedies, unused
+from resnet50.packing.members import PLAIN, Member, Passed, folder_members, is_hidden
 from resnet50.system import files
 
-PLAIN = -1  # Member.method of bytes that are stored as they are; else it is zip's own number
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # signature, lengths of name and extra field (APPNOTE.TXT 4.3.7); sizes and crc32 come from
 # the directory, since a zip written as a stream has zeros for them here
@@ -38,41 +40,50 @@ MAX_TAR_HEADER = 1 << 20
 TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)  # of hostile headers
 # Listing waits for one small read per member. A network volume serves several at a time.
 LISTING_THREADS = 16
+# What split and 7-Zip call the parts of an archive: a.zip.001, a.tar.part_aa, a.tar.gz.part01, and
+# of zip itself a.z01.
+PART_OF_ARCHIVE = re.compile(
+    r"(?P<whole>.+\.(?:zip|tar|tgz|gz|bz2|xz|zst|7z|rar))"
+    r"(?P<mark>\.\d{2,3}|[._-]?part[._-]?(?:\d+|[a-z]{2,3})|[._-][ab][a-y])",
+    re.IGNORECASE,
+)
+SPLIT_ZIP = re.compile(r"\.z\d{2,3}")
 TAR_ENCODING = {"encoding": "utf-8", "errors": "surrogateescape"}  # not the locale's
 
 
-class Member(NamedTuple):
-    """One file. Small and picklable, since ImageNet has 1.3 million of them."""
-
-    path: str  # inside the folder or archive, relative, with /
-    file: str  # the file on disk that holds its bytes, absolute
-    offset: int = 0  # where they begin there; in a zip, where its local header does
-    size: int = -1  # bytes stored there; -1: the whole file
-    method: int = PLAIN
-    crc32: int = 0  # of the unpacked bytes, known in a zip only
-
-
-def list_members(source: Path, work_dir: Path) -> list[Member]:
+def list_members(source: Path, work_dir: Path, passed: Passed | None = None) -> list[Member]:
     """All files in a folder, .zip, .tar or .tar.gz, in no particular order.
 
     A tar inside a tar is listed too: its name without .tar becomes a folder. A .tar.gz is
-    decompressed to work_dir, and left there for the next start. Raises ValueError naming archive,
-    member and remedy.
+    decompressed to work_dir, and left there for the next start. passed: takes what is left out.
+    Raises ValueError naming archive, member and remedy.
     """
-    source = source.absolute()
+    source, passed = source.absolute(), passed or Passed()
     if source.is_dir():
-        return list(_folder_members(source))
+        return list(folder_members(source, passed))
     if not source.is_file():
         raise ValueError(f"{source}: no such file or folder")
-    with open(source, "rb") as file:
-        head = file.read(4)
+    try:
+        with open(source, "rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise ValueError(f"{source} cannot be read ({error.strerror})") from error
+    refuse_parts([source])
+    if head == b"PAR1":
+        what = f"{source}: a parquet file, which holds no files to read in place"
+        raise ValueError(f"{what}; {remedies.parquet_command(source)} writes its pictures out")
+    hidden: set[str] = set()
     if head in (b"PK\x03\x04", b"PK\x05\x06"):
-        members = _zip_members(source)
+        members = _zip_members(source, passed, hidden)
     else:
         if head.startswith(b"\x1f\x8b"):
             source = _decompress(source, work_dir)
         with open(source, "rb") as file:
-            members = _tar_members(source, file.fileno(), 0, source.stat().st_size)
+            window = _Window(file.fileno(), 0, source.stat().st_size)
+            members = _tar_members(source, window, passed, hidden)
+    for path in hidden:
+        passed.unused.add(unused.HIDDEN, path)
+    passed.note_empty({member.path for member in members} | hidden)
     for path, count in Counter(member.path for member in members).most_common(1):
         if count > 1:
             raise ValueError(f"{source}: {path} is in it {count} times; repack it with one")
@@ -116,39 +127,45 @@ class _Descriptor:
 _opened = functools.lru_cache(maxsize=8)(_Descriptor)
 
 
+def refuse_parts(paths: Sequence[Path]) -> None:
+    """Raise ValueError if one of these files is a part of an archive that was split, naming what
+    joins them."""
+    for path in paths:
+        if match := PART_OF_ARCHIVE.fullmatch(path.name):
+            whole, mark = match["whole"], match["mark"]
+            parts = shlex.quote(str(path.with_name(whole))) + re.sub(r"[0-9a-z]+$", "", mark) + "*"
+            joined = shlex.quote(str(path.with_name(whole)))
+            raise ValueError(
+                f"{path}: one part of an archive that was split: join all of them first, with `cat "
+                f"{parts} > {joined}`, and give that file"
+            )
+        if path.suffix.lower() == ".zip" and path.with_suffix(".z01").is_file():
+            _refuse_split_zip(path)
+        if SPLIT_ZIP.fullmatch(path.suffix.lower()):
+            _refuse_split_zip(path.with_suffix(".zip"))
+
+
+def _refuse_split_zip(path: Path) -> None:
+    parts = f"{shlex.quote(str(path.with_suffix('')))}.z*"
+    whole = shlex.quote(str(path.with_name(f"{path.stem}-whole.zip")))
+    raise ValueError(
+        f"{path}: one part of a zip that was split (.z01, .z02, ..., .zip): join all of them "
+        f"first, with `zip -s 0 {shlex.quote(str(path))} --out {whole}` (or `cat {parts} > "
+        f"{whole}` and `zip -FF {whole} --out` another name), and give that file"
+    )
+
+
 def _damaged(where: object, what: str) -> str:
     return f"{where}: {what}; the file is damaged, download or copy it again"
 
 
-def _visible(name: str, archive: object) -> str | None:
-    """A member's name in plain form, None if it is hidden. ValueError if it points outside."""
+def _plain(name: str, archive: object) -> str:
+    """A member's name in plain form; "" for the top. ValueError if it points outside."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts or name.startswith("/"):
         what = f"{archive}: member {name!r} points outside the archive"
         raise ValueError(f"{what}; do not trust it, get it from its publisher")
-    hidden = any(part[0] == "." or part == "__MACOSX" for part in parts)
-    return None if hidden else "/".join(parts) or None
-
-
-def _folder_members(folder: Path) -> Iterator[Member]:
-    """Files of a folder; symbolic links are followed, since data folders are often made of them."""
-    pending: list[tuple[str, str, frozenset]] = [(str(folder), "", frozenset())]
-    while pending:
-        place, prefix, above = pending.pop()
-        status = Path(place).stat()
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            raise ValueError(f"{place}: links back to a folder that contains it; remove this link")
-        with os.scandir(place) as scan:
-            entries = [e for e in scan if e.name[0] != "." and e.name != "__MACOSX"]
-        for entry in entries:
-            if entry.is_file():
-                yield Member(prefix + entry.name, entry.path)
-            elif entry.is_dir():
-                pending.append((entry.path, f"{prefix}{entry.name}/", above | {identity}))
-            else:
-                what = "a link to nothing" if entry.is_symlink() else "not an ordinary file"
-                raise ValueError(f"{entry.path}: {what}; repair or remove it")
+    return "/".join(parts)
 
 
 class _Window:
@@ -173,8 +190,11 @@ class _Window:
         return data
 
 
-def _tar_infos(window: _Window, where: str) -> Iterator[tarfile.TarInfo]:
-    """Headers of a tar. Raises ValueError if it does not have a proper end."""
+def _tar_infos(
+    window: _Window, where: str, passed: Passed | None = None
+) -> Iterator[tarfile.TarInfo]:
+    """Headers of a tar; passed: takes what lies after its end. Raises ValueError without
+    a proper end."""
     try:
         tar = tarfile.TarFile(fileobj=window, **TAR_ENCODING)
     except TAR_ERRORS as error:
@@ -192,31 +212,68 @@ def _tar_infos(window: _Window, where: str) -> Iterator[tarfile.TarInfo]:
     window.seek(tar.offset)
     if window.read(TAR_BLOCK) != bytes(TAR_BLOCK):
         raise ValueError(_damaged(where, f"cut short or broken at byte {tar.offset:,}"))
+    if passed is not None:
+        _count_after_end(window, where, passed)
+
+
+def _count_after_end(window: _Window, where: str, passed: Passed) -> None:
+    """Count what lies after a tar's end, where `cat a.tar b.tar` puts the files of b.
+
+    tar itself stops there too, without `--ignore-zeros`, so it is not read but named.
+    """
+    while block := window.read(MAX_TAR_HEADER):
+        if stripped := block.lstrip(b"\0"):
+            break
+    else:
+        return
+    begin = (window.position - len(stripped)) // TAR_BLOCK * TAR_BLOCK
+    rest = _Window(window.descriptor, window.begin + begin, window.size - begin)
+    try:
+        names = [info.name for info in tarfile.TarFile(fileobj=rest, **TAR_ENCODING)]
+    except TAR_ERRORS:
+        names = []
+    for name in names or [f"{window.size - begin:,} bytes"]:
+        passed.unused.add(unused.AFTER_END, f"{where}: {name}")
 
 
 def _tar_members(
-    file: Path, descriptor: int, begin: int, size: int, inside: str = ""
+    file: Path, window: _Window, passed: Passed, hidden: set[str], inside: str = ""
 ) -> list[Member]:
-    """Files of a tar that starts at `begin`; `inside` names it if another tar holds it."""
+    """Files of a tar; `inside` names it if another tar holds it. hidden: takes their paths."""
     where = f"{file}: {inside}.tar" if inside else str(file)
     members, inner = [], []
-    for info in _tar_infos(_Window(descriptor, begin, size), where):
-        path = _visible(info.name, where)
-        if path is None or info.isdir():
+    if inside:
+        passed.add_folder(inside)
+    for info in _tar_infos(window, where, passed):
+        path = _plain(info.name, where)
+        whole = f"{inside}/{path}" if inside else path
+        if is_hidden(path):
+            if not info.isdir():
+                hidden.add(whole)
+            continue
+        if info.isdir():
+            passed.add_folder(whole)
             continue
         if not info.isreg() or info.issparse():
             what = f"{where}: member {info.name!r} is a link, device or sparse file"
             raise ValueError(f"{what}; unpack the archive, look at it and give the folder")
-        start = begin + info.offset_data
+        start = window.begin + info.offset_data
         if path.endswith(".tar") and not inside:
-            inner.append((start, info.size, path.removesuffix(".tar")))
+            inner.append((_Window(window.descriptor, start, info.size), path.removesuffix(".tar")))
         else:
-            path = f"{inside}/{path}" if inside else path
-            members.append(Member(path, str(file), start, info.size))
+            members.append(Member(whole, str(file), start, info.size))
+            passed.add_folder(whole.rpartition("/")[0])
+
+    def listed(window: _Window, name: str) -> tuple[list[Member], Passed, set[str]]:
+        own_passed, own_hidden = Passed(), set()  # each thread counts for itself
+        return _tar_members(file, window, own_passed, own_hidden, name), own_passed, own_hidden
+
     if inner:
         with ThreadPoolExecutor(LISTING_THREADS) as pool:
-            for found in pool.map(lambda each: _tar_members(file, descriptor, *each), inner):
+            for found, own_passed, own_hidden in pool.map(listed, *zip(*inner, strict=True)):
                 members += found
+                passed.include(own_passed)
+                hidden |= own_hidden
     return members
 
 
@@ -259,12 +316,21 @@ def _zip_infos(file: Path) -> list[zipfile.ZipInfo]:
     return infos
 
 
-def _zip_members(file: Path) -> list[Member]:
-    """Files of a zip, by its directory."""
+def _zip_members(file: Path, passed: Passed, hidden: set[str]) -> list[Member]:
+    """Files of a zip, by its directory. hidden: takes their paths."""
     members, end = [], file.stat().st_size
-    for info in _zip_infos(file):
-        path = _visible(info.filename, file)
-        if path is None or info.is_dir():
+    infos = _zip_infos(file)
+    # Some programs on Windows part folders by backslashes, which the format forbids.
+    is_windows = not any("/" in info.filename for info in infos)
+    for info in infos:
+        name = info.filename.replace("\\", "/") if is_windows else info.filename
+        path = _plain(name, file)
+        if is_hidden(path):
+            if not name.endswith("/"):
+                hidden.add(path)
+            continue
+        if name.endswith("/"):
+            passed.add_folder(path)
             continue
         if not 0 <= info.header_offset <= end - info.compress_size:
             raise ValueError(_damaged(file, f"{path} is beyond the end"))
@@ -276,6 +342,10 @@ def _zip_members(file: Path) -> list[Member]:
             )
         place = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
         members.append(Member(path, str(file), *place))
+        passed.add_folder(path.rpartition("/")[0])
+    first = min((info.header_offset for info in infos), default=0)
+    if first:
+        passed.unused.add(unused.AFTER_END, f"{file}: {first:,} bytes before its first file")
     return members
 
 
@@ -289,6 +359,9 @@ def _zip_data_offset(descriptor: int, member: Member) -> int:
     name = os.pread(descriptor, name_bytes, offset)
     # A wrong bit in the directory's name would be a wrong class. Names beyond ASCII may rightly
     # differ: the directory can hold a second, Unicode name.
-    if name.isascii() and _visible(name.decode("ascii"), member.file) != member.path:
+    if name.isascii() and member.path not in (
+        _plain(name.decode("ascii"), member.file),
+        _plain(name.decode("ascii").replace("\\", "/"), member.file),
+    ):
         raise ValueError(_damaged(member.file, f"{member.path} is named {name!r} in its header"))
     return offset + name_bytes + extra_bytes

@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -30,6 +31,8 @@ from resnet50.system import processes
 CHUNK = 32  # pictures per task
 TASKS_AHEAD = 4  # per process: encoded pictures wait in memory for their turn to be written
 JPEG_NAMES = (".jpg", ".jpeg")
+GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+SHOWN_REASONS = 3
 SAMPLE = 64  # pictures encoded to estimate the size of the file
 
 
@@ -63,6 +66,7 @@ class SplitJob:
     classes: Sequence[str]
     read: Callable[[object], bytes]
     encoding: Encoding
+    mark: Callable[[int], bytes] | None = None  # snapshot.marker's, to notice changed files
 
 
 def encode(picture: Picture, data: bytes, encoding: Encoding) -> tuple[Record, Note | None]:
@@ -121,19 +125,34 @@ def encode_chunk(
     """Read and encode pictures; a bad one is noted and left out."""
     records, notes, dropped = [], [], []
     for position, picture in enumerate(pictures):
-        data = read(picture.member)
+        try:
+            data = read(picture.member)
+        except PermissionError as error:
+            dropped.append(position)
+            notes.append(Note("bad", picture.name, f"cannot be read: {error.strerror}"))
+            continue
+        except OSError as error:
+            what = f"{error.filename or picture.name}: {error.strerror}"
+            raise ValueError(f"{what}; the same command goes on once that is mended") from error
         try:
             record, note = encode(picture, data, encoding)
         except Exception as error:  # Pillow raises a dozen types for damaged data
             dropped.append(position)
-            notes.append(Note("bad", picture.name, describe(error)))
+            notes.append(Note("bad", picture.name, describe(error, data)))
             continue
         records.append(record)
         notes += [note] if note else []
     return Chunk(len(pictures), records, notes, dropped)
 
 
-def describe(error: Exception) -> str:
+def describe(error: Exception, data: bytes = b"") -> str:
+    """Why a picture cannot be decoded, and how to get it if that shows."""
+    if data.startswith(GIT_LFS_POINTER):
+        return "a git-lfs pointer, not the picture: `git lfs pull` gets it"
+    if data[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, not a picture: download it again"
+    if not data:
+        return f"{type(error).__name__}: it is empty"
     text = "it is no picture" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
     return f"{type(error).__name__}: {text}"
 
@@ -195,7 +214,9 @@ def pack_split(
         "store": encoding.store,
         "settings": encoding.settings(),
     } | ({"jpeg_header": base64.b64encode(header).decode()} if is_tiled else {})
-    writer = PackWriter(path, about, fingerprint(job, about))
+    writer = PackWriter(path, about, fingerprint(job, about), job.mark)
+    if writer.anew:
+        print(f"{job.split}: packing it anew: {writer.anew}", file=sys.stderr)
     on_progress(writer.num_done)
     tasks = (
         (pictures[start : start + CHUNK], job.read, encoding)
@@ -215,10 +236,21 @@ def pack_split(
     kept = [picture for i, picture in enumerate(pictures) if i not in dropped]
     empty = set(range(len(classes))) - {picture.label for picture in kept}
     if empty:
-        raise ValueError(f"class {classes[min(empty)]} has no image that can be decoded")
+        raise ValueError(no_image(job, classes[min(empty)], writer.notes))
     names = (os.fsencode(picture.name) for picture in kept)
     writer.finish(packed_images.content_hash(classes, names))
     return writer.notes
+
+
+def no_image(job: SplitJob, name: str, notes: Sequence[Note]) -> str:
+    """What to say of a class of which nothing is left, with the first reasons."""
+    bad = [note for note in notes if note.kind == "bad" and note.name.startswith(f"{name}/")]
+    reasons = "; ".join(f"{note.name}: {note.text}" for note in bad[:SHOWN_REASONS])
+    more = f"; and {len(bad) - SHOWN_REASONS} more" if len(bad) > SHOWN_REASONS else ""
+    return (
+        f"{job.split}: class {name} has no image that can be decoded ({reasons}{more}). Repair its "
+        "files, or take the class out of all splits; the same command then packs this split anew"
+    )
 
 
 def estimate_bytes(job: SplitJob) -> int:

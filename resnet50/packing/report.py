@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 import dataset_paths
 from resnet50.config.recipes import DEFAULT_RECIPE
+from resnet50.data import class_folders
 from resnet50.data.pack import SUFFIX, PackedImages
 from resnet50.packing import encode
 from resnet50.packing.sources import Source
@@ -20,7 +21,8 @@ SHOWN_NOTES = 20
 
 def print_report(report: dict, out: Path, source: Source) -> None:
     """Print what was made, what is missing, and what comes next."""
-    print(f"{out}: {source.layout}, {len(source.classes)} classes")
+    classes = class_folders.described(source.classes)
+    print(f"{out}: {source.layout}, {len(source.classes)} classes: {classes}")
     for split in SPLITS:
         made = report[split]
         print(
@@ -31,17 +33,22 @@ def print_report(report: dict, out: Path, source: Source) -> None:
         notes = [Note(**note) for note in made["notes"]]
         for kind in ("bad", "repaired"):
             print_notes(split, kind, [note for note in notes if note.kind == kind])
+    for remark in source.remarks:
+        print(f"  {remark}")
+    if line := source.unused.line():
+        print(f"  {line}")
     num_train, num_val = (report[split]["images"] for split in SPLITS)
     if missing := dataset_paths.missing_images(source.classes, num_train, num_val):
         print(f"warning: {missing}")
-    elif dataset_paths.known_dataset(source.classes):
+    elif dataset_paths.known_dataset(source.classes, num_train, num_val):
         print("  the numbers of images are right for this data set")
-    print(f"next: python train.py --data_dir {out} --recipe {recipe_for(source.classes)}")
+    recipe = recipe_for(source.classes, num_train, num_val)
+    print(f"next: python train.py --data_dir {out} --recipe {recipe}")
 
 
-def recipe_for(classes: Sequence[str]) -> str:
+def recipe_for(classes: Sequence[str], num_train: int, num_val: int) -> str:
     """The recipe to begin with; for a user's own images `small`, and then see docs/recipes.md."""
-    dataset = dataset_paths.known_dataset(classes)
+    dataset = dataset_paths.known_dataset(classes, num_train, num_val)
     names = [name for name, known in dataset_paths.DATASETS.items() if known == dataset]
     recipes = {"imagenet": DEFAULT_RECIPE, "fashion-mnist": "demo"}
     return recipes.get(names[0], names[0]) if names else "small"

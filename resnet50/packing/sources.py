@@ -1,9 +1,9 @@
 """Which data set a folder or an archive holds: its classes, splits and pictures.
 
-    source = layouts.recognize(Path("imagenet-object-localization-challenge.zip"), work_dir)
+    source = sources.recognize(Path("imagenet-object-localization-challenge.zip"), work_dir)
     source.layout, len(source.classes), len(source.splits["train"])
 
-Recognized by its content, not by a name; `UNDERSTOOD` lists what is known.
+Recognized by its content, not by a name; `refusals.UNDERSTOOD` lists what is known.
 """
 
 import csv
@@ -11,29 +11,23 @@ import hashlib
 import io
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import dataset_paths
-from resnet50.data import class_names
+from resnet50.data import class_folders, remedies
 from resnet50.data.class_names import IMAGENET_CLASSES, imagenet_val_labels
-from resnet50.packing import archives
+from resnet50.data.unused import HIDDEN, OUTSIDE, Unused, printable
+from resnet50.packing import archives, csv_splits, hugging_face, refusals
 from resnet50.packing.archives import Member
+from resnet50.packing.csv_splits import ANY_BYTES, CSV_HEADER
+from resnet50.packing.members import Passed
+from resnet50.packing.tree import ByClass, Tree
 
-UNDERSTOOD = """\
-  a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
-  a folder with train.csv and val.csv, whose first line is path,label
-  and as folder, .zip, .tar or .tar.gz:
-  Kaggle's imagenet-object-localization-challenge, Tiny-ImageNet-200, Imagenette, Imagewoof
-  train/CLASS/* with val/CLASS/* or validation/CLASS/*
-  CLASS/* of two classes or more, from which a validation split is taken"""
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-CSV_HEADER = ("path", "label")
-ANY_BYTES = "surrogateescape"  # how Python spells file names that are not UTF-8
-ByClass = dict[str, list[Member]]
 
 
 class Picture(NamedTuple):
@@ -46,14 +40,34 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A recognized data set; classes are sorted, pictures by (label, name) as in data/splits.py."""
+    """A recognized data set; classes are sorted, pictures by (label, name) as in data/splits.py.
+
+    unused: what lies there and is none of the pictures; tables: files that the labels were read
+    from; archives: files that hold the pictures, none if they are files themselves.
+    """
 
     layout: str
     classes: tuple[str, ...]
     splits: Mapping[str, list[Picture]]  # train and val
+    unused: Unused = field(default_factory=Unused)
+    tables: tuple[Path, ...] = ()
+    archives: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
-def recognize(source: Path, work_dir: Path, val_pct: float = 10.0) -> Source:
+class SplitDirs(NamedTuple):
+    """Folders inside of a source that hold the classes of each split; empty: to be found."""
+
+    train: Sequence[str] = ()
+    val: Sequence[str] = ()
+
+
+TO_BE_FOUND = SplitDirs()
+
+
+def recognize(
+    source: Path, work_dir: Path, val_pct: float = 10.0, dirs: SplitDirs = TO_BE_FOUND
+) -> Source:
     """Find the pictures and labels of a data set.
 
     val_pct: share of each class that becomes the validation split where the source has none.
@@ -61,17 +75,57 @@ def recognize(source: Path, work_dir: Path, val_pct: float = 10.0) -> Source:
     """
     if not 0 < val_pct < 100:
         raise ValueError(f"--val_pct {val_pct}: must be more than 0 and less than 100")
-    if _has_csv_splits(source):
-        return _from_csv(source)
+    found = _recognize(source, work_dir, val_pct, dirs)
+    class_folders.check_names(found.classes, source)
+    class_folders.check_number(found.classes, source)
+    if dataset_paths.are_wnids(found.classes):
+        for split, pictures in found.splits.items():
+            named = (
+                (found.classes[label], posixpath.basename(member.path))
+                for _, label, member in pictures
+            )
+            class_folders.check_val_pictures(named, f"{source}: {split}")
+    return (
+        replace(found, archives=() if source.is_dir() else (source,))
+        if not (found.archives)
+        else found
+    )
+
+
+def _recognize(source: Path, work_dir: Path, val_pct: float, dirs: SplitDirs) -> Source:
+    if not dirs.train and csv_splits.are_there(source):
+        train, val, tables = csv_splits.read(source)
+        made = _make_source("csv", source, train, val)
+        return replace(made, tables=tuple(tables), remarks=_in_both(train, val))
+    if not dirs.train and (paths := hugging_face.find_archives(source)):
+        tree = hugging_face.list_archives(source, paths, work_dir)
+        return replace(_from_names(tree), archives=tuple(paths))
     tars = [name for name in (TRAIN_TAR, VAL_TAR) if (source / name).is_file()]
-    if len(tars) == 2:
+    if len(tars) == 2 and not dirs.train:
         return _from_imagenet_tars(source, work_dir)
-    tree = _Tree(source, archives.list_members(source, work_dir))
+    passed = Passed()
+    tree = Tree(source, archives.list_members(source, work_dir, passed), passed)
+    if dirs.train:
+        return _from_named_folders(tree, dirs, val_pct)
+    if hugging_face.by_names(tree) is not None:
+        return _from_names(tree)
     if (folders := tree.split_folders()) is not None:
-        return _from_split_folders(tree, *folders)
+        return _from_split_folders(tree, *folders, val_pct)
+    if (tables := csv_splits.others_tables(tree)) is not None:
+        return _from_others_tables(tree, tables, val_pct)
     if tars or source.name in (TRAIN_TAR, VAL_TAR):
         raise ValueError(f"{source}: give the folder that holds both {TRAIN_TAR} and {VAL_TAR}")
     return _from_classes(tree, val_pct)
+
+
+def _in_both(train: ByClass, val: ByClass) -> tuple[str, ...]:
+    """A remark if pictures that train validate too, which makes the accuracy too good."""
+    seen = {member.file for members in train.values() for member in members}
+    both = sorted(m.file for members in val.values() for m in members if m.file in seen)
+    if not both:
+        return ()
+    such = printable(both[0])
+    return (f"{len(both):,} pictures are in train.csv and in val.csv, such as {such}",)
 
 
 def write_annotations(source: Source, folder: Path) -> None:
@@ -90,122 +144,253 @@ def write_annotations(source: Source, folder: Path) -> None:
         (folder / f"{split}.csv").write_bytes(text.getvalue().encode("utf-8", ANY_BYTES))
 
 
-class _Tree:
-    """The pictures of each folder, and each folder's subfolders that hold some; "" is the top."""
-
-    def __init__(self, source: Path, members: Sequence[Member]) -> None:
-        self.source, self.members = source, members
-        self.pictures: ByClass = defaultdict(list)
-        self.subfolders: dict[str, set[str]] = defaultdict(set)
-        for member in members:
-            if member.path.lower().endswith(dataset_paths.EXTENSIONS):
-                self.pictures[member.path.rpartition("/")[0]].append(member)
-        for folder in self.pictures:
-            while folder:
-                above, _, name = folder.rpartition("/")
-                self.subfolders[above].add(name)
-                folder = above
-
-    def split_folders(self) -> tuple[str, str] | None:
-        """The highest folder's train/ and val/; None if there is none, ValueError if several."""
-        found = []
-        for folder, names in self.subfolders.items():
-            vals = [name for name in dataset_paths.VAL_NAMES if name in names]
-            if vals and "train" in names:
-                found.append((posixpath.join(folder, "train"), posixpath.join(folder, vals[0])))
-        found.sort(key=lambda pair: pair[0].count("/"))
-        if len(found) > 1 and found[0][0].count("/") == found[1][0].count("/"):
-            what = f"{self.source} holds several data sets ({found[0][0]}, {found[1][0]})"
-            raise ValueError(f"{what}: give the folder of one")
-        return found[0] if found else None
-
-    def classes(self, folder: str) -> ByClass:
-        """Pictures by class: those directly in its folder, else in Tiny-ImageNet's CLASS/images."""
-        found = {}
-        for name in self.subfolders.get(folder, ()):
-            place = posixpath.join(folder, name)
-            found[name] = self.pictures.get(place) or self.pictures.get(f"{place}/images", [])
-            if not found[name]:
-                what = f"{self.source / place} has pictures only in its subfolders"
-                raise ValueError(f"{what}: move them up into the class folder itself")
-        return found
-
-
 def _from_imagenet_tars(source: Path, work_dir: Path) -> Source:
     """The two archives of image-net.org: a tar for each class, and one flat tar."""
-    train_tar, val_tar = source / TRAIN_TAR, source / VAL_TAR
-    train = _Tree(train_tar, archives.list_members(train_tar, work_dir)).classes("")
-    val = _Tree(val_tar, archives.list_members(val_tar, work_dir)).pictures[""]
-    val_by_class = _label(val, imagenet_val_labels(), IMAGENET_CLASSES)
-    return _make_source("imagenet-archives", source, train, val_by_class)
+    paths, trees = (source / TRAIN_TAR, source / VAL_TAR), []
+    for path in paths:
+        passed = Passed()
+        trees.append(Tree(path, archives.list_members(path, work_dir, passed), passed))
+    train_tree, val_tree = trees
+    train_root = train_tree.top()
+    train = train_tree.classes(train_root)
+    val, _ = _val_by_class(val_tree, val_tree.top(), train)
+    made = _make_source("imagenet-archives", source, train, val)
+    unused = _not_taken(train_tree, train, [train_root]).include([_not_taken(val_tree, val, [""])])
+    for path in source.iterdir():
+        if path not in paths and path.is_file():
+            unused.add(HIDDEN if dataset_paths.is_hidden(path.name) else OUTSIDE, path.name)
+    return replace(made, archives=paths, unused=unused)
 
 
-def _from_split_folders(tree: _Tree, train_dir: str, val_dir: str) -> Source:
-    """train/CLASS/* with val/CLASS/*, or with a flat val/ and a file that labels it."""
-    train, source = tree.classes(train_dir), tree.source
-    if val_dir in tree.subfolders:
-        tiny = next((m for m in tree.members if m.path == f"{val_dir}/val_annotations.txt"), None)
-        if tiny is None or tree.subfolders[val_dir] != {"images"}:
-            return _make_source("image-folder", source, train, tree.classes(val_dir))
-        lines = archives.read(tiny).decode("utf-8-sig", ANY_BYTES).splitlines()
-        fields = [line.split("\t") for line in lines if "\t" in line]
-        labels = {file.rpartition(".")[0]: label for file, label, *_ in fields}
-        val = _label(tree.pictures[f"{val_dir}/images"], labels, source / tiny.path)
-        return _make_source("tiny-imagenet", source, train, val)
-    labels, where = imagenet_val_labels(), IMAGENET_CLASSES
+def _from_names(tree: Tree) -> Source:
+    """Hugging Face's pictures, flat, with their labels in their names."""
+    found = hugging_face.by_names(tree)
+    if found is None:
+        what = f"{tree.source}: holds pictures whose names are not those of Hugging Face's archives"
+        raise ValueError(f"{what} (n01440764_10026_n01440764.JPEG), so their classes are not known")
+    return replace(
+        _make_source("hugging-face", tree.source, *found),
+        unused=_not_taken(tree, {**found[0], "": [m for ms in found[1].values() for m in ms]}, []),
+    )
+
+
+def _from_others_tables(tree: Tree, tables: Mapping[str, ByClass], val_pct: float) -> Source:
+    """Tables of filename,label: their splits, or one set if they share no class."""
+    names = [set(by_class) for by_class in tables.values()]
+    if sum(map(len, names)) == len(set().union(*names)):
+        merged = _merged(tables.values())
+        made = _split_off("mini-imagenet", tree.source, merged, val_pct)
+        remark = FEW_SHOT.format(", ".join(f"{split}.csv" for split in tables))
+        made = replace(made, remarks=(remark,))
+    else:
+        made = _make_source("csv", tree.source, tables["train"], tables["val"])
+        merged = _merged([tables["train"], tables["val"]])
+    paths = [m for ms in tree.others.values() for m in ms if m.path.endswith(".csv")]
+    taken = {"": [m for ms in merged.values() for m in ms] + paths}
+    files = tuple(Path(member.file) for member in paths)
+    return replace(made, unused=_not_taken(tree, taken, []), tables=files)
+
+
+FEW_SHOT = (
+    "{} have no class in common, as sets for few-shot learning have it: taken together, and a "
+    "validation split is taken out of each class"
+)
+
+
+def _from_split_folders(tree: Tree, train_dir: str, val_dir: str, val_pct: float) -> Source:
+    """train/CLASS/* with val/CLASS/*, or with a flat val/ whose labels are known."""
+    folder, remarks = posixpath.dirname(train_dir), []
+    if few_shot := _few_shot_dirs(tree, folder, train_dir, val_dir):
+        made = _from_named_folders(tree, SplitDirs(few_shot), val_pct)
+        names = ", ".join(f"{posixpath.basename(name)}/" for name in few_shot)
+        return replace(made, layout="flat-classes", remarks=(FEW_SHOT.format(names),))
+    other = posixpath.join(folder, dataset_paths.VAL_NAMES[-1])
+    if val_dir != other and posixpath.basename(other) in tree.subfolders[folder]:
+        remarks.append(f"{val_dir}/ validates; {other}/ is there too and is not used")
+    made = _from_folders(tree, [train_dir], [val_dir])
+    return replace(made, remarks=tuple(remarks))
+
+
+def _few_shot_dirs(tree: Tree, folder: str, train_dir: str, val_dir: str) -> list[str]:
+    """train, val and test folders of WNIDs that share no class; [] if they are none of these."""
+    dirs = [train_dir, val_dir, posixpath.join(folder, "test")]
+    names = [tree.subfolders.get(name, set()) for name in dirs]
+    total = set().union(*names)
+    disjoint = all(names) and sum(map(len, names)) == len(total)
+    return dirs if disjoint and dataset_paths.are_wnids(total) else []
+
+
+def _from_named_folders(tree: Tree, dirs: SplitDirs, val_pct: float) -> Source:
+    """Splits as --train_dir and --val_dir name them."""
+    places = []
+    for option, names in (("--train_dir", dirs.train), ("--val_dir", dirs.val)):
+        for name in names:
+            place = posixpath.normpath(name).strip("/")
+            place = "" if place == "." else place
+            if not tree.below(place):
+                there = ", ".join(sorted(tree.subfolders.get("", ())))
+                what = f"{option} {name}: no folder with pictures in {tree.source}"
+                raise ValueError(f"{what}; those at its top are {printable(there) or 'none'}")
+            places.append(_to_classes(tree, place))
+    train_dirs, val_dirs = places[: len(dirs.train)], places[len(dirs.train) :]
+    if val_dirs:
+        return _from_folders(tree, train_dirs, val_dirs)
+    train = _merged(tree.classes(place) for place in train_dirs)
+    made = _split_off("flat-classes", tree.source, train, val_pct)
+    return replace(made, unused=_not_taken(tree, train, train_dirs))
+
+
+def _to_classes(tree: Tree, folder: str) -> str:
+    """A folder, or the one in it that holds the classes: seg_train/seg_train."""
+    while not tree.pictures.get(folder) and len(names := tree.subfolders.get(folder, ())) == 1:
+        inner = posixpath.join(folder, *names)
+        if not tree.subfolders.get(inner) or tree.pictures.get(inner):
+            break
+        folder = inner
+    return folder
+
+
+def _merged(parts: object) -> ByClass:
+    merged: ByClass = defaultdict(list)
+    for by_class in parts:
+        for name, members in by_class.items():
+            merged[name] += members
+    return merged
+
+
+def _from_folders(tree: Tree, train_dirs: Sequence[str], val_dirs: Sequence[str]) -> Source:
+    """The splits in these folders."""
+    for folder in train_dirs:
+        refusals.refuse_flat(tree, folder)
+        # Before a folder of theirs is found empty: labels/ of a set for detection always is.
+        class_folders.check_names(sorted(tree.folders.get(folder, ())), tree.where(folder))
+    train = _merged(tree.classes(folder) for folder in train_dirs)
+    val, layout, tables = defaultdict(list), "image-folder", []
+    for folder in val_dirs:
+        tiny = next((m for m in tree.members if m.path == f"{folder}/val_annotations.txt"), None)
+        if tiny is not None and tree.subfolders.get(folder) == {"images"}:
+            found, layout = _from_tiny(tree, folder, tiny), "tiny-imagenet"
+            tables.append(tiny)
+        else:
+            found, own_tables = _val_by_class(tree, folder, train)
+            layout = "image-folder" if own_tables is None else "kaggle"
+            tables += own_tables or []
+        val = _merged([val, found])
+    where = (*train_dirs, *val_dirs)
+    made = _make_source(layout, tree.source, train, val, where[0], where[-1])
+    taken = _merged([train, val, {"": tables}])
+    files = tuple(Path(member.file) for member in tables)
+    return replace(made, unused=_not_taken(tree, taken, where), tables=files)
+
+
+def _from_tiny(tree: Tree, folder: str, table: Member) -> ByClass:
+    """Tiny-ImageNet's flat validation pictures with their table."""
+    lines = archives.read(table).decode("utf-8-sig", ANY_BYTES).splitlines()
+    fields = [line.split("\t") for line in lines if "\t" in line]
+    labels = {file.rpartition(".")[0]: label for file, label, *_ in fields}
+    return _label(tree.pictures[f"{folder}/images"], labels, tree.where(table.path))
+
+
+def _val_by_class(tree: Tree, folder: str, train: ByClass) -> tuple[ByClass, list[Member] | None]:
+    """Validation pictures by class, by their folders or by their names.
+
+    Second: tables that were read, None where the folders say it.
+    """
+    names = tree.subfolders.get(folder, set())
+    is_flat = not names
+    if not is_flat and not names & train.keys() and dataset_paths.are_wnids(train):
+        known, members = imagenet_val_labels(), tree.below(folder)
+        numbered = any(name.isdigit() for name in names)
+        are_known = all(_stem(member) in known for member in members)
+        is_flat = are_known and not numbered and not dataset_paths.are_wnids(names)
+    if not is_flat:
+        class_folders.check_names(sorted(tree.folders.get(folder, ())), tree.where(folder))
+        return tree.classes(folder), None
+    labels, where, tables = imagenet_val_labels(), IMAGENET_CLASSES, []
     kaggle = next((m for m in tree.members if m.path.endswith("LOC_val_solution.csv")), None)
     if kaggle is not None:
-        where = source / kaggle.path
-        rows = _rows(archives.read(kaggle), where, ("ImageId", "PredictionString"))
+        where, tables = tree.where(kaggle.path), [kaggle]
+        rows = csv_splits.rows(archives.read(kaggle), where, ("ImageId", "PredictionString"))
         # A prediction is "WNID x y w h" of each object in the picture, all of one class.
         labels = {image: prediction.partition(" ")[0] for _, (image, prediction) in rows}
-    return _make_source("kaggle", source, train, _label(tree.pictures[val_dir], labels, where))
+    return _label(tree.below(folder), labels, where), tables
 
 
-def _from_classes(tree: _Tree, val_pct: float) -> Source:
+def _stem(member: Member) -> str:
+    return posixpath.basename(member.path).rpartition(".")[0]
+
+
+def _from_classes(tree: Tree, val_pct: float) -> Source:
     """CLASS/* alone: the first val_pct of each class, by sha256 of CLASS/FILE, are validation's."""
-    root = ""
-    while len(names := tree.subfolders.get(root, ())) == 1:
-        root = posixpath.join(root, *names)
-    if posixpath.join(root, "train") in tree.subfolders or "train" in root.split("/"):
-        what = f"{tree.source} has a train/ and no val/ or validation/ beside it"
-        raise ValueError(f"{what}; rename the split to validate with, or give train/ to split it")
+    root = tree.top()
+    names = sorted(tree.subfolders.get(root, ()))
+    refusals.refuse_lone_split(tree, root, names)
     if len(names) < 2:
-        raise ValueError(_unknown(tree))
+        raise ValueError(refusals.too_few(tree, root))
+    flags = remedies.split_flags(names)
+    if all(not tree.subfolders.get(posixpath.join(root, name)) for name in names):
+        flags = ""  # flat folders, which no option mends
+        part_names = [name for name in names if remedies.is_split_name(name)]
+        if 2 * len(part_names) > len(names):
+            refusals.refuse_flat(tree, posixpath.join(root, part_names[-1]))
+    nested = [name for name in names if not tree.class_pictures(root, name)]
+    if nested and (flags or len(nested) == len(names)):
+        raise ValueError(refusals.other_splits(tree, root, names))
+    class_folders.check_names(names, tree.where(root), refusals.use_flags(tree, root, names, flags))
+    classes = tree.classes(root, may_hold_documents=True)
+    made = _split_off("flat-classes", tree.source, classes, val_pct)
+    return replace(made, unused=_not_taken(tree, classes, [root]))
+
+
+def _split_off(layout: str, source: Path, by_class: ByClass, val_pct: float) -> Source:
+    """Take a validation split out of each class."""
     train, val = {}, {}
-    for name, pictures in tree.classes(root).items():
+    for name, pictures in by_class.items():
         if len(pictures) < 2:
-            what = f"{tree.source}: class {name} has a single picture"
+            what = f"{source}: class {printable(name)} has a single picture"
             raise ValueError(f"{what}, so none to validate with; add some or remove the class")
         paths = [f"{name}/{posixpath.basename(member.path)}" for member in pictures]
         ranks = [hashlib.sha256(path.encode("utf-8", ANY_BYTES)).digest() for path in paths]
         ranked = [member for _, member in sorted(zip(ranks, pictures, strict=True))]
         count = min(max(round(len(ranked) * val_pct / 100), 1), len(ranked) - 1)
         train[name], val[name] = ranked[count:], ranked[:count]
-    return _make_source("flat-classes", tree.source, train, val)
+    return _make_source(layout, source, train, val)
 
 
 def _label(members: Sequence[Member], labels: Mapping[str, str], where: Path) -> ByClass:
     """Flat pictures by class; labels: class by a file's name without its extension."""
     by_class: ByClass = defaultdict(list)
     for member in members:
-        label = labels.get(posixpath.basename(member.path).rpartition(".")[0])
+        label = labels.get(_stem(member))
+        if label is None and (match := hugging_face.VAL_NAME.fullmatch(_name(member))):
+            label = match[1]
         if label is None:
-            what = f"{member.file}: {member.path}: no class folder, and no label in {where}"
-            raise ValueError(f"{what}; move it into a folder of its class or remove it")
+            what = f"{member.file}: {printable(member.path)}: no class folder, and no label in"
+            raise ValueError(f"{what} {where}; put it into a folder of its class")
         by_class[label].append(member)
     return by_class
 
 
-def _make_source(layout: str, source: Path, train: ByClass, val: ByClass) -> Source:
+def _name(member: Member) -> str:
+    return posixpath.basename(member.path)
+
+
+def _not_taken(tree: Tree, by_class: ByClass, roots: Sequence[str]) -> Unused:
+    return tree.not_taken((m for members in by_class.values() for m in members), roots)
+
+
+def _make_source(
+    layout: str,
+    source: Path,
+    train: ByClass,
+    val: ByClass,
+    train_where: str = "train",
+    val_where: str = "val",
+) -> Source:
     """Put both splits in order. Raises ValueError if their classes differ."""
-    for split, own, other in (("train", train, val), ("val", val, train)):
-        if only := own.keys() - other.keys():
-            such = f"such as {min(only)}: {own[min(only)][0].path}"
-            what = f"{source}: the splits' classes differ: {len(only)} only in {split}"
-            raise ValueError(f"{what} ({such}); both need pictures of every class")
+    if what := class_folders.difference(sorted(train), sorted(val), train_where, val_where):
+        raise ValueError(f"{source}: {what}")
     classes = tuple(sorted(train))
-    class_names.check_spelling(classes, source)
     splits = {"train": _pictures(source, classes, train), "val": _pictures(source, classes, val)}
     return Source(layout, classes, splits)
 
@@ -221,70 +406,3 @@ def _pictures(source: Path, classes: Sequence[str], by_class: ByClass) -> list[P
         if len({picture.name for picture in pictures}) == len(pictures):
             return sorted(pictures, key=attrgetter("label", "name"))
     raise ValueError(f"{source}: the paths of two pictures differ only in / and __; rename one")
-
-
-def _rows(data: bytes, where: Path, header: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and rows of a CSV file. Raises ValueError naming the line."""
-    reader = csv.reader(io.StringIO(data.decode("utf-8-sig", ANY_BYTES), newline=""), strict=True)
-    try:
-        if next(reader, None) != list(header):
-            raise csv.Error(f"must be {','.join(header)}")
-        for row in filter(None, reader):  # without empty lines
-            if len(row) != len(header):
-                raise csv.Error(f"{len(row)} columns, not {len(header)}")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise ValueError(f"{where} line {reader.line_num}: {error}") from error
-
-
-def _has_csv_splits(source: Path) -> bool:
-    """Whether it has train.csv and val.csv of our format. Raises ValueError if only one does."""
-    ours = []
-    for file in (source / "train.csv", source / "val.csv"):
-        if file.is_file():
-            with open(file, encoding="utf-8-sig", errors=ANY_BYTES) as lines:
-                ours.append(lines.readline().rstrip("\n") == ",".join(CSV_HEADER))
-    if any(ours) and ours != [True, True]:
-        what = f"{source}: train.csv and val.csv must both begin with the line path,label"
-        raise ValueError(f"{what}; write both, or remove them to use the folders")
-    return any(ours)
-
-
-def _from_csv(source: Path) -> Source:
-    """What train.csv and val.csv list; the classes are those of train.csv or of classes.txt."""
-    file = source / "classes.txt"
-    named = set(file.read_text("utf-8-sig").split("\n")) - {""} if file.is_file() else None
-    train = _csv_split(source / "train.csv", named)
-    if named and (unused := named - train.keys()):
-        raise ValueError(f"{file}: class {min(unused)} has no pictures in train.csv; remove it")
-    return _make_source("csv", source, train, _csv_split(source / "val.csv", set(train)))
-
-
-def _csv_split(file: Path, classes: set[str] | None) -> ByClass:
-    """Listed pictures by class, any class if none are given. Raises ValueError naming a line."""
-    by_class: ByClass = defaultdict(list)
-    folder, seen, missing = str(file.parent.absolute()), set(), []
-    for line, (path, label) in _rows(file.read_bytes(), file, CSV_HEADER):
-        place = posixpath.join(folder, path)
-        if (plain := posixpath.normpath(place)) in seen:
-            raise ValueError(f"{file} line {line}: {path} is listed twice; remove one")
-        if not label or "/" in label or (classes is not None and label not in classes):
-            raise ValueError(f"{file} line {line}: {label!r} is none of the classes; correct it")
-        if not posixpath.isfile(place):
-            missing.append(f"{path} (line {line})")
-        seen.add(plain)
-        by_class[label].append(Member(posixpath.normpath(path), place))
-    if missing:
-        first = ", ".join(missing[:3])
-        raise ValueError(f"{file}: {len(missing):,} listed files are not there: {first}")
-    if not by_class:
-        raise ValueError(f"{file}: lists no pictures")
-    return by_class
-
-
-def _unknown(tree: _Tree) -> str:
-    """What to say about a source that has none of the known layouts."""
-    entries = sorted({member.path.partition("/")[0] for member in tree.members})
-    shown = ", ".join([*entries[:8], "..."] if len(entries) > 8 else entries) or "nothing"
-    found = f"{len(tree.members):,} files, at the top {shown}"
-    return f"{tree.source} has no layout that is understood: {found}. It may be\n{UNDERSTOOD}"

@@ -4,9 +4,11 @@ Beside FILE.pack.partial are its index so far and a state that says how far it i
 counts is on the disk. FILE.pack itself appears whole, by a rename.
 """
 
+import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,11 +43,17 @@ class PackWriter:
     """A pack being written. Opened again for the same job, it continues from the last commit.
 
     num_done: pictures processed; num_images: those of them that are stored, the others are in
-    `dropped`, by number. Raises OSError from every method if the disk is full or gone.
+    `dropped`, by number; anew: why an earlier start's work is not gone on with, "" if it is.
+    Raises OSError from every method if the disk is full or gone.
     """
 
-    def __init__(self, path: Path, about: dict, job: str) -> None:
+    def __init__(
+        self, path: Path, about: dict, job: str, mark: Callable[[int], bytes] | None = None
+    ) -> None:
+        """mark: what identifies the file of a picture, by number, and differs once it changed."""
         self.path, self._about, self._job = path, about | {"sha256": "0" * 64}, job
+        self._mark, self._digest = mark or (lambda index: b""), hashlib.sha256()
+        self.anew = ""
         self._parts = {end: path.with_name(path.name + end) for end in PART_NAMES}
         self.num_done, self.num_images = 0, 0
         self.notes: list[Note] = []
@@ -70,7 +78,17 @@ class PackWriter:
             )
         except (OSError, ValueError):
             return
-        if state["job"] == self._job and are_there:
+        if state["job"] != self._job:
+            self.anew = "the pictures or the settings are not those of the interrupted start"
+        elif are_there:
+            digest = self._digest.copy()
+            for index in range(num_done):
+                digest.update(self._mark(index))
+            # States of before this was kept have none.
+            if state.get("source", digest.hexdigest()) != digest.hexdigest():
+                self.anew = "files that were packed already have changed since"
+                return
+            self._digest = digest
             self.num_done, self.num_images, self._end = num_done, num_images, end
             self.notes = [Note(*note) for note in state["notes"]]
             self.dropped = state["dropped"]
@@ -84,6 +102,8 @@ class PackWriter:
             self._end += len(record.table) + len(record.payload)
         self.dropped += [self.num_done + position for position in chunk.dropped]
         self.notes += chunk.notes
+        for index in range(self.num_done, self.num_done + chunk.num_pictures):
+            self._digest.update(self._mark(index))
         self.num_done += chunk.num_pictures
         self.num_images += len(chunk.records)
         if time.monotonic() - self._committed_s > COMMIT_EVERY_S:
@@ -96,6 +116,7 @@ class PackWriter:
             os.fsync(file.fileno())
         state = {
             "job": self._job,
+            "source": self._digest.hexdigest(),
             "position": [self.num_done, self.num_images, self._end],
             "notes": self.notes,
             "dropped": self.dropped,

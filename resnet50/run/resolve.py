@@ -11,7 +11,7 @@ from resnet50.config.fields import AUTO, shown
 from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.config.train_flags import Request
-from resnet50.data import orientation
+from resnet50.data import orientation, remedies
 from resnet50.records import checkpoint, run_folder, tensorboard_log
 from resnet50.training import build, learning_rate
 from resnet50.training.plan import make_plan
@@ -69,7 +69,7 @@ def with_data(cfg: TrainConfig) -> TrainConfig:
     if not cfg.data_dir:
         cfg = dataclasses.replace(cfg, data_dir=str(dataset_paths.find_data_dir()))
     if not Path(cfg.data_dir).is_dir():
-        raise ValueError(f"--data_dir {cfg.data_dir}: no such folder")
+        raise ValueError(remedies.no_such_folder(Path(cfg.data_dir)))
     return cfg
 
 

@@ -142,7 +142,7 @@ def drop_val(root: Path) -> None:
         (remove_class, r"classes differ: 1 only in .*train \(such as cat\), 1 only in .*val"),
         (empty_class, r"train/bee has no images: fill that class or remove its folder"),
         (flatten, r"val is flat: 6 images such as .* Move each to .*/val/CLASS/"),
-        (drop_val, r"--data_dir .*: neither val.pack nor val/ or validation/ in it"),
+        (drop_val, r"--data_dir .*: .*neither val.pack nor val/ or validation/"),
     ],
 )
 def test_data_that_would_train_wrongly_are_refused(tmp_path, spoil, message):

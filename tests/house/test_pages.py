@@ -27,6 +27,7 @@ import prepare_data
 from resnet50.config import recipe, train_flags
 from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
 from resnet50.config.train_config import TrainConfig
+from resnet50.packing import parquet
 from resnet50.training.plan import make_plan
 
 PAGES = (
@@ -192,6 +193,8 @@ def check(words: list[str]) -> None:
             assert (REPOSITORY / words[1]).is_file()
         case ["python", "-m", "pytest", *flags]:
             check_pytest(flags)
+        case ["python", "-m", "resnet50.packing.parquet", *flags]:
+            parquet.build_parser().parse_args(flags)
         case ["python", "export.py", *flags]:
             export.build_parser().parse_args(flags)
         case ["python", "app.py", *flags]:

@@ -71,7 +71,7 @@ IMPORTED_AS = {
     "opencv-python-headless": "cv2",
     "torch-lr-finder": "torch_lr_finder",
 }
-NUM_MODULES = 86
+NUM_MODULES = 112
 
 
 def room_of(name: str) -> str:

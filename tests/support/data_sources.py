@@ -74,7 +74,7 @@ def image_folder_files(top: str = "") -> Files:
         f"{top}{split}/{wnid}/{name}": jpeg(100 * i + 10 * j + k)
         for i, split in enumerate(("train", "val"))
         for j, wnid in enumerate(WNIDS)
-        for k, name in enumerate(("b.JPEG", "a.png", "ILSVRC2012_val_00000293.jpeg", "ä.jpg"))
+        for k, name in enumerate(("b.JPEG", "a.png", val_name(wnid), "ä.jpg"))
     }
     junk = ("train/._n", "train/.DS_Store", f"train/{WNIDS[0]}/._a.png", "noisy.csv", "README.md")
     return files | {f"{top}{path}": b"junk" for path in junk} | {f"__MACOSX/{top}a.jpg": b"junk"}

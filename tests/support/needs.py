@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from types import ModuleType
 
 import pytest
 
@@ -20,3 +21,8 @@ def program(name: str) -> str:
     if path is None:
         pytest.skip(f"needs {name}")
     return path
+
+
+def package(name: str) -> ModuleType:
+    """A package of requirements-dev.txt; whichever test asks for one that is not there skips."""
+    return pytest.importorskip(name, reason=f"needs {name}")
