@@ -14,6 +14,9 @@ after an hour. Programs can query it with gradio_client:
     Client("http://127.0.0.1:7860").predict(handle_file("picture.jpg"), api_name="/classify")
 """
 
+import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+
+# isort: split
 import argparse
 import errno
 import os
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 EXAMPLES = HERE / "images/examples"  # CC0, of github.com/alexeygrigorev/clothing-dataset-small
 WEIGHTS_FILE = "weights.txt"
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 # Gradio reads both when it is imported, so they must be set before that.
 NO_STATISTICS = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -247,9 +251,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.max_mb <= 0:
             raise ValueError(f"--max_mb {args.max_mb:g}: must be more than 0")
         check_address(args.host, args.port)
-        serve(build_page(load_model(args.weights, args.v1_strides)), args)
+        loaded = load_model(args.weights, args.v1_strides)
+        # The model may have come through a proxy; the page asks itself whether it is up, and a
+        # proxy knows no 127.0.0.1.
+        for name in [name for name in os.environ if name.lower() in PROXIES]:
+            del os.environ[name]
+        serve(build_page(loaded), args)
     except ModuleNotFoundError as error:
         message = f"the package {error.name} is missing: pip install {error.name}"
+    except ImportError as error:  # httpx, of a SOCKS proxy that it cannot use
+        message = str(error)
     except (ValueError, OSError) as error:
         message = str(error)
     else:

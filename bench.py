@@ -11,6 +11,9 @@ size given, if any. Writes no file except --json. Exit codes: 0 done, 2 change s
 interrupted.
 """
 
+import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+
+# isort: split
 import argparse
 import json
 import math
@@ -29,6 +32,7 @@ from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.records import metrics
 from resnet50.run.resolve import with_data
+from resnet50.system import outputs
 from resnet50.system.interruption import Interrupted
 from resnet50.training import batch_fit, throughput
 from resnet50.training.plan import epoch_sizes
@@ -253,13 +257,7 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
     """The settings of the run to measure. Raises ValueError if the user must change something."""
     if not 0 < args.seconds < math.inf:
         raise ValueError(f"--seconds {args.seconds:g}: must be above 0")
-    if args.json:
-        target = args.json if args.json.exists() else args.json.parent
-        is_file = args.json.parent.is_dir() and not args.json.is_dir()
-        if not is_file or not os.access(target, os.W_OK):
-            raise ValueError(
-                f"--json {args.json} cannot be written: give a file in an existing folder"
-            )
+    outputs.check({"json": args.json})
     given = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     settings = {**RECIPES[args.recipe].settings, **given}
     if args.image_size:
@@ -281,15 +279,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         throughput.open_data(Path(cfg.data_dir))  # before anything is measured: it takes a minute
         cfg = batch_fit.fit_batch_size_alone(cfg)
         result = bench_host(cfg, set(args.image_size or epoch_sizes(cfg)), args.seconds)
-        if args.json:
-            args.json.write_text(json.dumps(result, indent=2) + "\n")
     except (KeyboardInterrupt, Interrupted):
         print("bench.py: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         return print_error("bench.py", error)
     print(describe(result))
-    return 0
+    if not args.json:
+        return 0
+
+    def write(path: Path) -> None:
+        path.write_text(json.dumps(result, indent=2) + "\n")
+
+    problem = outputs.write_or_keep("json", args.json, write)
+    return print_error("bench.py", problem) if problem else 0
 
 
 if __name__ == "__main__":

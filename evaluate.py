@@ -15,6 +15,9 @@ as ImageNet's test images: --csv writes the predicted classes, --submission the 
 of Kaggle's competition.
 """
 
+import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+
+# isort: split
 import argparse
 import json
 import sys

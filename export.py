@@ -22,6 +22,9 @@ multiply-adds. Fine-tune it with `train.py --init_from`; the output says how. Ex
 with `--compare runs/NAME` to see in the table what was lost.
 """
 
+import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+
+# isort: split
 import argparse
 import contextlib
 import importlib.metadata

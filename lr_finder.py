@@ -12,6 +12,9 @@ whole batch from micro-batches. `python train.py --max_lr auto` does all of this
 codes: 0 done, 2 change something, 75 interrupted.
 """
 
+import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+
+# isort: split
 import argparse
 import json
 import sys
@@ -25,7 +28,7 @@ from resnet50.config.fields import AUTO
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.data.splits import open_dataset
-from resnet50.records import run_folder, status
+from resnet50.records import ownership, run_folder, status
 from resnet50.run import start
 from resnet50.run.resolve import resolve, with_data
 from resnet50.system import outputs, processes
@@ -57,8 +60,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Raise ValueError now for outputs that could not be written at the end."""
+    """Raise ValueError now for outputs that could not be written at the end, or that would replace
+    a file of another program."""
     outputs.check({"json": args.json})
+    if foreign := ownership.foreign_range_test(args.out):
+        raise ValueError(
+            f"--out {args.out}: {foreign.name} there is not from a range test, which would replace "
+            "it: give another --out, or move that file away"
+        )
     outputs.check_folder("out", args.out)
 
 

@@ -15,6 +15,9 @@ said, with names in report.json. A kill costs seconds: the same command resumes,
 the same bytes; if the source has changed since, it says so.
 """
 
+import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+
+# isort: split
 import argparse
 import json
 import shutil
@@ -286,7 +289,7 @@ def is_finished(out: Path, request: dict) -> bool:
     """Whether this exact request was carried out. Raises ValueError if `out` holds other files."""
     if report := read_report(out):
         # Packs of before hold their pictures as they lay.
-        upright = report["train"]["way"].get("upright", orientation.NO)
+        upright = report["train"].get("way", {}).get("upright", orientation.NO)
         was = report["request"] | {"upright": upright}
         names = [*request, *(n for n in SPLIT_DIRS if n in was and n not in request)]
         if differing := [name for name in names if was.get(name) != request.get(name)]:
@@ -360,11 +363,13 @@ def is_by_name(args: argparse.Namespace) -> bool:
 
 
 def read_report(out: Path) -> dict:
-    """What an earlier start has made there; {} if nothing whole."""
+    """What an earlier start has made there; {} if nothing whole, or another program's report."""
     try:
-        return json.loads((out / "report.json").read_text())
+        report = json.loads((out / "report.json").read_text())
     except (OSError, ValueError):
         return {}
+    parts = [report.get(name) for name in ("request", *SPLITS)] if isinstance(report, dict) else [0]
+    return report if all(isinstance(part, dict) for part in parts) else {}
 
 
 def pack_one(

@@ -10,6 +10,9 @@ stop; SIGUSR1 saves and continues. Exit codes: 0 done, 1 crashed, 2 settings or 
 3 diverged, 75 interrupted and resumable.
 """
 
+import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+
+# isort: split
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +31,7 @@ from resnet50.run import resolve, resume, start
 from resnet50.run.rank import run_rank
 from resnet50.run.start import Ended, Run
 from resnet50.run.supervisor import supervise
-from resnet50.training import build, distributed, engine
+from resnet50.training import batch_fit, build, distributed, engine
 from resnet50.training.plan import eval_keys
 
 NOT_SAVED = -1
@@ -199,14 +202,44 @@ def evaluate(run: Run) -> torch.Tensor | None:
             yield batch
 
     def should_stop() -> bool:
-        return distributed.agree([int(run.interruption.requested)], ranks)[0] > 0
+        wants_to = run.interruption.requested or bool(predict.lack)
+        return distributed.agree([int(wants_to)], ranks)[0] > 0
 
     # Only rank 0 updates the batch-norm statistics (engine.train_step), so they are broadcast
     # before they are used: here and in `save`.
     distributed.broadcast_buffers([parts.state.model, parts.state.eval_model], ranks)
-    predict = partial(engine.predict, parts.state.eval_model.eval(), precision=parts.precision)
-    batches = with_heartbeat(parts.loader.batches(build.EVAL, keys))
-    return engine.evaluate(predict, batches, num_images, ranks, should_stop)
+    model = parts.state.eval_model.eval()
+    predict = partial(engine.predict, model, precision=parts.precision)
+    predict = batch_fit.MemoryNoted(predict, parts.state.num_classes)
+    batches, sums = with_heartbeat(parts.loader.batches(build.EVAL, keys)), None
+    try:
+        sums = engine.evaluate(predict, batches, num_images, ranks, should_stop)
+    except RuntimeError as error:
+        # Not in a prediction, and other ranks may be waiting for this one.
+        if ranks.world_size > 1 or not batch_fit.is_out_of_memory(error):
+            raise
+        predict.lack = str(error)
+    if distributed.agree([int(bool(predict.lack))], ranks)[0]:
+        end_without_memory(run, predict.lack)
+    return sums
+
+
+def end_without_memory(run: Run, lack: str) -> None:
+    """Save the epoch that could not be evaluated, say what to do, and end; on all ranks.
+
+    lack: what this rank was told, if it was this one.
+    """
+    save(run)
+    stands = "is saved" if wait_for_save(run) else "could not be saved"
+    cfg, step = run.parts.cfg, run.parts.state.step
+    run.log.event(
+        step,
+        f"error: not enough memory on {run.parts.ranks.device} to evaluate batches of "
+        f"{cfg.device_batch_size} images of {cfg.eval_crop} px ({lack.partition(chr(10))[0]}). "
+        f"Step {step} {stands}: the same command evaluates it first. Does another program take the "
+        "memory (nvidia-smi)? If not, start a new run with a smaller --device_batch_size",
+    )
+    raise Ended(status.CONFIG_ERROR)
 
 
 def save(run: Run) -> None:
@@ -232,7 +265,7 @@ def save(run: Run) -> None:
         is_best = best is not None and best["step"] == state.step
         contents = resume.checkpoint_contents(run, epoch_sums)
         run.writer.start(state.step, contents, is_best)
-        log.write_status(status.RUNNING, state.step)
+        log.write_status(status.RUNNING, state.step, saved_step=run.writer.written_step)
 
 
 def wait_for_save(run: Run) -> bool:

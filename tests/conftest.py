@@ -13,6 +13,7 @@ pytest.register_assert_rewrite("support")
 
 from support import metadata_service  # noqa: E402 (asserts in it are to be explained)
 from support.commands import processes_mentioning  # noqa: E402
+from support.in_process import InProcess  # noqa: E402
 from support.pictures import TRAIN_PER_CLASS, VAL_PER_CLASS, make_folder  # noqa: E402
 
 
@@ -57,3 +58,9 @@ def service() -> Iterator[metadata_service.FakeService]:
     """A metadata service for spot_watch.py."""
     with metadata_service.serve() as service:
         yield service
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> InProcess:
+    """Calls a command's main() in this process."""
+    return InProcess(monkeypatch, capsys)

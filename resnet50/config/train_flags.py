@@ -30,6 +30,8 @@ COMMANDS = {
     "overwrite": "with --fresh: delete the run in that folder",
 }
 
+CPU = "cpu"
+
 
 class Request(NamedTuple):
     """What a command line asks for: the settings given explicitly, and what to do with them."""
@@ -39,6 +41,7 @@ class Request(NamedTuple):
     print_config: bool = False
     fresh: bool = False
     overwrite: bool = False
+    device: str = AUTO
 
 
 def _int_tuple(text: str) -> tuple[int, ...]:
@@ -84,6 +87,12 @@ def build_parser(presets: Mapping[str, str], epilog: str) -> argparse.ArgumentPa
     )
     for name, text in COMMANDS.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
+    parser.add_argument(
+        "--device",
+        choices=(AUTO, CPU),
+        help="cpu: not the GPUs; a run that a GPU trained goes on without one only if told so "
+        f"[{AUTO}]",
+    )
     add_settings(parser, presets)
     return parser
 
@@ -100,6 +109,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Request:
     """Read a command line; ends the program with exit code 2 and the usage on a mistake."""
     given = vars(parser.parse_args(argv))
     commands = {name: given.pop(name, False) for name in COMMANDS}
+    device = given.pop("device", AUTO)
     if commands["overwrite"] and not commands["fresh"]:
         parser.error("--overwrite needs --fresh: without it a run is resumed, not replaced")
-    return Request(given, **commands)
+    return Request(given, **commands, device=device)

@@ -89,7 +89,8 @@ def no_such_folder(data_dir: Path) -> str:
     if data_dir.is_file():
         remedy = f": {then_train(data_dir)}" if is_archive(data_dir.name) else ""
         return f"--data_dir {data_dir} is a file, not a folder{remedy}"
-    return f"--data_dir {data_dir}: no such folder"
+    below = "" if data_dir.is_absolute() else f" in {Path.cwd()}"
+    return f"--data_dir {data_dir}: no such folder{below}"
 
 
 def other_splits(data_dir: Path) -> str:

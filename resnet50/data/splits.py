@@ -3,6 +3,7 @@
 Both give encoded pictures by number, from which a crop decodes what it needs (crops.py).
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import itemgetter
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 import dataset_paths
+from dataset_paths import EXTENSIONS, is_picture
 from resnet50.data import class_folders, folders, orientation, pack, remedies
 from resnet50.data.folders import ImageFolder
 from resnet50.data.pack import PackedImages
@@ -111,13 +113,19 @@ def relabeled(split: Split, labels: Sequence[int]) -> Split:
 
 
 def open_pictures(folder: Path) -> ImageFolder:
-    """Pictures without classes, in this folder or in any below it, sorted; label 0 for all.
+    """Pictures without classes, in this folder or in any below it, links followed, sorted; label 0
+    for all. A single picture is a folder of one.
 
     They are read upright, as the page shows them: no data set's figures are compared here.
     """
-    if not folder.is_dir():
-        raise ValueError(f"--images {folder}: no such folder")
-    names, passed = folders.list_pictures(folder)
+    if folder.is_file():
+        if not is_picture(folder.name):
+            raise ValueError(f"--images {folder} is no picture: {', '.join(EXTENSIONS)} are")
+        folder, names, passed = folder.parent, [os.fsencode(folder.name)], Unused()
+    elif folder.is_dir():
+        names, passed = folders.list_pictures(folder)
+    else:
+        raise ValueError(f"--images {folder}: no such file or folder")
     if not names:
         what = f"--images {folder} has no pictures"
         raise ValueError(f"{what}; {passed.line()}" if passed.line() else what)

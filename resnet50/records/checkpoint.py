@@ -111,15 +111,59 @@ def prune(folder: Path, keep: int) -> None:
     # best.pt is a hard link of its own: that file stays under that name.
     for step in steps_in(folder)[:-keep]:
         step_path(folder, step).unlink()
-    for leftover in folder.glob("*.partial"):
+    remove_partial(folder)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """What there is of best.pt and step files, whole or not."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return [folder / name for name in sorted(names) if name == BEST or FILE_NAME.fullmatch(name)]
+
+
+def partial_in(folder: Path) -> list[Path]:
+    """Leftovers of interrupted saves; *.partial of other programs have other names."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    wholes = {name: name.removesuffix(".partial") for name in names if name.endswith(".partial")}
+    return [
+        folder / n for n, whole in wholes.items() if whole == BEST or FILE_NAME.fullmatch(whole)
+    ]
+
+
+def remove_partial(folder: Path) -> None:
+    for leftover in partial_in(folder):
         leftover.unlink()
+
+
+def has_trailer(path: Path) -> bool:
+    """Whether a file ends as the checkpoints of this program do; its hash is not looked at."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-min(TRAILER_BYTES, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            return file.read(8) == b"\nsha256 "
+    except OSError:
+        return False
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a file that is not a whole checkpoint to NAME.corrupt, or NAME.corrupt.2 and so on;
+    returns the new path."""
+    aside, number = path.with_name(f"{path.name}.corrupt"), 1
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{path.name}.corrupt.{number}")
+    os.rename(path, aside)  # noqa: PTH104 (beside os.replace elsewhere)
+    return aside
 
 
 def mark_best(path: Path) -> None:
     """Make `best.pt` a hard link to this checkpoint, or a copy without hard links, atomically."""
-    link = path.with_name(BEST)
-    # Linked under another name and renamed, since a link cannot replace a file.
-    partial = link.with_name(f"{BEST}.partial")
+    link(path, path.with_name(BEST))
+
+
+def link(path: Path, name: Path) -> None:
+    """Give a checkpoint another name beside its own, in place of what has that name."""
+    # Linked under a third name and renamed, since a link cannot replace a file.
+    partial = name.with_name(f"{name.name}.partial")
     partial.unlink(missing_ok=True)
     try:
         # A link costs nothing; a copy would write 300 MB at every new best.
@@ -129,7 +173,7 @@ def mark_best(path: Path) -> None:
         if error.errno not in NO_LINKS:
             raise
         shutil.copyfile(path, partial)
-    os.replace(partial, link)
+    os.replace(partial, name)
     files.sync_folder(path.parent)
 
 
@@ -176,12 +220,29 @@ def recover_newest(folder: Path, say: Callable[[str], None], may_rename: bool = 
         # Only now that a whole one is found. They must be renamed, or `prune` would count them and
         # delete a good one instead.
         for path, reason in damaged if may_rename else []:
-            say(f"{reason}; renamed to {path.name}.corrupt, resuming from step {step}")
-            os.replace(path, path.with_name(f"{path.name}.corrupt"))
+            say(f"{reason}; renamed to {put_aside(path).name}, resuming from step {step}")
         return step
     if damaged:
         raise DamagedCheckpointError(
             f"no checkpoint in {folder} is whole: {damaged[0][1]}. Put a good copy there, "
             "start over with --fresh --overwrite, or give another --run_dir"
         )
-    return -1
+    return recover_best(folder, say, may_rename) if (folder / BEST).exists() else -1
+
+
+def recover_best(folder: Path, say: Callable[[str], None], may_link: bool) -> int:
+    """Step of best.pt, where it is all that is left of a run; it is a whole checkpoint too.
+
+    The one process that may gives it its step's name as well. Raises DamagedCheckpointError.
+    """
+    try:
+        step = load(folder / BEST)["step"]
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(
+            f"no step_*.pt in {folder}, and {error}. Put a good copy there, start over with "
+            "--fresh --overwrite, or give another --run_dir"
+        ) from None
+    if may_link:
+        say(f"no step_*.pt in {folder}: resuming from {BEST}, the checkpoint of step {step}")
+        link(folder / BEST, step_path(folder, step))
+    return step

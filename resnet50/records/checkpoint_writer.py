@@ -30,8 +30,9 @@ class Failure:
 class CheckpointWriter:
     """Writes the checkpoints of one run, links the best one and deletes old ones."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, written_step: int = -1) -> None:
+        """written_step: of the newest checkpoint there; the attribute knows later ones too."""
+        self.folder, self.keep, self.written_step = folder, keep, written_step
         self._thread: threading.Thread | None = None
         self._failure: Failure | None = None
         self._bug: BaseException | None = None
@@ -69,6 +70,7 @@ class CheckpointWriter:
         try:
             make_room(self.folder, state)
             path = checkpoint.save(self.folder, step, state)
+            self.written_step = step
             if is_best:
                 checkpoint.mark_best(path)
             checkpoint.prune(self.folder, self.keep)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from resnet50.config.train_config import TrainConfig
-from resnet50.records import metrics, run_folder, status
+from resnet50.records import metrics, ownership, status
 from resnet50.records.display import Display, Throttle
 from resnet50.records.results import Results
 from resnet50.records.tensorboard_log import TensorBoardLog
@@ -61,7 +61,7 @@ class RunLog:
         # The time of all attempts adds up: status.json has that of the earlier ones.
         self._paid_before_s = 0.0
         if is_main:
-            self._paid_before_s = float(status.read_status(self.run_dir).get("paid_s", 0.0))
+            self._paid_before_s = float(status.known_status(self.run_dir).get("paid_s", 0.0))
         self._start_epoch()
 
     @property
@@ -77,13 +77,13 @@ class RunLog:
     def begin(self, step: int) -> None:
         """Continue from the checkpoint of `step`: what was logged after it is dropped."""
         with self._disk_may_be_full():
-            records = files.read_records(self.run_dir / run_folder.LOG)
+            records = files.read_records(self.run_dir / ownership.LOG)
             # Steps after the checkpoint are trained again, and logged again. What happened to the
             # run (a signal, a damaged file) did happen, and stays.
             kept = [r for r in records if r["kind"] == "event" or r["step"] <= step]
             self._steps = [record for record in kept if record["kind"] == "train"]
             lines = "".join(json.dumps(record) + "\n" for record in kept)
-            files.write_text(self.run_dir / run_folder.LOG, lines, sync=False)
+            files.write_text(self.run_dir / ownership.LOG, lines, sync=False)
             self._write_tables()
             if self.cfg.tensorboard:
                 self._tensorboard = TensorBoardLog(self.run_dir, step)
@@ -173,8 +173,11 @@ class RunLog:
             )
 
     @on_main_rank
-    def close(self, state: str, step: int) -> None:
-        """Write what is pending; for a finished run, print its summary too."""
+    def close(self, state: str, step: int, saved_step: int = -1) -> None:
+        """Write what is pending; for a finished run, print its summary too.
+
+        saved_step: of the newest checkpoint on the disk.
+        """
         self.display.close_bar()
         # For an interrupted run, too: its curves are what the user looks at next.
         if self.results.rows:
@@ -184,12 +187,12 @@ class RunLog:
                 self._tensorboard.close()
         # A finished run has no time left; any other will, when it resumes.
         if state == status.DONE:
-            self.write_status(state, step, remaining_s=0)
+            self.write_status(state, step, saved_step=saved_step, remaining_s=0)
             self.say(
                 metrics.summary(self.results, self.paid_s, self.cfg.price_per_hour, self.run_dir)
             )
         else:
-            self.write_status(state, step)
+            self.write_status(state, step, saved_step=saved_step)
 
     def _speed(self) -> dict[str, float]:
         """Images per second and percent of the time waiting for data, in this epoch so far."""
@@ -214,7 +217,7 @@ class RunLog:
 
     def _append(self, record: dict) -> None:
         # Opened for each line, so that a log that was moved, or a disk that is back, is no error.
-        with self._disk_may_be_full(), open(self.run_dir / run_folder.LOG, "a") as file:
+        with self._disk_may_be_full(), open(self.run_dir / ownership.LOG, "a") as file:
             file.write(json.dumps(record) + "\n")
         if self._tensorboard and record["kind"] != "event":
             with self._disk_may_be_full():
@@ -222,7 +225,7 @@ class RunLog:
 
     def _write_tables(self) -> None:
         rows = self.results.rows
-        files.write_text(self.run_dir / "metrics.csv", metrics.as_csv(rows), sync=False)
+        files.write_text(self.run_dir / ownership.METRICS, metrics.as_csv(rows), sync=False)
         files.write_text(self.run_dir / "metrics.md", metrics.as_markdown(rows), sync=False)
 
     def _draw_curves(self) -> None:

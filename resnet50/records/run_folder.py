@@ -9,54 +9,58 @@ Both JSON files are replaced whole, so that a reader never sees half of one.
 
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 
 import torch
 
-from resnet50.records import status
+from resnet50.records import checkpoint, ownership, status
+from resnet50.records.ownership import CHECKPOINTS, CONFIG
 from resnet50.system import files
 
 RUNS = Path("runs")
-CONFIG, LOG = "config.json", "log.jsonl"
-FILES = (CONFIG, status.FILE, LOG, "metrics.csv", "metrics.md", "curves.png")
 
 
 def checkpoints_dir(run_dir: Path) -> Path:
-    return run_dir / "checkpoints"
-
-
-def has_run(run_dir: Path) -> bool:
-    return (run_dir / CONFIG).exists() or checkpoints_dir(run_dir).exists()
+    return run_dir / CHECKPOINTS
 
 
 def make_room(run_dir: Path, overwrite: bool) -> None:
     """Delete the run in the folder, if `overwrite`, and no file that is not a run's."""
-    if not has_run(run_dir):
+    if not ownership.has_run(run_dir):
         return
     if not overwrite:
-        step = status.read_status(run_dir).get("step", "?")
+        step = status.known_status(run_dir).get("step", "?")
         raise ValueError(
             f"--fresh: there is a run in {run_dir}, at step {step}. Leave --fresh out to resume "
             "it, add --overwrite to delete it, or give another --run_dir"
         )
-    for folder in (checkpoints_dir(run_dir), run_dir / "tensorboard"):
-        if folder.exists():
-            shutil.rmtree(folder)
-    for name in FILES:
-        (run_dir / name).unlink(missing_ok=True)
+    ownership.remove_run(run_dir)
 
 
-def write_config(run_dir: Path, settings: dict[str, object], command_line: list[str]) -> None:
-    """Write config.json, for resuming and to show later how the run was made."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+def write_config(
+    run_dir: Path,
+    settings: dict[str, object],
+    command_line: list[str],
+    device_type: str,
+    precision: str,
+) -> None:
+    """Write config.json, for resuming and to show later how the run was made.
+
+    device_type, precision: what the run computes on and in, such as "cuda" and "bf16".
+    """
+    num_gpus = torch.cuda.device_count() if device_type == "cuda" else 0
+    gpus = [torch.cuda.get_device_name(i) for i in range(num_gpus)]
+    if settings_problem(run_dir) and (run_dir / CONFIG).exists():
+        checkpoint.put_aside(run_dir / CONFIG)
     record = {
         "settings": settings,
         "command_line": command_line,
         "commit": commit(),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "gpus": gpus,
+        "device": device_type,
+        "precision": precision,
         "cpu_cores": os.cpu_count(),
         "platform": platform.platform(),
     }
@@ -64,14 +68,82 @@ def write_config(run_dir: Path, settings: dict[str, object], command_line: list[
 
 
 def read_settings(run_dir: Path) -> dict[str, object] | None:
-    """The settings a run was started with; None if there is no run."""
-    record = files.read_json(run_dir / CONFIG)
-    if not record:
+    """The settings a run was started with; None if there is no run.
+
+    Where config.json is gone or damaged, those of a checkpoint, which has them all. Raises
+    ValueError, naming file and remedy, where there is none either.
+    """
+    problem = settings_problem(run_dir)
+    if not problem:
+        return files.read_json(run_dir / CONFIG)["settings"]
+    for path in reversed(checkpoint.files_in(checkpoints_dir(run_dir))):
+        try:
+            return checkpoint.load(path)["config"]
+        except checkpoint.DamagedCheckpointError:
+            continue
+    if not (run_dir / CONFIG).exists():
         return None
-    settings = record.get("settings")
-    if not isinstance(settings, dict):
-        raise ValueError(f"{run_dir / CONFIG} has no settings: not written by this program")
-    return settings
+    raise ValueError(
+        f"{problem}, and no checkpoint there has its settings. Put a good copy there, start over "
+        "with --fresh --overwrite, or give another --run_dir"
+    )
+
+
+def settings_problem(run_dir: Path) -> str:
+    """Why config.json does not tell a run's settings; empty if it does."""
+    path = run_dir / CONFIG
+    try:
+        if isinstance(files.read_json(path).get("settings"), dict):
+            return ""
+    except ValueError as error:
+        return str(error)
+    return f"{path} has no settings" if path.exists() else f"{path} is not there"
+
+
+def problems(run_dir: Path) -> list[str]:
+    """What is gone or damaged in the folder of a run that can go on without it, and how it does."""
+    found = []
+    if not ownership.has_run(run_dir):
+        return found
+    if problem := settings_problem(run_dir):
+        found.append(f"{problem}: taking the settings from a checkpoint")
+    try:
+        if not status.read_status(run_dir) and checkpoint.files_in(checkpoints_dir(run_dir)):
+            found.append(f"{run_dir / status.FILE} is not there: time and cost count from now on")
+    except ValueError as error:
+        found.append(f"{error}: time and cost count from now on")
+    return found
+
+
+def refuse_cpu(run_dir: Path) -> None:
+    """Raise ValueError if a run that a GPU trained would go on on a CPU, at a hundredth of the
+    speed, since a driver or a variable hides the GPU."""
+    try:
+        gpus = files.read_json(run_dir / CONFIG).get("gpus")
+    except ValueError:
+        return
+    if isinstance(gpus, list) and gpus:
+        raise ValueError(
+            f"the run in {run_dir} trained on {gpus[0]}, and torch sees no GPU here: look at "
+            "nvidia-smi and CUDA_VISIBLE_DEVICES, or give --device cpu to go on without one"
+        )
+
+
+def refuse_lost_checkpoints(run_dir: Path) -> None:
+    """Raise ValueError where a run has saved checkpoints and none is left: to begin at step 0 would
+    replace its results."""
+    if checkpoint.files_in(checkpoints_dir(run_dir)):
+        return
+    stood = status.known_status(run_dir)
+    # A run may be killed between its first row and its first checkpoint, and then begins anew; an
+    # older status.json, which does not say what was saved, is believed from the second row on.
+    had_some = stood.get("saved_step", -1) >= 0 or stood.get("state") == status.DONE
+    if had_some or ("saved_step" not in stood and ownership.num_rows(run_dir) >= 2):
+        raise ValueError(
+            f"the run in {run_dir} came to step {stood.get('step', '?')}, and its checkpoints are "
+            f"gone: put best.pt or a step_*.pt back into {checkpoints_dir(run_dir)}, start "
+            "over with --fresh --overwrite, or give another --run_dir"
+        )
 
 
 def commit() -> str:
@@ -90,6 +162,7 @@ def newest_unfinished(runs: Path = RUNS) -> Path | None:
     unfinished = [
         path.parent
         for path in runs.glob(f"*/{CONFIG}")
-        if status.read_status(path.parent).get("state") not in status.ENDED
+        if ownership.has_run(path.parent)
+        and status.known_status(path.parent).get("state") not in status.ENDED
     ]
     return max(unfinished, key=lambda run: (run / CONFIG).stat().st_mtime, default=None)

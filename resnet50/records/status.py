@@ -34,14 +34,23 @@ def read_status(run_dir: Path) -> dict[str, object]:
     return files.read_json(run_dir / FILE)
 
 
+def known_status(run_dir: Path) -> dict[str, object]:
+    """`read_status` for who goes on training: empty for a damaged file too, as a copy that was cut
+    leaves it. The checkpoints hold all but the time and money of the attempts before."""
+    try:
+        return read_status(run_dir)
+    except ValueError:
+        return {}
+
+
 def write_status(run_dir: Path, **changes: object) -> None:
     """Change some entries of status.json and keep the others. Raises OSError."""
-    files.write_json(run_dir / FILE, read_status(run_dir) | changes)
+    files.write_json(run_dir / FILE, known_status(run_dir) | changes)
 
 
 def state_of(run_dir: Path, attempt: str) -> str:
     """The state that this attempt wrote; empty if it wrote none."""
-    status = read_status(run_dir)
+    status = known_status(run_dir)
     return str(status.get("state", "")) if status.get("attempt") == attempt else ""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from resnet50.config.train_config import TrainConfig
 from resnet50.data.splits import Splits, fingerprint
 from resnet50.records import checkpoint, run_folder
-from resnet50.records.status import read_status
+from resnet50.records.status import known_status
 from resnet50.training import distributed
 from resnet50.training.distributed import Ranks
 
@@ -104,9 +104,7 @@ def sees_rank_0(run_dir: Path, attempt: str, step: int) -> bool:
 
 
 def has_start(run_dir: Path, attempt: str, step: int) -> bool:
-    try:
-        found = read_status(run_dir)
-    except ValueError:  # a file that another host replaced under a network file system's reader
-        return False
+    # Empty too while another host replaces the file under a network file system's reader.
+    found = known_status(run_dir)
     newest = checkpoint.newest_step(run_folder.checkpoints_dir(run_dir))
     return found.get("attempt") == attempt and newest == step

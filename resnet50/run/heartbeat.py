@@ -8,7 +8,8 @@ import os
 import time
 from pathlib import Path
 
-FILE = ".heartbeat"
+from resnet50.records.ownership import HEARTBEAT
+
 EVERY_S = 1.0
 
 
@@ -18,7 +19,7 @@ class Heartbeat:
     def __init__(self, run_dir: Path, is_main: bool) -> None:
         self._file = -1
         if is_main:
-            self._file = os.open(run_dir / FILE, os.O_WRONLY | os.O_CREAT, 0o666)
+            self._file = os.open(run_dir / HEARTBEAT, os.O_WRONLY | os.O_CREAT, 0o666)
         self._next_s = 0.0
 
     def beat(self, step: int) -> None:
@@ -35,7 +36,7 @@ class Heartbeat:
 def read(run_dir: Path) -> tuple[int, int]:
     """Time of the last heartbeat, in nanoseconds, and its step; (0, -1) if there is none."""
     try:
-        path = run_dir / FILE
+        path = run_dir / HEARTBEAT
         return path.stat().st_mtime_ns, int(path.read_bytes() or b"-1")
     except (OSError, ValueError):
         return 0, -1

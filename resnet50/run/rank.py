@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resnet50.config.command_line import print_error
-from resnet50.config.train_flags import Request
-from resnet50.records import run_folder, status
+from resnet50.config.train_flags import CPU, Request
+from resnet50.records import ownership, run_folder, status
 from resnet50.run.resolve import resolve, with_data
 from resnet50.run.start import Ended, Run, start
 from resnet50.run.supervisor import ATTEMPT
@@ -36,19 +36,19 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     attempt = os.environ.get(ATTEMPT) or uuid.uuid4().hex
     ranks, lock = Ranks(), None
     try:
-        ranks = distributed.read_ranks()
+        ranks = distributed.read_ranks(use_gpus=request.device != CPU)
         cfg = with_data(resolve(request, ranks.world_size))
         run_dir = Path(cfg.run_dir)
-        if request.fresh and run_folder.has_run(run_dir):
-            raise ValueError(
-                f"--fresh: there is a run in {run_dir}: `python train.py` can replace it"
-            )
         if ranks.is_main:
+            check_folder(run_dir, request, ranks)
             lock = FolderLock(run_dir)
+            for text in (*run_folder.problems(run_dir), *filter(None, [lock.missing])):
+                print(f"warning: {text}", flush=True)
             status.write_status(run_dir, state=status.RUNNING, attempt=attempt, message="")
         run = start(cfg, ranks, attempt, stop)
         if ranks.is_main:  # only now: a refused start must leave no settings to resume
-            run_folder.write_config(run_dir, run.parts.cfg.to_json(), sys.argv)
+            settings, precision = run.parts.cfg.to_json(), run.parts.precision.name
+            run_folder.write_config(run_dir, settings, sys.argv, ranks.device.type, precision)
     except Interrupted as interrupted:
         text = "interrupted before the first step; the same command starts again"
         if lock:
@@ -72,10 +72,20 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
         text = interrupted_message(run)
         run.log.say(text)
         say_last(text, ranks)
-    run.log.close(state, step)
+    run.log.close(state, step, run.writer.written_step)
     del run  # and with it the wrapped model
     distributed.disconnect()
     return exit_code(state)
+
+
+def check_folder(run_dir: Path, request: Request, ranks: Ranks) -> None:
+    """Raise ValueError, before anything is written, if this run must not begin in this folder."""
+    ownership.refuse_foreign(run_dir)
+    if request.fresh and ownership.has_run(run_dir):
+        raise ValueError(f"--fresh: there is a run in {run_dir}: `python train.py` can replace it")
+    run_folder.refuse_lost_checkpoints(run_dir)
+    if ranks.device.type == CPU and request.device != CPU:
+        run_folder.refuse_cpu(run_dir)
 
 
 def interrupted_message(run: Run) -> str:

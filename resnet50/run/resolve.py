@@ -12,7 +12,7 @@ from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.config.train_flags import Request
 from resnet50.data import orientation, remedies
-from resnet50.records import checkpoint, run_folder, tensorboard_log
+from resnet50.records import checkpoint, ownership, run_folder, tensorboard_log
 from resnet50.training import build, learning_rate
 from resnet50.training.plan import make_plan
 
@@ -29,7 +29,7 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
 
     Without any flags, the run is the newest unfinished one, else the default recipe's. world_size:
     the number of ranks, if it is known; the batch-norm group of a new run depends on it.
-    Raises ValueError for settings that a resume cannot change.
+    Raises ValueError for settings that a resume cannot change, and for a folder of another program.
     """
     settings = dict(request.settings)
     name = settings.get("recipe", DEFAULT_RECIPE)
@@ -37,7 +37,10 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
     run_dir = str(settings.pop("run_dir", newest or run_folder.RUNS / name))
     if Path(run_dir).exists() and not Path(run_dir).is_dir():
         raise ValueError(f"--run_dir {run_dir} is a file: give a new folder, or a run's")
-    stored = None if request.fresh else run_folder.read_settings(Path(run_dir))
+    stored = None
+    if not request.fresh:
+        ownership.refuse_foreign(Path(run_dir))
+        stored = run_folder.read_settings(Path(run_dir))
     if stored is None:
         settings = {**RECIPES[name].settings, **settings, "recipe": name, "run_dir": run_dir}
         cfg = TrainConfig(**settings)

@@ -30,6 +30,8 @@ def checkpoint_contents(run: "Run", epoch_sums: Tensor) -> dict[str, object]:
         "schedule": run.provenance["schedule"],  # what determines the rate and images of every step
         "classes": run.provenance["classes"],  # names, in the order of the logits
         "commit": run.provenance["commit"],  # of the code that wrote it, -dirty with local changes
+        "device": run.parts.ranks.device.type,  # what computed it,
+        "precision": run.parts.precision.name,  # and in what: --amp auto is of the machine
         # What a step changes
         "step": state.step,  # steps done: the number of the next batch
         "model": state.model.state_dict(),
@@ -76,6 +78,8 @@ def resume_from(run: "Run", contents: dict) -> None:
     # Before anything is loaded: the state of another run would load without an error.
     refuse_other_run(contents, run.provenance, run.parts.cfg)
     restore(state, contents)
+    for text in changes_of_machine(contents, run.parts):
+        run.log.event(state.step, text)
     results.rows = list(contents["rows"])
     # The sums are over all ranks: one rank takes them, the others start at zero.
     if not run.parts.ranks.is_main:
@@ -97,12 +101,32 @@ def restore(state: TrainState, contents: dict) -> None:
     state.model.load_state_dict(contents["model"])
     state.optimizer.load_state_dict(contents["optimizer"])
     state.learning_rate.load_state_dict(contents["scheduler"])
-    state.scaler.load_state_dict(contents["scaler"])
+    # Empty without fp16: where fp16 comes after bf16, as on an older GPU, its scale begins anew.
+    if contents["scaler"]:
+        state.scaler.load_state_dict(contents["scaler"])
     # The average is not a copy of the weights: started anew, it would forget the run so far.
     if state.ema is not None:
         state.ema.module.load_state_dict(contents["ema"])
         state.ema.num_updates = contents["num_averaged"]
     assert state.learning_rate.lr == state.lr, "scheduler and optimizer disagree"
+
+
+def changes_of_machine(contents: dict, parts: Parts) -> list[str]:
+    """What is computed otherwise than in the attempt before, which had another machine."""
+    texts = []
+    now = parts.ranks.device.type
+    if (then := contents.get("device", now)) != now:
+        texts.append(f"trained on {then} up to here, on {now} from here on")
+    # Older checkpoints do not name their precision, but only fp16 has a state of its scaling.
+    unnamed = "fp16" if contents["scaler"] else "no gradient scaling"
+    then, now = contents.get("precision", unnamed), parts.precision.name
+    if then != now and (then != "no gradient scaling" or now == "fp16"):
+        begins = "; its gradient scale begins anew" if now == "fp16" else ""
+        texts.append(
+            f"trained in {then} up to here, in {now} from here on (--amp {parts.cfg.amp} on this "
+            f"machine){begins}"
+        )
+    return texts
 
 
 def refuse_other_run(contents: dict, provenance: dict, cfg: TrainConfig) -> None:

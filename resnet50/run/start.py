@@ -28,10 +28,11 @@ from resnet50.records.log import RunLog
 from resnet50.records.results import Results
 from resnet50.run import consistency, initial_weights, resume, spot_watch
 from resnet50.run.heartbeat import Heartbeat
+from resnet50.system import files
 from resnet50.system.interruption import Interrupted, Interruption
 from resnet50.training import batch_fit, build, distributed
 from resnet50.training.build import Parts
-from resnet50.training.device import LateCounter
+from resnet50.training.device import LateCounter, is_emulated
 from resnet50.training.distributed import Ranks
 
 
@@ -103,12 +104,14 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         results=results,
         log=log,
         interruption=stop,
-        writer=CheckpointWriter(folder, cfg.keep_checkpoints),
+        writer=CheckpointWriter(folder, cfg.keep_checkpoints, saved_step),
         heartbeat=Heartbeat(log.run_dir, ranks.is_main),
         non_finite=LateCounter(ranks.device),
         saved_step=saved_step,
         save_due_s=time.monotonic() + 60 * cfg.save_every_minutes,
     )
+    if ranks.is_main:
+        make_ready(folder, log)
     # Last, over the weights that were just built: loading checks that everything has its place.
     if saved_step >= 0:
         resume.resume_from(run, checkpoint.load(checkpoint.step_path(folder, saved_step)))
@@ -117,6 +120,20 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         log.event(0, line)
     log_start(run)
     return run
+
+
+def make_ready(folder: Path, log: RunLog) -> None:
+    """See to the folder of the checkpoints, and say what its disk cannot promise."""
+    checkpoint.make_folder(folder)
+    best = folder / checkpoint.BEST
+    if best.exists() and not checkpoint.has_trailer(best):
+        log.say(f"{best} is not a whole checkpoint: renamed to {checkpoint.put_aside(best).name}")
+    if problem := files.folder_sync_problem(folder):
+        log.event(
+            0,
+            f"warning: the disk of {folder} cannot sync a folder ({problem}): checkpoints outlive "
+            "a kill, and a power cut may cost the newest of them",
+        )
 
 
 def printer(ranks: Ranks) -> Callable[[str], None]:
@@ -174,6 +191,8 @@ def log_start(run: Run) -> None:
         f"{parts.ranks.device.type}, {parts.precision.name}, learning rate up to {cfg.max_lr:g}, "
         f"run folder {cfg.run_dir}"
     )
+    if is_emulated(parts.precision):
+        log.say("warning: this GPU has no bf16 and emulates it, many times slower than its fp16")
     if unused := distributed.unused_gpus(parts.ranks):
         log.say(f"warning: {unused} GPUs stay idle: torchrun --nproc_per_node=gpu uses them all")
     if run.saved_step >= 0:

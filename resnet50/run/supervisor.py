@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -23,8 +24,8 @@ import torch
 
 from resnet50.config.command_line import print_error
 from resnet50.config.train_config import TrainConfig
-from resnet50.config.train_flags import Request
-from resnet50.records import checkpoint, run_folder, status
+from resnet50.config.train_flags import CPU, Request
+from resnet50.records import checkpoint, ownership, run_folder, status
 from resnet50.run import heartbeat
 from resnet50.run.resolve import resolve, with_data
 from resnet50.system import processes
@@ -44,15 +45,23 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
     try:
         cfg = with_data(resolve(request))
         run_dir = Path(cfg.run_dir)
+        ownership.refuse_foreign(run_dir)
+        num_gpus = 0 if request.device == CPU else torch.cuda.device_count()
+        if not (num_gpus or request.device == CPU or request.fresh):
+            run_folder.refuse_cpu(run_dir)
         # Two locks: the supervisor's, by which host/ finds the training process, and the rank's.
         lock = FolderLock(run_dir, status.SUPERVISOR_LOCK)
         FolderLock(run_dir).release()  # a plain torchrun may be training there
         if request.fresh:
             run_folder.make_room(run_dir, request.overwrite)
-        ended, stored = status.read_status(run_dir), run_folder.read_settings(run_dir)
+        ended, stored = status.known_status(run_dir), run_folder.read_settings(run_dir)
     except (ValueError, OSError) as error:
         return print_error("train.py", error)
-    if ended.get("state") == status.DONE and not is_prolonged(cfg, stored, ended["step"]):
+    if (
+        ended.get("state") == status.DONE
+        and stored
+        and not is_prolonged(cfg, stored, ended["step"])
+    ):
         no_limit = f"; without a limit: python train.py --run_dir {run_dir} {NO_LIMIT}"
         print(
             f"train.py: the run in {run_dir} is done at step {ended.get('step')}, best top-1 "
@@ -63,10 +72,10 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
     # The ranks get the same words, and so the same settings, but not those that delete.
     flags = [word for word in argv if word not in ("--fresh", "--overwrite")]
     command = [script, *flags, f"--run_dir={run_dir}", f"--data_dir={cfg.data_dir}"]
-    num_ranks = max(1, torch.cuda.device_count())
-    code = Supervisor(command, num_ranks, run_dir, hang_s=60 * cfg.hang_minutes).run()
+    hang_s = 60 * cfg.hang_minutes
+    code = Supervisor(command, max(1, num_gpus), run_dir, hang_s=hang_s).run()
     # Still "running": no rank was left to write the outcome.
-    if status.read_status(run_dir).get("state") == status.RUNNING:
+    if status.known_status(run_dir).get("state") == status.RUNNING:
         was_interrupted = code == status.EXIT_CODES[status.INTERRUPTED]
         state = status.INTERRUPTED if was_interrupted else status.CRASHED
         status.write_status(run_dir, state=state)
@@ -138,15 +147,19 @@ class Supervisor:
     def _start(self, attempt: str) -> subprocess.Popen:
         """Start torchrun in its own session, so that Ctrl-C reaches us alone, and arrives once."""
         parent_pid = os.getpid()
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        # -P: not from the current folder, where a file of the user's may hide Python's own module.
+        torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
         torchrun += ["--max-restarts=0", f"--nproc_per_node={self.num_ranks}"]
         # Not SIGHUP: torchrun would handle it again and end the job when a connection drops.
         torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]
         # Ranks check for the supervisor's id: if torchrun died while they imported, they die too.
         environment = {ATTEMPT: attempt, processes.SUPERVISOR_PID: str(parent_pid)}
+        # Variables of another launcher (Kubeflow sets PET_NNODES) are torchrun's options too.
+        inherited = {name: value for name, value in os.environ.items() if name[:4] != "PET_"}
+        inherited.pop("PYTHONSAFEPATH", None)  # the ranks find our modules beside the script
         return subprocess.Popen(
             [*torchrun, *self.command],
-            env=os.environ | environment,
+            env=inherited | environment,
             start_new_session=True,
             preexec_fn=lambda: _prepare_torchrun(parent_pid),
         )
@@ -203,13 +216,9 @@ def _prepare_torchrun(parent_pid: int) -> None:
 
 def _signal_ranks(torchrun_pid: int, signum: signal.Signals) -> None:
     """Signal torchrun's children and not torchrun, which would report our own stop as a failure."""
-    # Any of torchrun's threads may have started them.
-    for children in Path(f"/proc/{torchrun_pid}/task").glob("*/children"):
-        for pid in children.read_text().split():
-            try:
-                os.kill(int(pid), signum)
-            except ProcessLookupError:
-                continue
+    for pid in processes.children_of(torchrun_pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signum)
 
 
 def _end_hung(torchrun: subprocess.Popen, hang_s: float) -> None:

@@ -4,12 +4,17 @@ A file is written next to its place and renamed, so that a reader finds the old 
 never half of it, even after a kill at any moment. `sync` makes that true after a power cut, too.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+# What disks answer that cannot sync a folder: old CIFS, shares of virtual machines, DrvFs, FUSE.
+# PostgreSQL goes on after the first two, in fsync_fname of src/common/file_utils.c.
+NO_FOLDER_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
@@ -35,12 +40,30 @@ def replaced(path: Path, mode: str = "w", *, sync: bool) -> Iterator[IO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the folder's names to the disk: only then does a rename in it survive a power cut."""
+    """Flush the folder's names to the disk: only then does a rename in it survive a power cut.
+
+    On a disk that cannot, nothing, since the file itself is synced; `folder_sync_problem` tells.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)
+
+
+def folder_sync_problem(folder: Path) -> str:
+    """Why a rename in this folder may not survive a power cut; empty where it does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno in NO_FOLDER_SYNC else ""
+    finally:
+        os.close(descriptor)
+    return ""
 
 
 def write_text(path: Path, text: str, *, sync: bool) -> None:

@@ -35,6 +35,25 @@ def children_without_sigusr1() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def children_of(parent_pid: int) -> list[int]:
+    """Ids of a process's children, of whichever of its threads.
+
+    From every process's own record: /proc/PID/task/TID/children is not in all kernels (it needs
+    CONFIG_PROC_CHILDREN).
+    """
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in pids if _parent_of(pid) == parent_pid]
+
+
+def _parent_of(pid: int) -> int:
+    """0 for a process that has ended."""
+    try:
+        # "PID (NAME) STATE PARENT ...", where a name may hold anything, brackets too.
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def die_with_parent(parent_pid: int) -> None:
     """Have the kernel SIGKILL this process when its parent dies. Does nothing outside Linux.
 
@@ -56,6 +75,5 @@ def die_with_launcher() -> None:
     parent_pid, supervisor_pid = os.getppid(), os.environ.get(SUPERVISOR_PID)
     die_with_parent(parent_pid)
     if supervisor_pid is not None:
-        stat = Path(f"/proc/{parent_pid}/stat").read_text()
-        if int(stat.rpartition(")")[2].split()[1]) != int(supervisor_pid):
+        if _parent_of(parent_pid) != int(supervisor_pid):
             os._exit(1)

@@ -17,6 +17,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 
 import torch
+from torch import Tensor
 
 from resnet50.config.fields import AUTO
 from resnet50.config.train_config import TrainConfig
@@ -52,6 +53,26 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         word in str(error).lower() for word in words
     )
+
+
+class MemoryNoted:
+    """A prediction that notes a lack of memory, in `lack`, where it would raise one.
+
+    Its rank then goes on answering the others, and all of them can end together.
+    """
+
+    def __init__(self, predict: Callable[[Batch], Tensor], num_classes: int) -> None:
+        self._predict, self._num_classes, self.lack = predict, num_classes, ""
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Logits (B, K); zeros where there was no memory for them."""
+        try:
+            return self._predict(batch)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self.lack = str(error)
+        return torch.zeros(len(batch.labels), self._num_classes, device=batch.labels.device)
 
 
 def take_step(cfg: TrainConfig, device: torch.device, batch_sizes: Sequence[int]) -> None:

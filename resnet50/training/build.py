@@ -21,13 +21,14 @@ from resnet50.data.batch import Batch
 from resnet50.data.loader import Loader, choose_num_workers
 from resnet50.data.splits import Split, Splits
 from resnet50.training import distributed, losses, optimization
-from resnet50.training.device import Precision, choose_precision, set_up_device
+from resnet50.training.device import Precision, check_compiler, choose_precision, set_up_device
 from resnet50.training.distributed import Ranks
 from resnet50.training.engine import StepContext, TrainState
 from resnet50.training.learning_rate import LearningRate, LearningRateSettings
 from resnet50.training.plan import Plan, make_plan, train_keys
 
 TRAIN, EVAL = range(2)  # the streams of a loader
+TOTAL_STRIDE = 32  # pixels of a picture for each of the last feature map
 
 
 @dataclass
@@ -65,6 +66,9 @@ def set_up(
     # Mistakes are reported first, before any process is started or GPU memory is allocated.
     plan = make_plan(cfg, len(splits.train), ranks.world_size)
     refuse_enlarging(cfg, splits.train)
+    refuse_single_values(cfg)
+    if cfg.compile:
+        check_compiler(ranks.device)
 
     # Forked before CUDA exists in this process, since a fork of a CUDA process cannot use CUDA; and
     # before the process group's threads, since a fork inherits their locks but not the threads.
@@ -101,6 +105,17 @@ def refuse_enlarging(cfg: TrainConfig, train_set: Split) -> None:
         raise ValueError(
             f"--image_size {cfg.image_size} is more than {train_set.root} holds, whose pictures "
             f"were shrunk to {side} px: choose a smaller one, or pack the data again"
+        )
+
+
+def refuse_single_values(cfg: TrainConfig) -> None:
+    """Raise ValueError where the last batch norms would see one value a channel: one image, of
+    which the strides leave one pixel. It has no variance, and torch refuses it."""
+    side = cfg.start_image_size or cfg.image_size
+    if cfg.device_batch_size == 1 and side <= TOTAL_STRIDE:
+        raise ValueError(
+            f"--device_batch_size 1 of {side} px leaves batch norm one value a channel, which has "
+            "no variance: take 2 or more images, on fewer ranks if need be, or larger ones"
         )
 
 

@@ -1,6 +1,8 @@
 """The device that computes: its precision, its determinism, and how its numbers are read."""
 
 import os
+import shlex
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +39,31 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
             amp = "bf16" if has_bf16 else "fp32"
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     return Precision(device, dtypes[amp])
+
+
+def is_emulated(precision: Precision) -> bool:
+    """Whether a GPU without bf16 is to compute in it, which torch then does in software."""
+    return (
+        precision.device.type == "cuda"
+        and precision.dtype == torch.bfloat16
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ValueError naming option and remedy where torch.compile would find no compiler.
+
+    For a CPU it writes C++, for a GPU Triton compiles its launchers in C; slim images have neither,
+    and torch says so half a minute later in a page of traceback.
+    """
+    variable, usual = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
+    named = shlex.split(os.environ.get(variable, ""))[:1]
+    if not any(map(shutil.which, named or usual)):
+        wanted = f"{variable}={named[0]} is not there" if named else f"no {' or '.join(usual)} here"
+        raise ValueError(
+            f"--compile needs a compiler, {wanted}: apt-get install g++ (or conda install gxx), or "
+            "leave --compile out"
+        )
 
 
 def set_up_device(device: torch.device, deterministic: bool) -> None:

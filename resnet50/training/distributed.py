@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,13 @@ TIMEOUT = timedelta(minutes=10)
 _exchange_numbers = itertools.count()  # all ranks exchange equally often
 
 CPU = torch.device("cpu")
+
+VARIABLES = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+LEFT_OVER = (
+    "Left over from another program? `unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE`, or start "
+    "with torchrun"
+)
+ANSWER_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -49,21 +57,17 @@ class PeerError(ValueError):
 
 
 def launched_by_torchrun() -> bool:
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """Whether this process is a rank; an empty variable, as scripts leave it, says nothing."""
+    return bool(os.environ.get("RANK") and os.environ.get("WORLD_SIZE"))
 
 
-def read_ranks() -> Ranks:
-    """The ranks according to torchrun; one without it. Starts nothing, touches no GPU."""
-    number = {
-        name: int(os.environ.get(name, default))
-        for name, default in (
-            ("RANK", "0"),
-            ("LOCAL_RANK", "0"),
-            ("WORLD_SIZE", "1"),
-            ("LOCAL_WORLD_SIZE", "1"),
-        )
-    }
-    num_gpus = torch.cuda.device_count()
+def read_ranks(use_gpus: bool = True) -> Ranks:
+    """The ranks according to torchrun; one without it. Starts nothing, touches no GPU.
+
+    use_gpus: if there are any. Raises ValueError for variables that some other program left there.
+    """
+    number = read_variables()
+    num_gpus = torch.cuda.device_count() if use_gpus else 0
     device = torch.device("cuda", number["LOCAL_RANK"]) if num_gpus else torch.device("cpu")
     if num_gpus and number["LOCAL_WORLD_SIZE"] > num_gpus:
         raise ValueError(
@@ -79,8 +83,52 @@ def read_ranks() -> Ranks:
     )
 
 
+def read_variables() -> dict[str, int]:
+    """RANK and the like. Raises ValueError if they cannot be those of a rank that runs now."""
+    texts = {name: os.environ.get(name) or default for name, default in VARIABLES.items()}
+    shown = " ".join(f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name))
+    try:
+        number = {name: int(text) for name, text in texts.items()}
+    except ValueError:
+        raise ValueError(f"{shown}: not numbers. {LEFT_OVER}") from None
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if not 0 <= number[rank] < number[size]:
+            raise ValueError(f"{shown}: {rank} must be from 0 to {size} - 1. {LEFT_OVER}")
+    if number["WORLD_SIZE"] > 1:
+        check_rendezvous(shown)
+    return number
+
+
+def check_rendezvous(shown: str) -> None:
+    """Raise ValueError where several ranks are said to be and cannot meet.
+
+    shown: the variables that say so. Otherwise ranks wait for each other for ten minutes.
+    """
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if not address or not port.isdigit():
+        raise ValueError(f"{shown} without MASTER_ADDR and MASTER_PORT. {LEFT_OVER}")
+    # torchrun itself holds the store that its ranks meet at, before it starts them.
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        try:
+            socket.create_connection((address, int(port)), timeout=ANSWER_S).close()
+        except (OSError, OverflowError) as error:
+            raise ValueError(
+                f"{shown}, and no torchrun answers at {address}:{port} ({error}). {LEFT_OVER}"
+            ) from None
+    elif os.environ.get("RANK", "0") == "0":
+        # Kubeflow's pods, say: each is a rank without torchrun, and the others may come later.
+        print(
+            f"{shown}: waiting for the other ranks at {address}:{port}. If there are none: "
+            f"{LEFT_OVER}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def unused_gpus(ranks: Ranks) -> int:
     """GPUs of this host that no rank uses."""
+    if ranks.device.type == "cpu":  # where there are some, --device cpu asked for none
+        return 0
     return max(0, torch.cuda.device_count() - ranks.local_world_size)
 
 

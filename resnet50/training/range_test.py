@@ -191,8 +191,9 @@ def find_max_lr(
 ) -> lr_curve.Suggestions:
     """Measure, and suggest.
 
-    Writes result.json, curve.csv and three pictures into `folder`. Raises ValueError if the curve
-    does not suffice for a suggestion, and Interrupted.
+    Writes result.json, curve.csv and three pictures into `folder`; a disk that is full by then
+    costs them and not what was found. Raises ValueError if the curve does not suffice for a
+    suggestion, and Interrupted.
     """
     cfg = parts.cfg
     lrs, losses = measure(parts, rates, stop, say)
@@ -215,9 +216,14 @@ def find_max_lr(
         "world_size": parts.ranks.world_size,
     }
     if parts.ranks.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "curve.csv").write_text(lr_curve.as_csv(lrs, losses))
-        (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        title = f"{Path(cfg.data_dir).name}, {cfg.recipe}: batch {cfg.total_batch_size}"
-        lr_curve.draw(folder, lrs, losses, suggestions, title)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # First, since it tells whose files these are (records/ownership.py).
+            (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+            (folder / "curve.csv").write_text(lr_curve.as_csv(lrs, losses))
+            title = f"{Path(cfg.data_dir).name}, {cfg.recipe}: batch {cfg.total_batch_size}"
+            lr_curve.draw(folder, lrs, losses, suggestions, title)
+        except OSError as error:
+            say(f"warning: {folder} cannot be written ({error.strerror}): only said here")
+            say(f"range test: {json.dumps(result)}")
     return suggestions

@@ -62,7 +62,10 @@ ROOMS = {
     "records": {"training.plan", "config", "system"},
     "run": {"records", "training", "data", "config", "system", "dataset_paths"},
     "inference": {"records", "training", "data", "system.figures", "model"},
-    "export": {"inference", "records", "training", "data", "config", "model", "dataset_paths"},
+    "export": {
+        *("inference", "records", "training", "data", "config", "model", "dataset_paths"),
+        "system.preflight",  # of the command of that name
+    },
     "host": {"records.status", "config.command_line", "system"},
 }
 GROUND = ("model", "dataset_paths")  # at the top, and under everything
@@ -198,8 +201,17 @@ def test_nothing_happens_at_import():
             is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             is_guarded = text.startswith(("if __name__ == '__main__'", "if TYPE_CHECKING:"))
             silences_matplotlib = text.startswith("logging.getLogger('matplotlib').setLevel(")
+            looks_at_python = (name, text) == ("resnet50.system.preflight", "check()")
             is_harmless = isinstance(node, harmless) or is_docstring or is_guarded
-            assert is_harmless or silences_matplotlib, f"{name}: {text}"
+            assert is_harmless or silences_matplotlib or looks_at_python, f"{name}: {text}"
+
+
+def test_every_command_looks_at_its_python_first():
+    for name in COMMANDS:
+        first = next(node for node in tree_of(name).body if isinstance(node, ast.Import))
+        assert ast.unparse(first) == "import resnet50.system.preflight", name
+    assert not imports_of("resnet50.system.preflight")
+    assert packages_of("resnet50.system.preflight") == {"os", "sys"}
 
 
 def test_commands_have_a_main_that_takes_arguments():

@@ -97,7 +97,7 @@ def test_newest_few_are_kept_and_the_best_for_ever(tmp_path):
         path = checkpoint.save(tmp_path, step, STATE | {"step": step})
         if step == 9:
             checkpoint.mark_best(path)
-        (tmp_path / "step_000000012.partial").write_bytes(b"left behind by a kill")
+        (tmp_path / "step_000000012.pt.partial").write_bytes(b"left behind by a kill")
         checkpoint.prune(tmp_path, 2)
     assert checkpoint.steps_in(tmp_path) == [11, 100]
     assert (

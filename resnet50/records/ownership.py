@@ -1,0 +1,136 @@
+"""Which files in a folder a run has written, so that nobody else's is replaced or removed.
+
+A run writes fixed names, some of them common ones (best.pt, metrics.csv, config.json). A folder is
+a run's if its config.json, its status.json or a checkpoint in it is one that this program wrote. In
+any other folder a file of such a name is somebody else's; files of other names are nobody's
+concern, there or in a run's folder.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from resnet50.records import checkpoint, status
+from resnet50.records.tensorboard_log import FOLDER as TENSORBOARD
+from resnet50.system.locking import LOCK
+
+CONFIG, LOG, METRICS, CHECKPOINTS = "config.json", "log.jsonl", "metrics.csv", "checkpoints"
+FILES = (CONFIG, status.FILE, LOG, METRICS, "metrics.md", "curves.png")
+EVENTS = "events.out.tfevents.*"  # TensorBoard's own name for its files
+RANGE_TEST = "lr_finder"
+CURVES = ("full_range.png", "high_range.png", "mid_range.png")
+RANGE_TEST_FILES = ("result.json", "curve.csv", *CURVES)
+IN_RANGE_TEST = tuple(f"{RANGE_TEST}/{name}" for name in RANGE_TEST_FILES)
+# What a start that is refused may leave: locks and a heartbeat, numbers all of them.
+HEARTBEAT = ".heartbeat"  # run/heartbeat.py writes it
+NUMBERS = (LOCK, status.SUPERVISOR_LOCK, HEARTBEAT)
+SOME_SETTINGS = {"total_batch_size", "max_lr", "epochs"}  # of every config.json of ours
+
+
+def is_config(path: Path) -> bool:
+    settings = _json_object(path).get("settings")
+    return isinstance(settings, dict) and settings.keys() >= SOME_SETTINGS
+
+
+def is_status(path: Path) -> bool:
+    """Whether it is that of a run which has begun; one of a refused start is no mark of a run."""
+    return _json_object(path).keys() >= {"attempt", "state", "step", "stop_step"}
+
+
+def foreign_range_test(folder: Path) -> Path | None:
+    """A file there that a range test would replace, where none has written its results."""
+    there = (folder / name for name in RANGE_TEST_FILES if _exists(folder / name))
+    is_ours = _json_object(folder / "result.json").keys() >= {"max_lr", "suggestions"}
+    return None if is_ours else next(there, None)
+
+
+def num_rows(run_dir: Path) -> int:
+    """Epochs in metrics.csv."""
+    try:
+        return max((run_dir / METRICS).read_bytes().count(b"\n") - 1, 0)
+    except OSError:
+        return 0
+
+
+def has_run(run_dir: Path) -> bool:
+    """Whether a run of this program lies there, or what is left of one."""
+    folder = run_dir / CHECKPOINTS
+    return (
+        is_config(run_dir / CONFIG)
+        or is_status(run_dir / status.FILE)
+        or any(map(checkpoint.has_trailer, checkpoint.files_in(folder)))
+    )
+
+
+def refuse_foreign(run_dir: Path) -> None:
+    """Raise ValueError, before anything is written, if a run there would replace or remove a file
+    that no run has written."""
+    misplaced = (path for path, is_right in _kinds(run_dir) if _exists(path) and not is_right(path))
+    foreign = next(misplaced, None)
+    if foreign is None and not has_run(run_dir):
+        foreign = next(filter(_is_foreign, _written(run_dir)), None)
+    if foreign is not None:
+        raise ValueError(
+            f"--run_dir {run_dir}: {foreign.relative_to(run_dir)} there is not from a run of this "
+            "program, which would replace it: give another --run_dir, or move that file away"
+        )
+
+
+def remove_run(run_dir: Path) -> None:
+    """Delete what a run wrote there, and nothing else; a file of a checkpoint's name that is none
+    is renamed."""
+    folder = run_dir / CHECKPOINTS
+    for path in checkpoint.files_in(folder):
+        if checkpoint.has_trailer(path):
+            path.unlink()
+        else:
+            checkpoint.put_aside(path)
+    checkpoint.remove_partial(folder)
+    events = (run_dir / TENSORBOARD).glob(EVENTS)
+    for path in (*events, *(run_dir / name for name in (*FILES, *IN_RANGE_TEST))):
+        path.unlink(missing_ok=True)
+    for inner in (folder, run_dir / TENSORBOARD, run_dir / RANGE_TEST):
+        if inner.is_dir() and not inner.is_symlink() and not any(inner.iterdir()):
+            inner.rmdir()
+
+
+def _written(run_dir: Path) -> Iterator[Path]:
+    """The files there that have a name which a run writes."""
+    names = [*FILES, *IN_RANGE_TEST, *NUMBERS]
+    # Not status.json's: rank 0 may be writing its first one while another rank looks.
+    partial = [f"{name}.partial" for name in FILES if name != status.FILE]
+    yield from filter(_exists, (run_dir / name for name in (*names, *partial)))
+    yield from checkpoint.files_in(run_dir / CHECKPOINTS)
+    yield from checkpoint.partial_in(run_dir / CHECKPOINTS)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file in a folder without a run is not what a start that was refused has left."""
+    if path.name in NUMBERS:
+        text = path.read_bytes()[:64].strip()
+        return bool(text) and not text.lstrip(b"-").isdigit()
+    if path.name == status.FILE:
+        return not _json_object(path).keys() >= {"attempt", "state"}
+    return True
+
+
+def _kinds(run_dir: Path) -> list[tuple[Path, Callable[[Path], bool]]]:
+    """What must be a folder, or a file, if it is there at all."""
+    folders = (CHECKPOINTS, TENSORBOARD, RANGE_TEST)
+    return [
+        *((run_dir / name, Path.is_dir) for name in folders),
+        *((run_dir / name, Path.is_file) for name in (*FILES, *IN_RANGE_TEST, *NUMBERS)),
+    ]
+
+
+def _exists(path: Path) -> bool:
+    return os.path.lexists(path)  # a link to nothing is something too
+
+
+def _json_object(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
