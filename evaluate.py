@@ -266,6 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         ranks = distributed.read_ranks()
         result, problems = evaluate(args, ranks)
+    except KeyboardInterrupt:
+        print("evaluate.py: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         if ranks.is_main:
             print_error("evaluate.py", error)

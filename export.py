@@ -30,6 +30,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -337,6 +338,7 @@ def write_checked(
 def main(argv: Sequence[str] | None = None) -> int:
     """Export and print the table; returns 0, or 2 if the user must change something."""
     args = build_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # staged files go then too
     try:
         if args.prune is not None:
             check_arguments(args)
@@ -350,6 +352,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.hub:
             places = [args.weights, args.out, args.data_dir]
             hub.publish(Target(args.hub, args.private, args.dry_run), loaded, result, places)
+    except KeyboardInterrupt:
+        print("export.py: interrupted, nothing was written", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
         return print_error("export.py", error)
     return 0

@@ -83,7 +83,7 @@ build_environment() {
         if [[ -n $(ls -A "$venv" 2>/dev/null) && ! -e $venv/pyvenv.cfg && ! -e $venv/.installing ]]; then
             die "$venv is not empty and not an environment: give another folder, VENV=DIR"
         fi
-        say "building the environment in $venv with $python (PyTorch is a 3 GB download)"
+        say "building the environment in $venv with $python (PyTorch is a 3 GB download: minutes without output)"
         # The mark comes first, so that what a kill leaves is recognized as ours.
         run rm -rf "$venv"
         run mkdir -p "$venv"

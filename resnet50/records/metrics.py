@@ -76,10 +76,11 @@ def as_markdown(rows: list[dict]) -> str:
 def summary(results: Results, paid_s: float, price_per_hour: float, run_dir: Path) -> str:
     """The summary of a finished run; paid_s: seconds of machine time."""
     last, best = results.rows[-1], results.best
-    an_epoch_s = last["seconds"] / max(last["epoch"], 1e-9)
+    average = ""
+    if last["epoch"] >= 1:  # a part of one says little: most of its time may be an evaluation's
+        average = f", {clock(last['seconds'] / last['epoch'])} an epoch on average"
     lines = [
-        f"done: {last['epoch']:g} epochs in {clock(paid_s)}, {clock(an_epoch_s)} an epoch on "
-        "average",
+        f"done: {last['epoch']:g} epochs in {clock(paid_s)}{average}",
         f"final top-1 {last['val_top1']:.2f}%, top-5 {last['val_top5']:.2f}%",
         f"best top-1 {best['val_top1']:.2f}% after epoch {best['epoch']:g}",
     ]

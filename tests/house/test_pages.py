@@ -199,6 +199,8 @@ def check(words: list[str]) -> None:
             export.build_parser().parse_args(flags)
         case ["python", "app.py", *flags]:
             app.build_parser().parse_args(flags)
+        case ["pip", "install", *packages]:  # of those that the error message of the command names
+            assert packages == export.ONNX_PACKAGES
         case ["source", path]:
             assert path.endswith("/bin/activate")
         case ["cd", path]:
