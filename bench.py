@@ -276,9 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         cfg = read_settings(args)
-        throughput.open_data(
-            Path(cfg.data_dir), cfg.upright
-        )  # before anything is measured: it takes a minute
+        # Mistakes in the data are reported before anything is measured, which takes a minute.
+        throughput.open_data(Path(cfg.data_dir), cfg.upright)
         cfg = batch_fit.fit_batch_size_alone(cfg)
         result = bench_host(cfg, set(args.image_size or epoch_sizes(cfg)), args.seconds)
     except (KeyboardInterrupt, Interrupted):

@@ -199,9 +199,11 @@ def test_training_crops_of_turned_pictures_are_those_of_upright_files(tmp_path):
     seen = []
     for name in ("turned", "upright"):
         for split in ("train", "val"):
-            (tmp_path / name / split / "ant").mkdir(parents=True)
+            for class_name in ("ant", "bee"):
+                (tmp_path / name / split / class_name).mkdir(parents=True)
             for number in (3, 6, 8):
-                data, file = held(number, "PNG"), tmp_path / name / split / "ant" / f"{number}.png"
+                folder = tmp_path / name / split / ("bee" if number == 8 else "ant")
+                data, file = held(number, "PNG"), folder / f"{number}.png"
                 if name == "upright":
                     Image.fromarray(turned_by_pillow(data)).save(file)
                 else:

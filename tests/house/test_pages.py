@@ -27,6 +27,7 @@ import prepare_data
 from resnet50.config import recipe, train_flags
 from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
 from resnet50.config.train_config import TrainConfig
+from resnet50.export import formats
 from resnet50.packing import parquet
 from resnet50.training.plan import make_plan
 
@@ -200,7 +201,7 @@ def check(words: list[str]) -> None:
         case ["python", "app.py", *flags]:
             app.build_parser().parse_args(flags)
         case ["pip", "install", *packages]:  # of those that the error message of the command names
-            assert packages == export.ONNX_PACKAGES
+            assert packages == list(formats.PACKAGES[formats.ONNX].values())
         case ["source", path]:
             assert path.endswith("/bin/activate")
         case ["cd", path]:

@@ -24,7 +24,7 @@ def test_a_resume_changes_only_what_may_change():
 def test_a_run_of_before_reads_its_pictures_as_it_began(tmp_path):
     settings = TrainConfig(run_dir=str(tmp_path)).to_json()
     del settings["upright"]
-    run_folder.write_config(tmp_path, settings, [])
+    run_folder.write_config(tmp_path, settings, [], "cpu", "fp32")
     for given, expected in (({}, "legacy"), ({"upright": "auto"}, "legacy")):
         cfg = resolve(Request({"run_dir": str(tmp_path), **given}))
         assert cfg.upright == expected
