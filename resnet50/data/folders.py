@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_paths import is_hidden, is_picture
+from dataset_paths import PICTURE_ENDS, is_hidden, is_picture
 from resnet50.data import class_folders, class_names, orientation, pack, remedies, unused
 from resnet50.data.jpeg import WholePicture
 from resnet50.data.unused import Unused, printable
@@ -74,8 +74,10 @@ class ImageFolder:
         return pack.content_hash(self.classes, self.paths)
 
 
-def list_split(data_dir: Path, root: Path) -> ImageFolder:
-    """A split's folder of class folders. data_dir: the data set that it belongs to.
+def list_split(data_dir: Path, root: Path, ends: frozenset[str] = PICTURE_ENDS) -> ImageFolder:
+    """A split's folder of class folders.
+
+    data_dir: the data set that it belongs to; ends: extensions of pictures.
 
     Raises ValueError naming the folder that is not as expected and the remedy.
     """
@@ -83,7 +85,7 @@ def list_split(data_dir: Path, root: Path) -> ImageFolder:
     classes = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
     loose, folders = [], set(classes)
     for entry in entries:
-        reason = "" if entry.name in folders else _reason(entry)
+        reason = "" if entry.name in folders else _reason(entry, ends)
         if reason == unused.DANGLING:
             _refuse_lost_class(entry)
         if reason:
@@ -102,7 +104,7 @@ def list_split(data_dir: Path, root: Path) -> ImageFolder:
     class_names.check_spelling(classes, root)
     paths, labels, empty = [], [], []
     for label, name in enumerate(classes):
-        files = _pictures_of(root, name, passed)
+        files = _pictures_of(root, name, passed, ends)
         if not files:
             empty.append(name)
         paths += [os.fsencode(f"{name}/{file}") for file in files]
@@ -130,29 +132,31 @@ def _refuse_lost_class(entry: os.DirEntry) -> None:
         raise ValueError(f"{printable(entry.path)}: a link to nothing; repair it")
 
 
-def _reason(entry: os.DirEntry) -> str:
+def _reason(entry: os.DirEntry, ends: frozenset[str] = PICTURE_ENDS) -> str:
     """Why an entry that is no folder is not used; "" for a picture."""
     if is_hidden(entry.name):
         return unused.HIDDEN
-    if is_picture(entry.name):
+    if is_picture(entry.name, ends):
         return ""
     if entry.is_symlink() and not Path(entry.path).exists():
         return unused.DANGLING
     return unused.ARCHIVE if unused.is_archive(entry.name) else unused.UNKNOWN
 
 
-def _pictures_of(root: Path, name: str, passed: Unused) -> list[str]:
+def _pictures_of(
+    root: Path, name: str, passed: Unused, ends: frozenset[str] = PICTURE_ENDS
+) -> list[str]:
     """File names of a class's pictures, sorted; what else lies in its folder is counted."""
     try:
         names = os.listdir(root / name)
     except OSError as error:
         what = f"{printable(str(root / name))}: a class folder that cannot be read"
         raise ValueError(f"{what} ({error.strerror}); mend its permissions") from error
-    pictures = [file for file in names if is_picture(file)]
+    pictures = [file for file in names if is_picture(file, ends)]
     # Only where something else lies is it looked at what that is: names are listed fastest.
     for entry in _scan(root / name) if len(pictures) < len(names) else ():
         place = f"{root.name}/{name}/{entry.name}"
-        if reason := _reason(entry):
+        if reason := _reason(entry, ends):
             is_deeper = reason != unused.HIDDEN and entry.is_dir()
             passed.add(unused.DEEPER if is_deeper else reason, place + "/" * is_deeper)
     return sorted(pictures)

@@ -8,7 +8,8 @@ of a phone's pictures would lie on their side, and upright on the page that show
 YES     upright: turned as the file says
 NO      as they lie in the file
 LEGACY  as packs and runs were read that say nothing of it: as they lie, 16-bit gray by its upper
-        byte (now see `transforms.deep_gray`), and without what was mended since in reading files
+        byte (now see `transforms.deep_gray`), only files of the nine extensions listed then, and
+        without what was mended since in reading files
 AUTO    NO for data sets that others publish figures of (`of_classes`), else YES
 
 Pillow turns TIFF files by itself: those are upright in every case.

@@ -55,7 +55,7 @@ def open_split(data_dir: Path, split: str, upright: str = orientation.AUTO) -> S
     upright: how it is to be read (data/orientation.py). Raises ValueError naming the split and the
     remedy if it is not as expected.
     """
-    found = _open(data_dir, split)
+    found = _open(data_dir, split, upright)
     return _read_so(found, settle([found], upright))
 
 
@@ -94,11 +94,13 @@ def _read_so(split: Split, way: str) -> Split:
     return split
 
 
-def _open(data_dir: Path, split: str) -> Split:
+def _open(data_dir: Path, split: str, upright: str) -> Split:
     root = find_split(data_dir, split)
     if root.is_file():
         return PackedImages(root)
-    return folders.list_split(data_dir, root)
+    is_legacy = upright == orientation.LEGACY
+    ends = dataset_paths.LEGACY_ENDS if is_legacy else dataset_paths.PICTURE_ENDS
+    return folders.list_split(data_dir, root, ends)
 
 
 def relabeled(split: Split, labels: Sequence[int]) -> Split:
@@ -143,7 +145,7 @@ def open_dataset(data_dir: Path, upright: str = orientation.AUTO) -> Splits:
         raise ValueError(remedies.no_such_folder(data_dir))
     for split in ("train", "val"):  # that one is missing says more than how the other looks
         find_split(data_dir, split)
-    train, val = _open(data_dir, "train"), _open(data_dir, "val")
+    train, val = (_open(data_dir, split, upright) for split in ("train", "val"))
     if what := class_folders.difference(train.classes, val.classes, train.root, val.root):
         raise ValueError(f"--data_dir {data_dir}: {what}{_if_packed(data_dir, train, val)}")
     class_folders.check_names(train.classes, train.root)

@@ -3,6 +3,7 @@ and for packs and runs of before; the same pixels out of folders, tiles and orig
 
 import io
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -192,6 +193,17 @@ def test_packs_and_runs_of_before_are_read_as_they_were(sources, tmp_path, monke
     for split in (train, val, folder):
         assert "upright" not in splits.fingerprint(split)
     assert json.dumps(splits.fingerprint(folder)).startswith('{"num_images": 16, "num_classes": 2')
+
+
+def test_a_run_of_before_lists_the_files_that_it_began_with(sources, tmp_path):
+    """A GIF, which was not taken then, changes nothing for it; its fingerprint is the same."""
+    own = shutil.copytree(sources["own"], tmp_path / "own")
+    before = [splits.fingerprint(split) for split in splits.open_dataset(own, "legacy")]
+    folder = next(path for path in (own / "train").iterdir() if path.is_dir())
+    Image.new("RGB", (40, 30)).save(folder / "later.gif")
+    assert [splits.fingerprint(split) for split in splits.open_dataset(own, "legacy")] == before
+    train, _ = splits.open_dataset(own)
+    assert len(train) == before[0]["num_images"] + 1
 
 
 def test_training_crops_of_turned_pictures_are_those_of_upright_files(tmp_path):

@@ -40,9 +40,9 @@ MODEL_FILES = {
 }
 MODULES = {
     "": {"__init__"},
-    "config": {"__init__", "command_line"},
-    "data": {"__init__", "batch", "class_names", "sampling", "transforms"},
-    "inference": {"__init__", "grad_cam", "pretrained", "uploads"},
+    "config": {"__init__", "command_line", "habits"},
+    "data": {"__init__", "batch", "class_names", "orientation", "sampling", "transforms"},
+    "inference": {"__init__", "class_order", "grad_cam", "pretrained", "uploads"},
     "records": {
         "__init__",
         "checkpoint",
@@ -51,7 +51,7 @@ MODULES = {
         "weight_files",
         "weights",
     },
-    "system": {"__init__", "files"},
+    "system": {"__init__", "files", "preflight"},
 }
 SPACE_FILES = {
     "README.md",
@@ -59,6 +59,7 @@ SPACE_FILES = {
     "weights.txt",
     "LICENSE",
     "app.py",
+    "dataset_paths.py",
     "model.py",
     "resnet50/data/imagenet_classes.csv",
     *(str(Path("resnet50", room, f"{name}.py")) for room in MODULES for name in MODULES[room]),

@@ -61,7 +61,9 @@ def test_what_one_rank_alone_finds_ends_all(image_folder, tmp_path):
 
 
 def test_other_settings_are_named():
-    with pytest.raises(ValueError, match=r"rank 1 on b has .* --seed 1 \(rank 0: 0\)\. Run the same"):
+    with pytest.raises(
+        ValueError, match=r"rank 1 on b has .* --seed 1 \(rank 0: 0\)\. Run the same"
+    ):
         consistency.refuse_other_settings(
             "rank 1 on b", {"seed": 1, "epochs": 3}, {"seed": 0, "epochs": 3}
         )
