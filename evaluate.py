@@ -186,7 +186,7 @@ def write_files(
         predictions.write_submission(path, names, pixels, loaded.class_ids, predicted)
 
     def write_report(folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         written = mistakes.write_report(folder, classes, split.labels, *predicted, views.crop)
         print("wrote", *written, file=sys.stderr)
 

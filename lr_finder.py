@@ -29,7 +29,7 @@ from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.data.splits import open_dataset
 from resnet50.records import ownership, run_folder, status
-from resnet50.run import start
+from resnet50.run import initial_weights, start
 from resnet50.run.resolve import resolve, with_data
 from resnet50.system import outputs, processes
 from resnet50.system.interruption import Interrupted, Interruption
@@ -85,7 +85,10 @@ def find(
     say = start.printer(ranks)
     splits = open_dataset(Path(cfg.data_dir), cfg.upright)
     cfg = batch_fit.fit_batch_size(cfg, ranks, stop, say)
-    parts = build.set_up(cfg, ranks, splits, weights=start.initial_weights(cfg))
+    weights, lines = initial_weights.read(cfg, splits.train.classes)
+    for line in lines:
+        say(line)
+    parts = build.set_up(cfg, ranks, splits, weights=weights)
     say(
         f"{cfg.data_dir}: {len(splits.train)} training images, {len(splits.train.classes)} "
         f"classes; {parts.plan.describe_batch()}\n{ranks.device.type}, {parts.precision.name}, "

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -44,8 +45,11 @@ def _is_special(path: Path) -> bool:
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Make a folder unless it is there. Raises ValueError, naming the option, if no file could be
-    written into it."""
+    """Raise ValueError, naming the option, for a folder into which no file could be written.
+
+    It is tried; nothing is left of the try.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -55,6 +59,10 @@ def check_folder(option: str, folder: Path) -> None:
         raise ValueError(
             f"--{option} {folder} cannot be written: {reason}: give a folder"
         ) from None
+    finally:
+        for path in made:
+            with suppress(OSError):  # it was not made, or another rank is trying too
+                path.rmdir()
 
 
 def write_or_keep(option: str, path: Path, write: Callable[[Path], None]) -> str:

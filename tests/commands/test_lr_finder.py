@@ -134,7 +134,7 @@ def test_max_lr_auto_is_found_once_and_the_run_is_one_of_that_rate(
         (["--iterations=50"], ["unrecognized arguments: --iterations=50"]),
         (["--data_dir=/nowhere"], ["--data_dir /nowhere: no such folder"]),
         (["--total_batch_size=67", "--device_batch_size=67"], ["--total_batch_size 67", "66"]),
-        (["--out=a_file"], ["--out a_file is a file"]),
+        (["--out=a_file"], ["--out a_file cannot be written: it is a file"]),
         (["--json=none/line.json"], ["--json none/line.json cannot be written"]),
         (["--data_dir=packed", "--image_size=64"], ["--image_size 64", "shrunk to 48 px"]),
     ],
