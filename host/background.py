@@ -75,7 +75,8 @@ def after_words(launch: Launch, python: str) -> list[str]:
     """`host.service after`, for env to run."""
     words = [f"--chdir={CLONE}", python, "-B", "-m", "host.service", "after"]
     words += [f"--run_dir={launch.run_dir.resolve()}", f"--then={launch.then}"]
-    return [*words, f"--last_attempt={launch.last_attempt}"]
+    # Left out if there was none: an empty value is refused, since most are unset variables.
+    return [*words, *([f"--last_attempt={launch.last_attempt}"] if launch.last_attempt else [])]
 
 
 def shell_line(launch: Launch) -> str:
