@@ -14,7 +14,7 @@ after an hour. Programs can query it with gradio_client:
     Client("http://127.0.0.1:7860").predict(handle_file("picture.jpg"), api_name="/classify")
 """
 
-import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+import resnet50.system.preflight  # noqa: F401 (first: it reports what this Python lacks)
 
 # isort: split
 import argparse
@@ -75,13 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--weights",
-        help="checkpoint, run folder, export, anyone's file or folder of a ResNet50, USER/NAME on "
+        help="checkpoint, run folder, export, any ResNet50 file or folder, USER/NAME on "
         "Hugging Face, or `torchvision` [app.py's own folder]",
     )
     add(
         "--v1_strides",
         action="store_true",
-        help="other people's weights are a ResNet v1's: stride in the first 1x1 of a block",
+        help="other people's weights are from a ResNet v1, which strides in the first 1x1",
     )
     add("--host", default=host, help=f"address to listen on [{host}]")
     add("--port", type=int, default=port, metavar="N", help=f"port, 1-65535 [{port}]")

@@ -11,7 +11,7 @@ size given, if any. Writes no file except --json. Exit codes: 0 done, 2 change s
 interrupted.
 """
 
-import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+import resnet50.system.preflight  # noqa: F401 (first: it reports what this Python lacks)
 
 # isort: split
 import argparse

@@ -15,7 +15,7 @@ as ImageNet's test images: --csv writes the predicted classes, --submission the 
 of Kaggle's competition.
 """
 
-import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+import resnet50.system.preflight  # noqa: F401 (first: it reports what this Python lacks)
 
 # isort: split
 import argparse
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         required=True,
-        help="checkpoint, run folder, export, anyone's file or folder of a ResNet50, USER/NAME on "
+        help="checkpoint, run folder, export, any ResNet50 file or folder, USER/NAME on "
         "Hugging Face, or `torchvision`",
     )
     add("--split", default="val", help="split to evaluate [val]")
@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--v1_strides",
         action="store_true",
-        help="other people's weights are a ResNet v1's: stride in the first 1x1 of a block",
+        help="other people's weights are from a ResNet v1, which strides in the first 1x1",
     )
     add(
         "--flip",
@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--upright",
         choices=(orientation.AUTO, orientation.YES, orientation.NO, orientation.LEGACY),
-        help="turn the pictures of --data_dir as their EXIF data say [as trained; auto]",
+        help="turn the pictures of --data_dir upright, as EXIF says [as in training, or auto]",
     )
     add("--amp", choices=("auto", "bf16", "fp16", "fp32"), help="precision [as trained; fp32]")
     add("--json", type=Path, help="file for the result, a JSON object")
@@ -137,7 +137,7 @@ def open_images(args: argparse.Namespace, loaded: Pretrained, ranks: Ranks) -> S
     if labels != sorted(labels) and ranks.is_main:
         place = next(number for number, label in enumerate(labels) if number != label)
         print(
-            f"note: the class folders of {split.root} go by their names, not by their order: "
+            f"note: the class folders of {split.root} are matched by name, not by order: "
             f"{split.classes[place]} is class {labels[place]} of the weights",
             file=sys.stderr,
         )

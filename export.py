@@ -22,7 +22,7 @@ multiply-adds. Fine-tune it with `train.py --init_from`; the output says how. Ex
 with `--compare runs/NAME` to see in the table what was lost.
 """
 
-import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+import resnet50.system.preflight  # noqa: F401 (first: it reports what this Python lacks)
 
 # isort: split
 import argparse
@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--weights",
         required=True,
-        help="checkpoint, run folder, export, anyone's file or folder of a ResNet50, USER/NAME on "
+        help="checkpoint, run folder, export, any ResNet50 file or folder, USER/NAME on "
         "Hugging Face, or `torchvision`",
     )
     add("--out", type=Path, required=True, help="folder for the files; created if missing")
@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--v1_strides",
         action="store_true",
-        help="other people's weights are a ResNet v1's: stride in the first 1x1 of a block",
+        help="other people's weights are from a ResNet v1, which strides in the first 1x1",
     )
     add_hub_flags(parser)
     return parser
@@ -166,7 +166,7 @@ def check_out(out: Path, formats: Sequence[str]) -> None:
         raise ValueError(f"--out {out} is a file: give a folder")
     for file in [*(FILES[name] for name in formats), pretrained.CONFIG]:
         if (out / file).is_dir():
-            raise ValueError(f"--out {out} has a folder {file}: move it, or give another folder")
+            raise ValueError(f"--out {out} has a folder {file}: move it, or give another --out")
     stale = [file for name, file in FILES.items() if name not in formats and (out / file).exists()]
     if stale:
         raise ValueError(

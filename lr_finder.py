@@ -12,7 +12,7 @@ whole batch from micro-batches. `python train.py --max_lr auto` does all of this
 codes: 0 done, 2 change something, 75 interrupted.
 """
 
-import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+import resnet50.system.preflight  # noqa: F401 (first: it reports what this Python lacks)
 
 # isort: split
 import argparse
@@ -65,8 +65,8 @@ def check_outputs(args: argparse.Namespace) -> None:
     outputs.check({"json": args.json})
     if foreign := ownership.foreign_range_test(args.out):
         raise ValueError(
-            f"--out {args.out}: {foreign.name} there is not from a range test, which would replace "
-            "it: give another --out, or move that file away"
+            f"--out {args.out}: its {foreign.name} is not from a range test, and would be "
+            "replaced: give another --out, or move that file away"
         )
     outputs.check_folder("out", args.out)
 

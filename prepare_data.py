@@ -15,7 +15,7 @@ said, with names in report.json. A kill costs seconds: the same command resumes,
 the same bytes; if the source has changed since, it says so.
 """
 
-import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+import resnet50.system.preflight  # noqa: F401 (first: it reports what this Python lacks)
 
 # isort: split
 import argparse
@@ -112,21 +112,21 @@ def add_pixels(parser: argparse.ArgumentParser) -> None:
         "--upright",
         choices=(orientation.AUTO, orientation.YES, orientation.NO),
         default=orientation.AUTO,
-        help="turn pictures as their EXIF data say; auto: not those of ImageNet and other data "
-        "sets that figures are published of [auto]",
+        help="turn pictures upright, as EXIF says; auto: except ImageNet and other data sets with "
+        "published results [auto]",
     )
     add_split_dirs(parser)
 
 
 def add_split_dirs(parser: argparse.ArgumentParser) -> None:
     """The flags that name the splits of a source where they are called otherwise."""
-    for split, what in (("train", "to train on"), ("val", "that validate [out of those to train]")):
+    for split, what in (("train", "to train on"), ("val", "to validate on [part of training]")):
         parser.add_argument(
             f"--{split}_dir",
             action="append",
             default=[],
             metavar="NAME",
-            help=f"folder inside SOURCE whose folders are classes {what}; may be given again",
+            help=f"folder inside SOURCE whose subfolders are classes {what}; can be repeated",
         )
 
 
@@ -154,7 +154,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.search and not is_name:
         parser.error(f"--search is for one of {', '.join(DATASETS)}, not {args.source}")
     if args.val_dir and not args.train_dir:
-        parser.error("--val_dir goes with --train_dir: name both")
+        parser.error("--val_dir needs --train_dir: give both")
     if args.train_dir and is_name and args.source == "fashion-mnist":
         parser.error("--train_dir names folders of a SOURCE, and fashion-mnist has none")
     if args.source and args.out is None:
@@ -220,7 +220,7 @@ def pack(args: argparse.Namespace) -> int:
         print(f"{out} is packed already")  # from whatever source
         return 0
     if is_finished(out, request):
-        print(f"{out} is complete already{what_is_unknown(args)}")
+        print(f"{out} is already complete{what_is_unknown(args)}")
         return 0
     work_dir.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(out, ".work/.lock", option="--out")
@@ -335,11 +335,11 @@ def what_is_unknown(args: argparse.Namespace) -> str:
         return ""
     if kept is None:
         return (
-            "; it was packed before the sizes and times of files were kept, so whether "
-            f"{source} has changed since is not known: remove {args.out} to pack anew"
+            "; it was packed before file sizes and times were recorded, so it is not known "
+            f"whether {source} has changed since: remove {args.out} to pack it again"
         )
     if not source.exists():
-        return f"; {source} is not there any more, so it was not compared"
+        return f"; {source} no longer exists, so it was not compared"
     changed = ""
     if "archives" in kept:
         changed = snapshot.archives_changed(kept)
@@ -352,7 +352,7 @@ def what_is_unknown(args: argparse.Namespace) -> str:
     if changed:
         raise ValueError(
             f"--out {args.out} is complete, but {source} has changed since it was packed: "
-            f"{changed}. Remove {args.out} to pack anew, or give another --out"
+            f"{changed}. Remove {args.out} to pack it again, or give another --out"
         )
     return ""
 
@@ -387,7 +387,7 @@ def pack_one(
             return result
         if result["way"] == job.encoding.settings():
             what = "its files have changed since it was packed"
-            print(f"{job.split}: packing it anew: {what}", file=sys.stderr)
+            print(f"{job.split}: packing it again: {what}", file=sys.stderr)
     start, done_before = time.monotonic(), []
     with tqdm(
         total=len(job.pictures), desc=job.split, unit="img", disable=None, leave=False

@@ -10,7 +10,7 @@ stop; SIGUSR1 saves and continues. Exit codes: 0 done, 1 crashed, 2 settings or 
 3 diverged, 75 interrupted and resumable.
 """
 
-import resnet50.system.preflight  # noqa: F401 (first: it says what this Python lacks)
+import resnet50.system.preflight  # noqa: F401 (first: it reports what this Python lacks)
 
 # isort: split
 import sys
@@ -236,7 +236,7 @@ def end_without_memory(run: Run, lack: str) -> None:
         step,
         f"error: not enough memory on {run.parts.ranks.device} to evaluate batches of "
         f"{cfg.device_batch_size} images of {cfg.eval_crop} px ({lack.partition(chr(10))[0]}). "
-        f"Step {step} {stands}: the same command evaluates it first. Does another program take the "
+        f"Step {step} {stands}: the same command evaluates it first. Is another program using the "
         "memory (nvidia-smi)? If not, start a new run with a smaller --device_batch_size",
     )
     raise Ended(status.CONFIG_ERROR)

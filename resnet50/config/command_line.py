@@ -30,9 +30,7 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         self._words = with_home(with_underscores(sys.argv[1:] if args is None else args))
         if empty := empty_option(self._words):
-            self.error(
-                f"{empty} is empty: is it a variable that is not set? Leave it out or fill it"
-            )
+            self.error(f"{empty} is empty: is it an unset variable? Leave it out, or give a value")
         return super().parse_known_args(self._words, namespace)
 
     def error(self, message: str) -> NoReturn:

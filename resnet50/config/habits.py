@@ -63,7 +63,7 @@ MEANINGS: Mapping[str, tuple[str, ...]] = {
     "device cpu no_cuda accelerator": ("--device cpu", "CUDA_VISIBLE_DEVICES= hides the GPUs"),
     "arch a model model_name backbone net": (
         "--recipe NAME, or --layers and --width: the model is a ResNet50",
-        "no option is needed: the weights say which network they are of",
+        "no option is needed: the weights tell which network it is",
     ),
 }
 HABITS = {name: here for names, here in MEANINGS.items() for name in names.split()}

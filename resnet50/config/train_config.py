@@ -51,8 +51,8 @@ class TrainConfig:
     )
     init_from: str = setting(
         "",
-        "weights to start from: a run, a checkpoint, an export, anyone's file or folder of such a "
-        "network, or `torchvision`; other classes get a new head",
+        "weights to start from: a run, a checkpoint, an export, any file or folder of such a "
+        "network, or `torchvision`; different classes get a new head",
     )
 
     # Images
@@ -77,8 +77,8 @@ class TrainConfig:
     )
     upright: str = setting(
         "auto",
-        "turn pictures as their EXIF data say; auto: not those of ImageNet and other data sets "
-        "that figures are published of; legacy: as runs did that know no --upright",
+        "turn pictures upright, as EXIF says; auto: except ImageNet and other data sets with "
+        "published results; legacy: as in runs from before --upright",
         choices=("auto", "yes", "no", "legacy"),
         may_be_auto=True,
     )

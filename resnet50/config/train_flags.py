@@ -90,7 +90,7 @@ def build_parser(presets: Mapping[str, str], epilog: str) -> argparse.ArgumentPa
     parser.add_argument(
         "--device",
         choices=(AUTO, CPU),
-        help="cpu: not the GPUs; a run that a GPU trained goes on without one only if told so "
+        help="cpu: use no GPU; a run trained on a GPU resumes without one only if told to "
         f"[{AUTO}]",
     )
     add_settings(parser, presets)

@@ -39,9 +39,9 @@ def check_names(classes: Sequence[str], where: object, remedy: str = "") -> None
     parts = [name for name in classes if remedies.is_part_name(name)]
     if 2 * len(parts) > len(classes):
         raise ValueError(
-            f"{where}: the classes would be {described(classes)}, which are names of splits or of "
-            "parts of a data set, such as one for detection, and not of classes. Every picture "
-            "must lie in a folder of its class, train/CLASS/* and val/CLASS/*, or be listed with "
+            f"{where}: the classes would be {described(classes)}, but these name splits or "
+            "parts of a data set, such as a detection set, and not classes. Every picture "
+            "must be in a folder of its class, train/CLASS/* and val/CLASS/*, or be listed with "
             f"its class in train.csv and val.csv of path,label{remedy}"
         )
 
@@ -50,8 +50,8 @@ def check_number(classes: Sequence[str], where: object) -> None:
     """Raise ValueError if there is nothing to tell apart."""
     if len(classes) == 1:
         raise ValueError(
-            f"{where}: a single class, {printable(classes[0])}: a model would be right whatever it "
-            "says; two classes or more are needed, a folder each"
+            f"{where}: a single class, {printable(classes[0])}: any answer would be right; "
+            "two or more classes are needed, with a folder each"
         )
 
 
@@ -74,7 +74,7 @@ def difference(
             return f"{what}. {_forms(name, twin)}"
     if dataset_paths.are_wnids(train) and only_val and all(name.isdigit() for name in only_val):
         return (
-            f"{what}. The folders of {val_where} are numbers, as the devkit gives them, which are "
+            f"{what}. The folders of {val_where} are the devkit's class numbers, which are "
             f"not in the order of the names. If its pictures are called {VAL_PICTURE}*, "
             "prepare_data.py knows the class of each: give it a val/ that holds them directly"
         )
@@ -105,8 +105,8 @@ def check_val_pictures(names: Iterable[tuple[str, str]], where: object) -> None:
     if wrong:
         name, label = min(wrong)
         raise ValueError(
-            f"{where}: {len(wrong):,} of ImageNet's validation pictures lie in folders of other "
-            f"classes, the first is {name}, a picture of {label} "
+            f"{where}: {len(wrong):,} of ImageNet's validation pictures are in folders of other "
+            f"classes; the first is {name}, a picture of {label} "
             f"({class_names.imagenet_names()[label]}). Give prepare_data.py a val/ that holds them "
             "directly, without class folders: it knows the class of each"
         )
@@ -124,8 +124,8 @@ def flat(folder: object, names: Sequence[str], remedy: str = "") -> str:
     if remedy and all(map(HUGGING_FACE_TRAIN.fullmatch, names)):
         return f"{what}. prepare_data.py reads the classes out of these names: {remedy}"
     if all(re.fullmatch(r"n\d{8}_.+", name) for name in names):
-        return f"{what}. Move each to {folder}/WNID/, the WNID that its name begins with"
+        return f"{what}. Move each to {folder}/WNID/, with the WNID that its name begins with"
     return (
         f"{what}. Move each to {folder}/CLASS/, or list all with their classes in train.csv and "
-        "val.csv of path,label for prepare_data.py; as it is, there is nothing to learn from it"
+        "val.csv of path,label for prepare_data.py; without classes there is nothing to learn"
     )

@@ -123,13 +123,13 @@ def _scan(folder: Path) -> list[os.DirEntry]:
             return list(entries)
     except OSError as error:
         what = f"{printable(str(folder))} cannot be read ({error.strerror})"
-        raise ValueError(f"{what}: mend its permissions") from error
+        raise ValueError(f"{what}: fix its permissions") from error
 
 
 def _refuse_lost_class(entry: os.DirEntry) -> None:
     """Raise ValueError for a link to nothing that would be a class."""
     if not Path(entry.name).suffix:
-        raise ValueError(f"{printable(entry.path)}: a link to nothing; repair it")
+        raise ValueError(f"{printable(entry.path)}: a broken link; repair it")
 
 
 def _reason(entry: os.DirEntry, ends: frozenset[str] = PICTURE_ENDS) -> str:
@@ -151,7 +151,7 @@ def _pictures_of(
         names = os.listdir(root / name)
     except OSError as error:
         what = f"{printable(str(root / name))}: a class folder that cannot be read"
-        raise ValueError(f"{what} ({error.strerror}); mend its permissions") from error
+        raise ValueError(f"{what} ({error.strerror}); fix its permissions") from error
     pictures = [file for file in names if is_picture(file, ends)]
     # Only where something else lies is it looked at what that is: names are listed fastest.
     for entry in _scan(root / name) if len(pictures) < len(names) else ():
@@ -170,7 +170,7 @@ def _no_images(data_dir: Path, root: Path, empty: Sequence[str]) -> str:
     _pictures_of(root, name, own)
     inner = sorted(path.rstrip("/").rpartition("/")[2] for path in own.names.get(unused.DEEPER, ()))
     if "images" in inner:
-        return f"{what} of its own, they lie in its images/: {remedies.then_train(data_dir)}"
+        return f"{what} directly in it; they are in its images/: {remedies.then_train(data_dir)}"
     if inner:
         flags = " ".join(
             f"{flag} {remedies.quoted(f'{folder}/{other}')}"
@@ -178,11 +178,11 @@ def _no_images(data_dir: Path, root: Path, empty: Sequence[str]) -> str:
             for other in empty[:3]
         )
         shown = ", ".join(map(printable, inner[:3]))
-        what = f"{what} of its own, but folders ({shown}): one level is understood"
+        what = f"{what} directly in it, only folders ({shown}): one level is supported"
         what = f"{what}. If those are the classes, {remedies.then_train(data_dir, flags)}"
         return what + (" (and so on for the other folders)" if len(empty) > 3 else "")
     if line := own.line():
-        return f"{what}: {line}. Give it pictures in formats that are read (README.md names them)"
+        return f"{what}: {line}. Give it pictures in a supported format (README.md lists them)"
     return f"{what}: fill that class or remove its folder"
 
 

@@ -106,13 +106,13 @@ def other_splits(data_dir: Path) -> str:
     if 2 * len(splits) > len(folders):
         nested = [name for name in splits if _has_folders(data_dir / name)]
         if flags := split_flags(nested):
-            return f". Splits of other names are given as such: {then_train(data_dir, flags)}"
+            return f". Splits with other names must be named: {then_train(data_dir, flags)}"
         if not nested:
             return f". {data_dir / splits[0]} holds no folders, and every class needs one"
     if any("\\" in name for name in names):
-        return ". Its names have backslashes, from a zip of Windows: give prepare_data.py that zip"
+        return ". Its names have backslashes, from a Windows zip: give prepare_data.py that zip"
     if folders or any(is_archive(name) or name.endswith(".csv") for name in names):
-        return f". If what it holds is a data set of another form, {then_train(data_dir)}"
+        return f". If it holds a data set in another layout, {then_train(data_dir)}"
     return ""
 
 

@@ -76,10 +76,10 @@ def settle(splits: Sequence[Split], asked: str) -> str:
     for split in tiled:
         is_turned = split.upright == orientation.YES
         if is_turned != (way == orientation.YES):
-            now, needed = ("upright", "no") if is_turned else ("as they lay in their files", "yes")
+            now, needed = ("upright", "no") if is_turned else ("as stored in their files", "yes")
             other = tiled[0].root if asked == orientation.AUTO else f"--upright {asked}"
             raise ValueError(
-                f"{split.root} holds its pictures {now}, which does not go with {other}: pack the "
+                f"{split.root} holds its pictures {now}, which does not match {other}: pack the "
                 f"data again with prepare_data.py --upright {needed}, or take them as they are "
                 f"with --upright {'yes' if is_turned else 'no'}"
             )
@@ -122,7 +122,7 @@ def open_pictures(folder: Path) -> ImageFolder:
     """
     if folder.is_file():
         if not is_picture(folder.name):
-            raise ValueError(f"--images {folder} is no picture: {', '.join(EXTENSIONS)} are")
+            raise ValueError(f"--images {folder} is not a picture: {', '.join(EXTENSIONS)} are")
         folder, names, passed = folder.parent, [os.fsencode(folder.name)], Unused()
     elif folder.is_dir():
         names, passed = folders.list_pictures(folder)
@@ -172,9 +172,9 @@ def passed_over(data_dir: Path, splits: Splits) -> list[str]:
         others = [name for name in others if data_dir / name.rstrip("/") != split.root]
         if others:
             said.append(
-                f"{split.root.name} is used, and {' and '.join(others)} beside it not"
+                f"{split.root.name} is used, and not {' and '.join(others)} beside it"
                 + (
-                    ": pack anew if that has grown (prepare_data.py)"
+                    ": pack again if that has grown (prepare_data.py)"
                     if isinstance(split, PackedImages)
                     else ""
                 )

@@ -30,8 +30,8 @@ def labels_of(names: Sequence[str], known: Sequence[str], where: object) -> list
     if (first, last, len(set(numbers))) == (1, 1000, 1000):
         raise ValueError(
             f"{what}: the numbers of ImageNet's development kit, whose order is not that of the "
-            "weights' classes. Rename each folder to its WordNet id, which meta.mat in the "
-            "development kit tells"
+            "weights' classes. Rename each folder to its WordNet id, listed in meta.mat of the "
+            "development kit"
         )
     if numbers != sorted(numbers):
         raise ValueError(

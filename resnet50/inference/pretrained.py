@@ -126,11 +126,11 @@ def load(source: str, raw: bool = False, v1_strides: bool = False) -> Pretrained
     if found.no_head:
         raise ValueError(
             f"--weights {found.name}: {found.no_head}, so it cannot classify: train.py --init_from "
-            "starts from it, with a new one"
+            "starts from it, with a new head"
         )
     variant = found.variant
     if v1_strides and found.kind != weights.FOREIGN:
-        raise ValueError(f"--v1_strides: --weights {found.name} is a model of ours, and knows it")
+        raise ValueError(f"--v1_strides: --weights {found.name} is our own model, and records it")
     if v1_strides:
         variant = variant | {"v1_strides": True}
     notes = [note for note in found.notes if not (v1_strides and "--v1_strides" in note)]

@@ -53,7 +53,7 @@ def are_there(source: Path) -> bool:
             word.strip().strip('"').lower() for part in text.split(";") for word in part.split(",")
         }:
             what = f"{file}: its first line is {printable(text)!r}"
-            raise ValueError(f"{what}, and must be path,label: those two columns, with a comma")
+            raise ValueError(f"{what}, but must be path,label: these two columns, with a comma")
     if any(ours) and ours != [True, True]:
         what = f"{source}: train.csv and val.csv must both begin with the line path,label"
         raise ValueError(f"{what}; write both, or remove them to use the folders")
@@ -72,20 +72,20 @@ def read(source: Path) -> tuple[ByClass, ByClass, list[Path]]:
     train = _split(train_file, named, file)
     if named and (unused := named - train.keys()):
         what = f"{file}: class {printable(min(unused))} has no pictures in train.csv; remove it"
-        raise ValueError(f"{what}. Where classes.txt is, it says which classes there are")
+        raise ValueError(f"{what}. If there is a classes.txt, it lists the classes")
     return train, _split(val_file, set(train), train_file), files
 
 
 def check_label(label: str, where: str) -> None:
     """Raise ValueError if a label can be no class. where: file and line."""
     if not label:
-        raise ValueError(f"{where}: '' is none of the classes: the label is empty; fill it in")
+        raise ValueError(f"{where}: '' is not one of the classes: the label is empty; fill it in")
     if printable(label) != label:
         what = f"{where}: the label {printable(label)} is not UTF-8"
         raise ValueError(f"{what}: save the file as UTF-8 (iconv -f latin1 -t utf-8)")
     if "/" in label or "\0" in label:
         what = f"{where}: the label {label!r} holds a /, which would be a folder in a name"
-        raise ValueError(f"{what}: write it otherwise, such as {label.replace('/', '-')!r}")
+        raise ValueError(f"{what}: spell it differently, such as {label.replace('/', '-')!r}")
 
 
 def _split(file: Path, classes: set[str] | None, said_by: Path) -> ByClass:
@@ -98,7 +98,7 @@ def _split(file: Path, classes: set[str] | None, said_by: Path) -> ByClass:
             raise ValueError(f"{file} line {line}: {path} is listed twice; remove one")
         check_label(label, f"{file} line {line}")
         if classes is not None and label not in classes:
-            what = f"{file} line {line}: {label!r} is none of the classes"
+            what = f"{file} line {line}: {label!r} is not one of the classes"
             if said_by.suffix == ".txt":
                 raise ValueError(
                     f"{what} that {said_by} lists; correct the label or that list, or remove the "
@@ -111,7 +111,7 @@ def _split(file: Path, classes: set[str] | None, said_by: Path) -> ByClass:
         by_class[label].append(Member(posixpath.normpath(path), place))
     if missing:
         first = ", ".join(printable(name) for name in missing[:3])
-        raise ValueError(f"{file}: {len(missing):,} listed files are not there: {first}")
+        raise ValueError(f"{file}: {len(missing):,} listed files are missing: {first}")
     if not by_class:
         raise ValueError(f"{file}: lists no pictures")
     return by_class
@@ -156,6 +156,6 @@ def _listed(tree: Tree, folder: str, table: Member, data: bytes) -> ByClass:
     for line, (name, label) in rows(data, where, OTHERS_HEADER):
         check_label(label, f"{where} line {line}")
         if name not in there:
-            raise ValueError(f"{where} line {line}: {printable(name)} is not there")
+            raise ValueError(f"{where} line {line}: {printable(name)} is missing")
         by_class[label].append(there[name])
     return by_class

@@ -133,7 +133,7 @@ def encode_chunk(
             continue
         except OSError as error:
             what = f"{error.filename or picture.name}: {error.strerror}"
-            raise ValueError(f"{what}; the same command goes on once that is mended") from error
+            raise ValueError(f"{what}; the same command resumes once that is fixed") from error
         try:
             record, note = encode(picture, data, encoding)
         except Exception as error:  # Pillow raises a dozen types for damaged data
@@ -153,7 +153,7 @@ def describe(error: Exception, data: bytes = b"") -> str:
         return "an HTML page, not a picture: download it again"
     if not data:
         return f"{type(error).__name__}: it is empty"
-    text = "it is no picture" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+    text = "it is not a picture" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
     return f"{type(error).__name__}: {text}"
 
 
@@ -216,7 +216,7 @@ def pack_split(
     } | ({"jpeg_header": base64.b64encode(header).decode()} if is_tiled else {})
     writer = PackWriter(path, about, fingerprint(job, about), job.mark)
     if writer.anew:
-        print(f"{job.split}: packing it anew: {writer.anew}", file=sys.stderr)
+        print(f"{job.split}: packing it again: {writer.anew}", file=sys.stderr)
     on_progress(writer.num_done)
     tasks = (
         (pictures[start : start + CHUNK], job.read, encoding)
@@ -249,7 +249,7 @@ def no_image(job: SplitJob, name: str, notes: Sequence[Note]) -> str:
     more = f"; and {len(bad) - SHOWN_REASONS} more" if len(bad) > SHOWN_REASONS else ""
     return (
         f"{job.split}: class {name} has no image that can be decoded ({reasons}{more}). Repair its "
-        "files, or take the class out of all splits; the same command then packs this split anew"
+        "files, or take the class out of all splits; the same command then packs this split again"
     )
 
 

@@ -61,8 +61,8 @@ def list_archives(source: Path, paths: list[Path], work_dir: Path) -> Tree:
     free = shutil.disk_usage(place).free if place.exists() else needed
     if needed - there > free:
         raise ValueError(
-            f"{source}: its .tar.gz are decompressed while packing, about {needed / 1e9:.1f} GB, "
-            f"and {free / 1e9:.1f} GB are free in {place}: free some, or `gunzip` them where there "
+            f"{source}: its .tar.gz are unpacked while packing, to about {needed / 1e9:.1f} GB, "
+            f"but {free / 1e9:.1f} GB are free in {place}: free some, or `gunzip` them where there "
             "is room and give that folder"
         )
     members: list[Member] = []

@@ -114,7 +114,7 @@ def open_table(path: Path, source: Path, reader: ModuleType) -> Table:
         file = reader.ParquetFile(path)
         schema = file.schema_arrow
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-        what = f"{path}: no whole parquet file ({str(error).splitlines()[0]})"
+        what = f"{path}: not a complete parquet file ({str(error).splitlines()[0]})"
         raise ValueError(f"{what}; download it again") from error
     features, names = features_of(schema), schema.names
     image = column(
@@ -270,7 +270,7 @@ def read_state(out: Path) -> dict[str, list[int]]:
     except (OSError, ValueError):
         if out.is_dir() and any(out.iterdir()):
             names = ", ".join(sorted(path.name for path in out.iterdir())[:5])
-            what = f"--out {out} holds other things ({names})"
+            what = f"--out {out} holds other files ({names})"
             raise ValueError(f"{what}: give an empty or a new folder") from None
         return {}
 
@@ -284,7 +284,7 @@ def report(out: Path, tables: Sequence[Table], names: Sequence[Sequence[str]]) -
         classes = {name.split("/")[1] for name in own}
         print(f"{out / split}: {len(own):,} pictures of {len(classes):,} classes")
     if without := sum(map(len, names)) - len(written):
-        print(f"  {without:,} rows have no label, as those of a test split, and were left out")
+        print(f"  {without:,} rows have no label, as in a test split, and were left out")
     flags = "" if {"train", "val"} <= set(splits) else remedies.split_flags(splits)
     print(f"next: {remedies.pack_command(out, flags).strip('`')}")
 
@@ -303,11 +303,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         convert(args.source, args.out)
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the same command goes on", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; the same command resumes", file=sys.stderr)
         return os.EX_TEMPFAIL
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        message = f"--out {args.out}: {error.strerror}{where}; the same command goes on then"
+        message = f"--out {args.out}: {error.strerror}{where}; once fixed, the same command resumes"
         return print_error(PROGRAM, message)
     except ValueError as error:
         return print_error(PROGRAM, error)

@@ -46,12 +46,12 @@ def other_splits(tree: Tree, root: str, names: Sequence[str]) -> str:
     if flags:
         flags = remedies.split_flags(posixpath.join(root, name) for name in names)
         command = remedies.pack_command(tree.source, flags)
-        return f"{what}; {known}. Name others: {command}"
+        return f"{what}; {known}. Name yours: {command}"
     first = remedies.quoted(posixpath.join(root, names[0]))
     command = remedies.pack_command(tree.source, f"--train_dir {first}")
     return (
-        f"{what}; {known}. Name the folder whose folders are the classes, such as {command}, with "
-        "--val_dir if another one validates; either may be given several times"
+        f"{what}; {known}. Name the folder whose subfolders are the classes, as in {command}, "
+        "and --val_dir if there is one to validate on; both can be repeated"
     )
 
 
@@ -68,7 +68,7 @@ def refuse_lone_split(tree: Tree, root: str, names: Sequence[str]) -> None:
         missing = "val/ or validation/" if is_train else "train/"
         what = f"{tree.source} has a {name}/ and no {missing} with pictures beside it"
         if not is_train:
-            what = f"{tree.source} has {name}/ alone, and no train/ with pictures beside it"
+            what = f"{tree.source} has {name}/ alone, without a train/ with pictures beside it"
         others = ("train",) if not is_train else dataset_paths.VAL_NAMES
         for other in others:
             if other in tree.folders.get(above, ()):
@@ -97,8 +97,8 @@ def too_few(tree: Tree, root: str) -> str:
         flat = [n for n in root.split("/") if remedies.is_part_name(n)]
         if not flat:
             return (
-                f"{tree.source}: a single class, {printable(posixpath.basename(root))}: a model "
-                "would be right whatever it says; two classes or more are needed, a folder each"
+                f"{tree.source}: a single class, {printable(posixpath.basename(root))}: any "
+                "answer would be right; two or more classes are needed, with a folder each"
             )
     if tree.pictures.get(root):
         names = sorted(posixpath.basename(member.path) for member in tree.pictures[root])
@@ -118,15 +118,15 @@ def unknown(tree: Tree) -> str:
     backslashes = next((name for name in names if "\\" in name), None)
     if backslashes is not None:
         return (
-            f"{tree.source}: names with backslashes, such as {printable(backslashes)}, come of a "
-            "zip from Windows that was unpacked without its folders: give the zip itself"
+            f"{tree.source}: names with backslashes, such as {printable(backslashes)}, are from a "
+            "Windows zip that was unpacked without its folders: give the zip itself"
         )
     inner = sorted(name for name in names if is_archive(name))
     if inner and not tree.pictures:
         shown = ", ".join(map(printable, inner[:3])) + (", ..." if len(inner) > 3 else "")
-        what = f"{tree.source}: holds archives ({shown}), which are not read inside of it"
-        return f"{what}: unpack each into a folder of its name, and give the folder that holds all"
+        what = f"{tree.source}: holds archives ({shown}), which are not opened"
+        return f"{what}: unpack each into a folder of its name, and give the parent folder"
     entries = sorted({name.partition("/")[0] for name in names})
     shown = ", ".join([*entries[:8], "..."] if len(entries) > 8 else entries) or "nothing"
     found = f"{len(tree.members):,} files, at the top {printable(shown)}"
-    return f"{tree.source} has no layout that is understood: {found}. It may be\n{UNDERSTOOD}"
+    return f"{tree.source} has no known layout: {found}. Known are\n{UNDERSTOOD}"

@@ -65,7 +65,7 @@ def print_notes(split: str, kind: str, notes: Sequence[Note]) -> None:
         return
     meaning = {
         "bad": "cannot be decoded and were left out",
-        "repaired": "are unusual, and were read like this",
+        "repaired": "are unusual, and were read as follows",
     }[kind]
     print(f"  {split}: {len(notes)} images {meaning}:")
     for note in notes[:SHOWN_NOTES]:

@@ -111,7 +111,7 @@ def files_changed(kept: Mapping[str, object], root: Path, stamps: Stamps) -> str
     if hashlib.sha256(b"".join(sorted(marks))).hexdigest() == kept["sha256"]:
         return ""
     if not kept["marks"]:
-        return f"{kept['files']:,} files then, {len(marks):,} now, or others"
+        return f"{kept['files']:,} files then, {len(marks):,} now, or different ones"
     raw, half = base64.b64decode(kept["marks"]), MARK_BYTES // 2
     before = {raw[i : i + MARK_BYTES] for i in range(0, len(raw), MARK_BYTES)}
     paths_before = {mark[:half] for mark in before}

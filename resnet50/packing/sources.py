@@ -192,7 +192,7 @@ def _from_others_tables(tree: Tree, tables: Mapping[str, ByClass], val_pct: floa
 
 
 FEW_SHOT = (
-    "{} have no class in common, as sets for few-shot learning have it: taken together, and a "
+    "{} share no class, as in few-shot learning: they are taken together, and a "
     "validation split is taken out of each class"
 )
 
@@ -206,7 +206,7 @@ def _from_split_folders(tree: Tree, train_dir: str, val_dir: str, val_pct: float
         return replace(made, layout="flat-classes", remarks=(FEW_SHOT.format(names),))
     other = posixpath.join(folder, dataset_paths.VAL_NAMES[-1])
     if val_dir != other and posixpath.basename(other) in tree.subfolders[folder]:
-        remarks.append(f"{val_dir}/ validates; {other}/ is there too and is not used")
+        remarks.append(f"validating on {val_dir}/; {other}/ is not used")
     made = _from_folders(tree, [train_dir], [val_dir])
     return replace(made, remarks=tuple(remarks))
 

@@ -111,8 +111,8 @@ class Tree:
     def refuse_lost(self, folder: str) -> None:
         """Raise ValueError for what would be a class if it could be read."""
         for paths, what in (
-            (self.passed.unreadable, "a class folder that cannot be read; mend its permissions"),
-            (self.passed.dangling, "a link to nothing; repair it"),
+            (self.passed.unreadable, "a class folder that cannot be read; fix its permissions"),
+            (self.passed.dangling, "a broken link; repair it"),
         ):
             lost = {path for path in paths if path.rpartition("/")[0] == folder}
             if lost := {path for path in lost if not posixpath.splitext(path)[1]}:
@@ -129,9 +129,9 @@ class Tree:
             command = remedies.pack_command(self.source, " ".join(flags))
             return (
                 "A class folder holds its pictures directly. If the folders one level deeper are "
-                f"the classes, name what holds them: {command}"
+                f"the classes, name their parent: {command}"
             )
-        return "Give every class folder pictures of its class, or take the folder out if it is none"
+        return "Give every class folder pictures of its class, or remove it if it is not one"
 
     def nested(self, folder: str) -> list[str]:
         """Folders in this one whose pictures lie deeper than a class's do."""
@@ -157,9 +157,9 @@ class Tree:
             elif any(dataset_paths.is_picture(posixpath.basename(path)) for path in files):
                 kind = f"file{many} ({shown})"
             else:
-                kind = f"file{many} ({shown}) of none of the formats that are read"
+                kind = f"file{many} ({shown}) in no supported format"
             parts.append(f"{len(files):,} {kind}")
-        return " and ".join(parts) or "nothing, or nothing that is not hidden"
+        return " and ".join(parts) or "nothing, or only hidden files"
 
     def not_taken(self, taken: Iterable[Member], roots: Sequence[str]) -> Unused:
         """All that is there and is none of these members. roots: folders that hold classes."""

@@ -79,7 +79,7 @@ class PackWriter:
         except (OSError, ValueError):
             return
         if state["job"] != self._job:
-            self.anew = "the pictures or the settings are not those of the interrupted start"
+            self.anew = "the pictures or the settings are not those of the interrupted run"
         elif are_there:
             digest = self._digest.copy()
             for index in range(num_done):

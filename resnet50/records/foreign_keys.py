@@ -95,7 +95,7 @@ def find(contents: Mapping, raw: bool = False) -> Found:
     if QUERIES.isdisjoint(prefix.split(".")):
         take_head(found, rest, outside)
     else:
-        found.no_head = "its head is a projection, no classifier"
+        found.no_head = "its head is a projection, not a classifier"
         left_aside(found, {*rest, *outside})
     for key in [key for key in found.tensors if key.endswith("running_mean")]:
         # A count that PyTorch keeps since 0.4.1 and no answer depends on.
@@ -161,7 +161,7 @@ def preferred(
     first, *others = sorted(wanted, key=lambda place: (order(place), len(place)))
     if others and order(first) == order(others[0]) == len(PLACES):
         names = ", ".join(map(repr, sorted(wanted)))
-        raise ValueError(f"holds several networks, {names}: save the one that is meant alone")
+        raise ValueError(f"holds several networks, {names}: save only the one you mean")
     return first
 
 
@@ -236,7 +236,7 @@ def without_blurs(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
         weight = kept.get(f"{name}.weight")
         is_before = weight is None or blur.shape[0] == weight.shape[1]
         if blur.shape[-2:] != (3, 3) or not torch.allclose(blur.float(), usual, atol=1e-3):
-            raise ValueError(f"{key} is another blur than (1 2 1; 2 4 2; 1 2 1) / 16")
+            raise ValueError(f"{key} is not the blur (1 2 1; 2 4 2; 1 2 1) / 16")
         if not is_before:
             raise ValueError(f"{key} blurs after its convolution: this program blurs before")
     blurred = {key.rpartition(".")[0] for key in filters} - {"maxpool"}
@@ -279,7 +279,7 @@ def refuse_other_networks(tensors: Mapping[str, Tensor]) -> None:
         raise ValueError(f"a ResNeXt: its 3x3 convolutions have {groups} groups; {OURS}")
     if "bn1.running_mean" not in tensors:
         raise ValueError(
-            "no bn1.running_mean: its normalization is no batch norm, or the statistics were left "
+            "no bn1.running_mean: its normalization is not batch norm, or the statistics were left "
             "out when it was saved"
         )
     for stage in range(1, 5):
@@ -328,7 +328,7 @@ def take_head(found: Found, rest: dict[str, Tensor], outside: dict[str, Tensor])
         num_classes = heads[weights[0]].shape[0]
         found.tensors["fc.bias"] = heads[biases[0]] if biases else torch.zeros(num_classes)
         if not biases:
-            found.notes.append(f"no bias beside {weights[0]}: zeros")
+            found.notes.append(f"zeros for the missing bias of {weights[0]}")
         if weights != ["fc.weight"]:
             found.notes.append(f"the classifier is {weights[0]}")
         used = set(heads)
@@ -346,7 +346,7 @@ def left_aside(found: Found, keys: Iterable[str]) -> None:
     left = sorted(set(map(_first, keys)))
     if left:
         more = f" and {len(left) - 4} more" if len(left) > 4 else ""
-        found.notes.append(f"left aside: {', '.join(left[:4])}{more}")
+        found.notes.append(f"not used: {', '.join(left[:4])}{more}")
 
 
 def _first(key: str) -> str:

@@ -79,7 +79,7 @@ def describe(folder: Path) -> FolderInfo:
             return of_timm(config)
     except ValueError as error:
         raise ValueError(f"{CONFIG}: {error}") from None
-    note = f"warning: {CONFIG} is of no program known here: 224 px of 256, ImageNet's mean"
+    note = f"warning: {CONFIG} is from no known program: 224 px of 256, ImageNet's mean"
     return FolderInfo(classes=names_of(config, "label_names"), notes=(note,))
 
 
@@ -105,7 +105,7 @@ def of_export(config: Mapping) -> FolderInfo:
     timms = timms if isinstance(timms, dict) else {}
     kind, about = own.get("kind", "weights"), own.get("about", {})
     if not isinstance(kind, str) or not isinstance(about, dict):
-        raise ValueError('"training" has not what export.py writes: kind, about')
+        raise ValueError('"training" lacks what export.py writes: kind, about')
     names = ("blurpool", "blur_max_pool", "v1_strides")
     return FolderInfo(
         preprocessing=Preprocessing(
@@ -135,7 +135,7 @@ def of_timm(config: Mapping) -> FolderInfo:
         raise ValueError(f'"model_args" is {json.dumps(arguments)}, not an object')
     for name, value in [("global_pool", config.get("global_pool")), *arguments.items()]:
         if name not in TIMM_FREE and value not in (None, TIMM_FIXED.get(name)):
-            raise ValueError(f'"{name}" is {json.dumps(value)}, which is not built here')
+            raise ValueError(f'"{name}" is {json.dumps(value)}, which is not supported')
     size = cfg.get("input_size", [3, 224, 224])
     if not isinstance(size, list) or len(size) != 3 or size[1] != size[2]:
         raise ValueError(f'"input_size" is {json.dumps(size)}: this program takes [3, N, N]')
@@ -159,7 +159,7 @@ def of_timm(config: Mapping) -> FolderInfo:
         share = cfg.get("test_crop_pct", share)
         resize = math.floor(test[1] / share)
         notes.append(
-            f"{CONFIG} has another size for tests: --image_size {test[1]} --resize_size {resize}"
+            f"{CONFIG} has another size for testing: --image_size {test[1]} --resize_size {resize}"
         )
     names = names_of(config, "label_names") or names_of(cfg, "label_names")
     return FolderInfo(preprocessing=found, classes=names, notes=tuple(notes))
@@ -169,8 +169,8 @@ def refuse_same_keys(architecture: str) -> None:
     """Raise ValueError for a network that has a ResNet50's keys and is another one."""
     if architecture.lower().removeprefix("timm/").startswith(SAME_KEYS):
         raise ValueError(
-            f"{architecture} has a ResNet50's tensors and another arithmetic (blurred or averaged "
-            "strides), which is not built here"
+            f"{architecture} has a ResNet50's tensors but computes differently (blurred or "
+            "averaged strides), which is not supported"
         )
 
 
@@ -185,7 +185,7 @@ def of_transformers(config: Mapping, folder: Path) -> FolderInfo:
     }
     for key, value in expected.items():
         if config.get(key, value) != value:
-            raise ValueError(f'"{key}" is {json.dumps(config[key])}: {json.dumps(value)} is built')
+            raise ValueError(f'"{key}" is {json.dumps(config[key])}, not {json.dumps(value)}')
     labels = config.get("id2label", {})
     classes = [labels.get(str(number), "") for number in range(len(labels))]
     if not all(isinstance(n, str) and n and not n.startswith("LABEL_") for n in classes):
@@ -254,7 +254,7 @@ def interpolation_of(values: Mapping, default: str) -> str:
     value = values.get("interpolation", default)
     if value not in INTERPOLATIONS:
         known = ", ".join(INTERPOLATIONS)
-        raise ValueError(f'"interpolation" is {json.dumps(value)}: there are {known}')
+        raise ValueError(f'"interpolation" is {json.dumps(value)}: known are {known}')
     return value
 
 

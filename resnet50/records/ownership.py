@@ -72,8 +72,8 @@ def refuse_foreign(run_dir: Path) -> None:
         foreign = next(filter(_is_foreign, _written(run_dir)), None)
     if foreign is not None:
         raise ValueError(
-            f"--run_dir {run_dir}: {foreign.relative_to(run_dir)} there is not from a run of this "
-            "program, which would replace it: give another --run_dir, or move that file away"
+            f"--run_dir {run_dir}: its {foreign.relative_to(run_dir)} is not from a run of this "
+            "program, and would be replaced: give another --run_dir, or move that file away"
         )
 
 

@@ -109,7 +109,7 @@ def problems(run_dir: Path) -> list[str]:
         found.append(f"{problem}: taking the settings from a checkpoint")
     try:
         if not status.read_status(run_dir) and checkpoint.files_in(checkpoints_dir(run_dir)):
-            found.append(f"{run_dir / status.FILE} is not there: time and cost count from now on")
+            found.append(f"{run_dir / status.FILE} is missing: time and cost count from now on")
     except ValueError as error:
         found.append(f"{error}: time and cost count from now on")
     return found
@@ -124,8 +124,8 @@ def refuse_cpu(run_dir: Path) -> None:
         return
     if isinstance(gpus, list) and gpus:
         raise ValueError(
-            f"the run in {run_dir} trained on {gpus[0]}, and torch sees no GPU here: look at "
-            "nvidia-smi and CUDA_VISIBLE_DEVICES, or give --device cpu to go on without one"
+            f"the run in {run_dir} trained on {gpus[0]}, but torch sees no GPU here: check "
+            "nvidia-smi and CUDA_VISIBLE_DEVICES, or give --device cpu to continue without one"
         )
 
 
@@ -140,7 +140,7 @@ def refuse_lost_checkpoints(run_dir: Path) -> None:
     had_some = stood.get("saved_step", -1) >= 0 or stood.get("state") == status.DONE
     if had_some or ("saved_step" not in stood and ownership.num_rows(run_dir) >= 2):
         raise ValueError(
-            f"the run in {run_dir} came to step {stood.get('step', '?')}, and its checkpoints are "
+            f"the run in {run_dir} reached step {stood.get('step', '?')}, but its checkpoints are "
             f"gone: put best.pt or a step_*.pt back into {checkpoints_dir(run_dir)}, start "
             "over with --fresh --overwrite, or give another --run_dir"
         )

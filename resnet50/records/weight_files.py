@@ -32,9 +32,9 @@ PLACES = (
 AVERAGE = {"ema", "swa", "averaged", "average", "avg", "teacher", "shadow"}
 # What a file begins with, and what that means to whoever was handed it as weights.
 KINDS = {
-    b"version https://git-lfs": "is a Git LFS pointer, no weights: `git lfs pull` fetches them",
-    b"\x89HDF\r\n\x1a\n": "is HDF5, such as Keras writes (.h5): give weights of PyTorch",
-    b"\x93NUMPY": "is an array of NumPy: give weights of PyTorch",
+    b"version https://git-lfs": "is a Git LFS pointer, not weights: `git lfs pull` fetches them",
+    b"\x89HDF\r\n\x1a\n": "is HDF5, such as Keras writes (.h5): give PyTorch weights",
+    b"\x93NUMPY": "is a NumPy array: give PyTorch weights",
     b"\x1f\x8b": "is compressed (gzip): unpack it first",
     b"7z\xbc\xaf": "is compressed (7-Zip): unpack it first",
     b"Rar!": "is compressed (RAR): unpack it first",
@@ -57,15 +57,15 @@ TABLES = {"EMPTY_DICT", "GLOBAL", "BINGET", "LONG_BINGET", "MARK"}
 NOT_TENSORS = "is not a file of tensors written by torch.save"
 CUT = "is cut short: its end is missing. Copy or download it again"
 TORCHSCRIPT = (
-    "is TorchScript (torch.jit.save), a program and not weights alone. These lines save them, "
-    "where you trust the file:\n"
+    "is TorchScript (torch.jit.save), a program and not just weights. These lines save them, "
+    "if you trust the file:\n"
     "  import torch\n"
     "  weights = torch.jit.load({path!r}, map_location='cpu').state_dict()\n"
     "  torch.save(weights, {out!r})"
 )
 MORE_THAN_TENSORS = (
     "holds more than tensors ({what}), which only running code from the file could load. These "
-    "lines save the weights alone, where you trust the file:\n"
+    "lines save the weights alone, if you trust the file:\n"
     "  import torch\n"
     "  contents = torch.load({path!r}, map_location='cpu', weights_only=False)\n"
     "  torch.save({weights}, {out!r})"
@@ -155,7 +155,7 @@ def _named_by_first_bytes(head: bytes) -> str:
     if HTML.match(head):
         return "is a web page, saved in the file's place: download the file itself"
     if head.lstrip()[:1] in (b"{", b"["):
-        return "is JSON, not weights: give the file of the tensors"
+        return "is JSON, not weights: give the file with the tensors"
     return ""
 
 
@@ -171,9 +171,9 @@ def _named_by_members(path: Path) -> str:
     if any(name.endswith("data.pkl") for name in names):
         return ""
     if any(name.endswith(".npy") for name in names):
-        return "holds arrays of NumPy (.npz): give weights of PyTorch"
+        return "holds NumPy arrays (.npz): give PyTorch weights"
     if any(name.endswith((".h5", "keras_metadata.pb")) for name in names):
-        return "is Keras': give weights of PyTorch"
+        return "is from Keras: give PyTorch weights"
     return f"is a zip archive with {names[0] if names else 'nothing'} in it: unpack it first"
 
 

@@ -169,16 +169,16 @@ def from_file(path: Path, option: str, raw: bool) -> Weights:
     if found.is_average and option == "--weights":  # the commands that have --raw
         notes[0] += " (--raw takes that)"
     if (path.parent / CONFIG).exists() and path.suffix == ".safetensors":
-        notes.append(f"{CONFIG} beside it is about {WEIGHTS}, and is not used")
+        notes.append(f"{CONFIG} beside it describes {WEIGHTS}, and is not used")
     if suspect := SUSPECT_NAME.search(path.name):
         notes.append(
-            f"warning: a {suspect[1]} has a ResNet50's tensors and another arithmetic: if these "
-            "are one's, the answers are wrong"
+            f"warning: a {suspect[1]} has a ResNet50's tensors but computes differently: if "
+            "these weights are from one, the answers are wrong"
         )
     elif V1_NAME.search(path.name):
         notes.append(
             "warning: a ResNet v1 (stride in the first 1x1 convolution) has v1.5's tensors: if "
-            "these are one's, give --v1_strides"
+            "these are from one, give --v1_strides"
         )
     return replace(found, classes=names, notes=tuple(notes))
 
@@ -288,7 +288,7 @@ def from_torchvision(option: str) -> Weights:
         state = weights.get_state_dict(progress=True, check_hash=True)
     except OSError as error:
         raise ValueError(
-            f"{option} {TORCHVISION} cannot be downloaded: {error}. Without a network give a file"
+            f"{option} {TORCHVISION} cannot be downloaded: {error}. Offline, give a file"
         ) from error
     return replace(
         found_in(state, "torchvision IMAGENET1K_V2", option, raw=False),
@@ -304,7 +304,7 @@ def download(name: str, option: str) -> Path:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
     except ImportError:
-        message = "no such file or folder; for Hugging Face a package: pip install huggingface_hub"
+        message = "no such file or folder; Hugging Face needs pip install huggingface_hub"
         raise ValueError(f"{option} {name}: {message}") from None
     problem = None
     try:  # once, since hf_hub_download alone tries for 39 s where there is no network

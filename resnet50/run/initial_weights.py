@@ -31,7 +31,7 @@ def read(cfg: TrainConfig, classes: Sequence[str]) -> tuple[dict[str, Tensor] | 
     tensors = {key: t for key, t in found.tensors.items() if not (reason and key in HEAD)}
     head = f"a new classifier for {len(classes)} classes, since {reason}"
     if not reason:
-        unknown = "" if found.classes else ", whose names are not known"
+        unknown = "" if found.classes else ", whose names are unknown"
         head = f"the classifier too, of {found.num_classes} classes{unknown}"
     notes = [note for note in found.notes if not (cfg.v1_strides and "--v1_strides" in note)]
     lines = [f"{what(found)}; {head}", *notes, *differences(found, cfg)]
@@ -51,7 +51,7 @@ def why_fresh_head(found: Weights, classes: Sequence[str]) -> str:
     if not found.num_classes:
         return found.no_head
     if found.num_classes != len(classes):
-        return f"theirs has {found.num_classes}"
+        return f"the old one has {found.num_classes}"
     theirs, ours = readable(found.classes), readable(classes)
     if not theirs or theirs == ours:
         return ""
@@ -61,7 +61,7 @@ def why_fresh_head(found: Weights, classes: Sequence[str]) -> str:
     number = next(
         i for i, names in enumerate(zip(theirs, ours, strict=True)) if len(set(names)) > 1
     )
-    return f"theirs are others: class {number} is {theirs[number]} there, {ours[number]} here"
+    return f"the names differ: class {number} is {theirs[number]} there, {ours[number]} here"
 
 
 def differences(found: Weights, cfg: TrainConfig) -> list[str]:
@@ -71,7 +71,7 @@ def differences(found: Weights, cfg: TrainConfig) -> list[str]:
         theirs = found.variant.get(name)
         if theirs is not None and theirs != getattr(cfg, name):
             flag = f"--{name}" if theirs else f"--no_{name}"
-            lines.append(f"warning: they are of a network that is built with {flag}")
+            lines.append(f"warning: they are from a network built with {flag}")
     if cfg.blurpool and found.variant.get("blurpool") and not found.variant.get("blur_max_pool", 1):
-        lines.append("warning: their max pool is not blurred, and this run's is")
+        lines.append("warning: their max pool is not blurred, but this run's is")
     return lines

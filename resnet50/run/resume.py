@@ -121,7 +121,7 @@ def changes_of_machine(contents: dict, parts: Parts) -> list[str]:
     unnamed = "fp16" if contents["scaler"] else "no gradient scaling"
     then, now = contents.get("precision", unnamed), parts.precision.name
     if then != now and (then != "no gradient scaling" or now == "fp16"):
-        begins = "; its gradient scale begins anew" if now == "fp16" else ""
+        begins = "; its gradient scale starts over" if now == "fp16" else ""
         texts.append(
             f"trained in {then} up to here, in {now} from here on (--amp {parts.cfg.amp} on this "
             f"machine){begins}"

@@ -131,8 +131,8 @@ def make_ready(folder: Path, log: RunLog) -> None:
     if problem := files.folder_sync_problem(folder):
         log.event(
             0,
-            f"warning: the disk of {folder} cannot sync a folder ({problem}): checkpoints outlive "
-            "a kill, and a power cut may cost the newest of them",
+            f"warning: the disk of {folder} cannot sync a folder ({problem}): checkpoints survive "
+            "a kill, but a power cut may cost the newest of them",
         )
 
 

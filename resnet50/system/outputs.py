@@ -21,7 +21,7 @@ def check(files: Mapping[str, Path | None]) -> None:
             raise ValueError(f"--{option} {path} cannot be written: {reason}")
         other = seen.setdefault(path.resolve(), option)
         if other != option and not _is_special(path):
-            raise ValueError(f"--{option} and --{other} are both {path}: give two files")
+            raise ValueError(f"--{option} and --{other} are both {path}: give different files")
 
 
 def _error_of_opening(path: Path) -> OSError | None:
@@ -82,4 +82,4 @@ def write_or_keep(option: str, path: Path, write: Callable[[Path], None]) -> str
         write(kept)
     except OSError:
         return problem
-    return f"{problem}; it is in {kept}"
+    return f"{problem}; it was saved to {kept}"

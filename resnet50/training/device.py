@@ -59,9 +59,9 @@ def check_compiler(device: torch.device) -> None:
     variable, usual = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
     named = shlex.split(os.environ.get(variable, ""))[:1]
     if not any(map(shutil.which, named or usual)):
-        wanted = f"{variable}={named[0]} is not there" if named else f"no {' or '.join(usual)} here"
+        wanted = f"{variable}={named[0]} is missing" if named else f"no {' or '.join(usual)} here"
         raise ValueError(
-            f"--compile needs a compiler, {wanted}: apt-get install g++ (or conda install gxx), or "
+            f"--compile needs a compiler ({wanted}): apt-get install g++ (or conda install gxx) or "
             "leave --compile out"
         )
 

@@ -224,6 +224,6 @@ def find_max_lr(
             title = f"{Path(cfg.data_dir).name}, {cfg.recipe}: batch {cfg.total_batch_size}"
             lr_curve.draw(folder, lrs, losses, suggestions, title)
         except OSError as error:
-            say(f"warning: {folder} cannot be written ({error.strerror}): only said here")
+            say(f"warning: {folder} cannot be written ({error.strerror}): only printed here")
             say(f"range test: {json.dumps(result)}")
     return suggestions

@@ -338,7 +338,7 @@ def test_what_the_disk_refuses_is_kept_elsewhere(
     flags = [f"--data_dir={image_folder}", f"--weights={run_dir}"]
     result = in_process(capfd, *flags, "--csv=/dev/full", "--json=/dev/full")
     assert result.code == 2 and json.loads(result.out)["num_images"] == NUM_IMAGES
-    assert "--csv /dev/full could not be written: No space left on device; it is in" in result.err
+    assert "--csv /dev/full could not be written: No space left on device; it was" in result.err
     kept = sorted(tmp_path.glob("kept_*/full"), key=lambda path: path.stat().st_size)
     assert json.loads(kept[0].read_text()) == json.loads(result.out)
     assert len(rows_of(kept[1])) == NUM_IMAGES

@@ -423,7 +423,7 @@ def hopeless_class(place: Path) -> list:
         ),
         (dotted_member, r"'\.\./\.\./etc/passwd' points outside the archive"),
         (linked_member, "'train/a/x.jpg' is a link"),
-        (missing_file, r"1 listed files are not there: pictures/none.jpg \(line 13\)"),
+        (missing_file, r"1 listed files are missing: pictures/none.jpg \(line 13\)"),
         (unknown_label, "val.csv line 8: 'zebra' is none of the classes"),
         (occupied, "holds other files .thesis.txt.: give an empty or a new folder"),
         (made_otherwise, "holds a data set made with other options.*remove it, or give another"),

@@ -81,7 +81,7 @@ def test_pictures_are_a_file_a_folder_or_links_to_them(tmp_path):
     assert open_pictures(tmp_path / "a" / "1.jpg").name(0) == str(tmp_path / "a" / "1.jpg")
     assert names(top) == ["4.jpg", "again/1.jpg"]
     assert names(tmp_path / "b") == ["2.png"]
-    with pytest.raises(ValueError, match="is no picture: "):
+    with pytest.raises(ValueError, match="is not a picture: "):
         open_pictures(tmp_path / "b" / "notes.txt")
     with pytest.raises(ValueError, match="no such file or folder"):
         open_pictures(tmp_path / "none")

@@ -91,7 +91,7 @@ def test_what_is_suggested_exists():
 )
 def test_an_empty_variable_is_not_the_current_folder(capsys, command, words, named):
     line = error_of(capsys, command, *words)
-    assert named in line and "a variable that is not set?" in line
+    assert named in line and "an unset variable?" in line
 
 
 def test_a_tilde_is_the_home_folder_wherever_it_stands(monkeypatch):

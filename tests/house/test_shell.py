@@ -116,7 +116,7 @@ def test_the_demo_trains_and_says_when_it_is_done(tmp_path):
     for steps, text in ((2, "final top-1"), (2, "is done at step 2")):
         result = call(folder, "--demo", f"--max_steps={steps}")
         assert result.returncode == 0, result.stdout + result.stderr
-        assert "data/fashion-mnist is complete already" in result.stdout
+        assert "data/fashion-mnist is already complete" in result.stdout
         assert text in result.stdout
         assert ("curves: runs/demo/curves.png" in result.stdout) == ("done at" not in text)
     assert (folder / "runs" / "demo" / "curves.png").exists()

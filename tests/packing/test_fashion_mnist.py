@@ -62,7 +62,7 @@ def test_it_becomes_packs_of_the_right_size_once(originals, tmp_path):
     assert np.bincount(val.labels).tolist() == [1000] * 10
     before = (out / "train.pack").stat().st_mtime_ns
     again = prepare(tmp_path, "--source_dir", originals)
-    assert again.code == 0 and "is complete already" in again.out
+    assert again.code == 0 and "is already complete" in again.out
     assert (out / "train.pack").stat().st_mtime_ns == before
 
 

@@ -64,18 +64,18 @@ REFUSED = {
     ),
     "a lone test/": (
         files("test/{a,b}/{1,2}.jpg"),
-        "has test/ alone, and no train/",
+        "has test/ alone, without a train/",
         "neither train.pack nor train/",
     ),
     "for detection": (
         files("{train,val}/images/{1,2}.jpg", "{train,val}/labels/{1,2}.txt"),
-        "src/train: the classes would be images, labels, which are names of",
-        "src/train: the classes would be images, labels, which are names of",
+        "src/train: the classes would be images, labels, but these name splits",
+        "src/train: the classes would be images, labels, but these name splits",
     ),
     "images only": (
         files("{train,val}/images/{1,2}.jpg"),
-        "classes would be images, which",
-        "classes would be images, which",
+        "classes would be images, but",
+        "classes would be images, but",
     ),
     "one class": (files("{train,val}/cat/{1,2}.jpg"), "a single class, cat", "a single class, cat"),
     "one class without splits": (files("cat/{1,2}.jpg"), "a single class, cat", "neither train.p"),
@@ -108,11 +108,11 @@ REFUSED = {
         files("{train,val}/{Fruit,Packages}/{a,b}/1.jpg"),
         "src/train/Fruit has no images: it holds 2 folders .*--train_dir train/Fruit --train_dir "
         "train/Packages --val_dir val/Fruit --val_dir val/Packages --out",
-        "src/train/Fruit has no images of its own.*--train_dir train/Fruit --train_dir train/Pack",
+        "src/train/Fruit has no images directly.*--train_dir train/Fruit --train_dir train/Pack",
     ),
     "a class of HEIC": (
         SPLITS | files("{train,val}/h/1.heic"),
-        r"src/train/h has no images: it holds 1 file \(1.heic\) of none of the formats",
+        r"src/train/h has no images: it holds 1 file \(1.heic\) in no supported format",
         r"src/train/h has no images: not used: 1 of unknown extension \(train/h/1.heic\)",
     ),
     "val too deep and other names": (
@@ -122,8 +122,8 @@ REFUSED = {
     ),
     "the devkit's numbers": (
         TRAIN | files("val/{1,2,3}/1.JPEG"),
-        "numbers, as the devkit gives them",
-        "numbers, as the devkit gives them",
+        "the devkit's class numbers",
+        "the devkit's class numbers",
     ),
     "WordNet ids renamed by hand": (
         files(*(f"train/{wnid}-fish/1.JPEG" for wnid in WNIDS)) | flat_val(),
@@ -176,7 +176,7 @@ REFUSED = {
         files("{1,2}.jpg")
         | {f"{s}.csv": b"path,label\n1.jpg,cat\n2.jpg,dog\n" for s in ("train", "val")}
         | {"classes.txt": b"0 cat\n1 dog\n"},
-        "'cat' is none of the classes that src/classes.txt lists",
+        "'cat' is not one of the classes that src/classes.txt lists",
         "neither train.pack",
     ),
     "a table in Latin-1": (
@@ -187,7 +187,7 @@ REFUSED = {
     ),
     "a table with semicolons": (
         files("1.jpg") | {f"{s}.csv": b"path;label\n1.jpg;cat\n" for s in ("train", "val")},
-        "first line is 'path;label', and must be path,label",
+        "first line is 'path;label', but must be path,label",
         "neither train.pack",
     ),
 }

@@ -99,8 +99,8 @@ def test_mistakes_are_named(tmp_path, capsys):
         ("mine", "out", "no .parquet files in it"),
         ("a", "out", "neither its name nor its folder's says which split"),
         ("b", "out", "holds no picture, only its path"),
-        ("c", "out2", "no whole parquet file"),
-        ("a", "mine", "mine holds other things (thesis.txt)"),
+        ("c", "out2", "not a complete parquet file"),
+        ("a", "mine", "mine holds other files (thesis.txt)"),
     ):
         assert parquet.main([str(tmp_path / source), "--out", str(tmp_path / out)]) == 2
         assert message in capsys.readouterr().err

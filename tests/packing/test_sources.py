@@ -183,7 +183,7 @@ def test_equal_file_names_in_a_class_are_told_apart_by_their_folders(tmp_path):
         (TRAIN + "a,b,c\n", VAL, r"train.csv line 5: 3 columns, not 2"),
         (TRAIN + '"a,b\n', VAL, r"train.csv line 5: unexpected end of data"),
         (TRAIN, VAL + "pictures/1/2.jpg,cow\n", r"val.csv line 4: 'cow' is none of the classes"),
-        (TRAIN + "pictures/1/2.jpg,\n", VAL, r"train.csv line 5: '' is none"),
+        (TRAIN + "pictures/1/2.jpg,\n", VAL, r"train.csv line 5: '' is not one"),
         (TRAIN + "pictures/1/2.jpg,a/b\n", VAL, r"train.csv line 5: the label 'a/b' holds a /"),
         (TRAIN + "pictures/./0/0.jpg,cat\n", VAL, r"train.csv line 5: .* is listed twice"),
         (
@@ -221,7 +221,7 @@ def test_csvs_of_another_kind_do_not_hide_the_folders(tmp_path):
     "files, message",
     [
         ({}, r"0 files, at the top nothing"),
-        ({"a.txt": b"", "b/c.txt": b""}, r"2 files, at the top a.txt, b\. It may be\n.*Kaggle"),
+        ({"a.txt": b"", "b/c.txt": b""}, r"2 files, at the top a.txt, b\. Known are\n.*Kaggle"),
         ({f"{i}.jpg": b"" for i in range(9)}, r"0.jpg, .*7.jpg, \.\.\."),
         ({"cat/a.jpg": b"", "cat/b.jpg": b""}, r"a single class, cat"),
         ({"cat/a.jpg": b"", "cat/b.jpg": b"", "dog/a.jpg": b""}, r"class dog has a single picture"),
@@ -306,7 +306,7 @@ def test_links_to_files_and_folders_are_followed_and_loops_are_errors(tmp_path):
         archives.list_members(linked, tmp_path)
     (linked / "val" / "up").unlink()
     (linked / "val" / "gone").symlink_to(tmp_path / "gone")
-    with pytest.raises(ValueError, match="val/gone: a link to nothing; repair it"):
+    with pytest.raises(ValueError, match="val/gone: a broken link; repair it"):
         sources.recognize(linked, tmp_path)
     (linked / "val" / "gone").rename(linked / "gone.jpg")
     assert sources.recognize(linked, tmp_path).unused.counts["dangling link"] == 1

@@ -182,7 +182,7 @@ FILES = {
     "cut in its tensors, old": (lambda: saved(is_old=True)[:-5000], "is cut short|or damaged"),
     "cut safetensors": (tensors_cut, "is damaged or cut short"),
     "script": (lambda: zipped("m/constants.pkl"), "is TorchScript"),
-    "numpy": (lambda: zipped("a.npy"), "holds arrays of NumPy"),
+    "numpy": (lambda: zipped("a.npy"), "holds NumPy arrays"),
     "zip": (lambda: zipped("model.pth"), "is a zip archive with model.pth in it"),
     "gzip": (lambda: b"\x1f\x8b" + b"\0" * 99, "is compressed"),
     "text": (lambda: b"no tensors" * 50, "is not a file of tensors"),
@@ -204,7 +204,7 @@ def test_the_named_file_is_taken_and_never_its_neighbor(here):
     assert torch.equal(pretrained.load("ours/model.safetensors").model(IMAGES), NETWORK(IMAGES))
     loaded = pretrained.load("ours/epoch10.safetensors")
     assert torch.equal(loaded.model(IMAGES), OTHER(IMAGES)) and loaded.kind == "weights"
-    assert "config.json beside it is about model.safetensors" in loaded.notes[0]
+    assert "config.json beside it describes model.safetensors" in loaded.notes[0]
     with pytest.raises(ValueError, match=r"no such file or folder; there is ours/model\.safetens"):
         pretrained.load("ours/models.safetensors")
     Path("ours/config.json").unlink()
@@ -284,7 +284,7 @@ def test_what_a_config_says_and_is_not_done_is_named(here):
     folder_of(here / "it", W, config)
     assert "--image_size 96 --resize_size 106" in pretrained.load("it").notes[1]
     folder_of(here / "it", W, {"anything": 1})
-    assert pretrained.load("it").notes[0].startswith("warning: config.json is of no program")
+    assert pretrained.load("it").notes[0].startswith("warning: config.json is from no")
 
 
 PATHS = {
@@ -320,7 +320,7 @@ def test_only_a_checkpoint_with_all_of_our_keys_counts_as_ours(here):
     torch.save(ours, "a.pt")
     loaded = pretrained.load("a.pt")
     assert loaded.kind == "EMA" and loaded.image_size == 64 and loaded.about["step"] == 3
-    with pytest.raises(ValueError, match=r"--v1_strides: --weights a\.pt is a model of"):
+    with pytest.raises(ValueError, match=r"--v1_strides: --weights a\.pt is our own model"):
         pretrained.load("a.pt", v1_strides=True)
     for key in ("config", "step", "data"):
         torch.save({name: value for name, value in ours.items() if name != key}, "b.pt")

@@ -88,7 +88,7 @@ def test_a_folder_of_another_program_is_refused_and_left_as_it_was(
         words = [*tiny_flags(image_folder, run_dir), *flags]
         result = in_process(train, *words, as_rank=as_rank)
         named = "config.json" if kind == "no file" else name
-        assert_refused(result, f"--run_dir {run_dir}: {named} there", "give another --run_dir")
+        assert_refused(result, f"--run_dir {run_dir}: its {named} is", "give another --run_dir")
         assert tree(tmp_path) == before
 
 

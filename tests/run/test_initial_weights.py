@@ -50,12 +50,12 @@ CLASSES = {
     "others in the same number": (
         OURS,
         OTHERS,
-        "a new classifier for 10 classes, since theirs are others: class 7 is name 7 there, dog ",
+        "a new classifier for 10 classes, since the names differ: class 7 is name 7 there, dog ",
     ),
-    "another order": (OURS, NAMES[::-1], "since theirs are others: class 0 is name 0 there, name"),
-    "another number": (OURS, NAMES[1:], "a new classifier for 9 classes, since theirs has 10"),
+    "another order": (OURS, NAMES[::-1], "since the names differ: class 0 is name 0 there, name"),
+    "another number": (OURS, NAMES[1:], "a new classifier for 9 classes, since the old one has 10"),
     "not known": ({"net": W}, NAMES, "weights under 'net'; the classifier too, of 10 classes, w"),
-    "known, foreign": ({"model": W, "classes": NAMES}, OTHERS, "since theirs are others: class 7"),
+    "known, foreign": ({"model": W, "classes": NAMES}, OTHERS, "since the names differ: class 7"),
     "none": (HEADLESS["dino"](W, W), NAMES, "a new classifier for 10 classes, since it has no hea"),
 }
 
@@ -75,7 +75,7 @@ def test_an_export_is_taken_by_its_folder_and_by_its_file():
     for source in (".", "model.safetensors"):
         tensors, lines = read(source)
         assert tensors.keys() == W.keys() and "averaged weights (EMA); the classi" in lines[0]
-        assert "since theirs are others: class 7" in read(source, OTHERS)[1][0]
+        assert "since the names differ: class 7" in read(source, OTHERS)[1][0]
 
 
 def test_imagenets_words_are_its_ids_in_any_spelling():
@@ -90,7 +90,7 @@ def test_what_was_chosen_and_what_differs_is_said():
     assert "'model_ema', an average, not 'model'" in read("a.pt")[1][1]
     assert "--raw" not in "".join(read("a.pt")[1]), "which train.py has not"
     torch.save(foreign.blurred(W), "ffcv.pt")
-    assert "warning: they are of a network that is built with --blurpool" in read("ffcv.pt")[1][-1]
+    assert "warning: they are from a network built with --blurpool" in read("ffcv.pt")[1][-1]
     assert "their max pool is not blurred" in read("ffcv.pt", blurpool=True)[1][-1]
     torch.save(OURS, "ours.pt")
     assert "built with --no_v1_strides" in read("ours.pt", v1_strides=True)[1][-1]

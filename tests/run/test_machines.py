@@ -76,7 +76,7 @@ def test_what_a_gpu_trained_goes_on_on_a_cpu_only_if_told_so(in_process, image_f
     status = (run_dir / "status.json").read_bytes()
     for as_rank in (False, True):
         result = in_process(train, f"--run_dir={run_dir}", "--max_steps=3", as_rank=as_rank)
-        assert result.code == 2 and "trained on NVIDIA A10G, and torch sees no GPU" in result.err
+        assert result.code == 2 and "trained on NVIDIA A10G, but torch sees no GPU" in result.err
         assert (run_dir / "status.json").read_bytes() == status
     words = [f"--run_dir={run_dir}", "--max_steps=3"]
     assert in_process(train, *words, "--device=cpu", as_rank=True).code == 0
@@ -168,7 +168,7 @@ def test_children_are_found_whichever_thread_started_them():
 def test_compiling_without_a_compiler_is_refused(monkeypatch, tmp_path, kind, variable):
     compiler = tmp_path / "cc"
     monkeypatch.setenv(variable, f"{compiler} -O2")
-    with pytest.raises(ValueError, match=f"--compile needs a compiler, {variable}={compiler} is"):
+    with pytest.raises(ValueError, match=rf"needs a compiler \({variable}={compiler} is"):
         device.check_compiler(torch.device(kind))
     compiler.write_text("#!/bin/sh\n")
     compiler.chmod(0o755)

@@ -130,7 +130,7 @@ LOADED: dict[str, tuple[Callable[[State, State], object], str]] = {
     "network in a network": (lambda w, _: {"checkpoint": {"network": w}}, ""),
     "lightning": (
         lambda w, _: {"state_dict": behind("model.", w) | {"criterion.weight": torch.ones(10)}},
-        "left aside: criterion",
+        "not used: criterion",
     ),
     "lightning's average": (lightnings_average, "'state_dict', an average, not 'current_model_st"),
     "torchvision's references": (
@@ -233,7 +233,7 @@ REFUSED: dict[str, tuple[Callable[[State], object], str]] = {
     "another network": (lambda _: {"features.0.weight": torch.ones(2)}, "not a ResNet's: .*there"),
     "two networks": (
         lambda w: {"left": w, "right": w},
-        "several networks, 'left', 'right': save the one",
+        "several networks, 'left', 'right': save only",
     ),
     "NaN": (lambda w: broken(w, torch.nan), "layer1.0.bn1.weight has values that are not finite"),
     "infinity": (lambda w: {"model": broken(w, torch.inf)}, "layer1.0.bn1.weight has values that"),
