@@ -116,7 +116,7 @@ def own_source() -> str:
 
 
 def load_model(source: str | None, v1_strides: bool = False) -> Pretrained:
-    """The model to show, ready to run: threads set, warmed up; what there is to know is printed.
+    """The model to show, ready to run: threads set, warmed up; its notes are printed.
 
     Raises ValueError naming the source and what to do.
     """
@@ -252,14 +252,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--max_mb {args.max_mb:g}: must be more than 0")
         check_address(args.host, args.port)
         loaded = load_model(args.weights, args.v1_strides)
-        # The model may have come through a proxy; the page asks itself whether it is up, and a
-        # proxy knows no 127.0.0.1.
+        # The model may have come through a proxy; Gradio checks that its own page is up, and a
+        # proxy cannot reach this machine's 127.0.0.1.
         for name in [name for name in os.environ if name.lower() in PROXIES]:
             del os.environ[name]
         serve(build_page(loaded), args)
     except ModuleNotFoundError as error:
         message = f"the package {error.name} is missing: pip install {error.name}"
-    except ImportError as error:  # httpx, of a SOCKS proxy that it cannot use
+    except ImportError as error:  # from httpx, for a SOCKS proxy that it does not support
         message = str(error)
     except (ValueError, OSError) as error:
         message = str(error)

@@ -31,11 +31,11 @@ EXTENSIONS = (
     *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ico", ".qoi", ".pcx", ".sgi", ".dds"),
 )
 PICTURE_ENDS = frozenset(EXTENSIONS)
-# All that was listed before: runs begun then keep exactly these.
+# All that earlier versions listed: runs begun with them keep exactly these.
 LEGACY_ENDS = PICTURE_ENDS & {
     *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 }
-# What systems leave in folders by themselves, beside whatever begins with a dot.
+# What operating systems leave in folders, besides names that begin with a dot.
 SYSTEM_LITTER = frozenset(
     {
         "__MACOSX",
@@ -111,7 +111,7 @@ ARCHIVE_MD5: Mapping[str, str] = {
     "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
     **{d.url.rpartition("/")[2]: d.md5 for d in DATASETS.values() if d.url},
 }
-MAY_BE_MISSING = 0.02  # of a data set's images, and it is still that set
+MAY_BE_MISSING = 0.02  # share of a data set's images without which it is still recognized
 HOW_TO_GET_IMAGENET = """\
 ImageNet may not be redistributed; its terms are at image-net.org/download. Get it in one of these
 ways:
@@ -151,13 +151,13 @@ FASHION_MNIST_CLASSES = (
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's data, such as macOS's ._NAME.jpg."""
+    """Whether a file or folder is not part of the user's data, such as macOS's ._NAME.jpg."""
     return name.startswith(".") or name in SYSTEM_LITTER
 
 
 def is_picture(file_name: str, ends: frozenset[str] = PICTURE_ENDS) -> bool:
     """Whether it is one, by its extension; hidden files, such as macOS's ._NAME.jpg, are not."""
-    # Asked for 1.28 million names at every start of a training, so by the cheapest test.
+    # Called for 1.28 million names whenever training starts, so the test must be cheap.
     return file_name[file_name.rfind(".") :].lower() in ends and file_name[:1] != "."
 
 
@@ -171,8 +171,8 @@ def known_dataset(
 ) -> Dataset | None:
     """The data set that has these class folders, if it is one of ours.
 
-    Any hundred or two hundred of ImageNet's classes make a set of their own (ImageNet-100,
-    ImageNet-R), so Tiny-ImageNet and mini-ImageNet are told by their numbers of images too, of
+    Some sets consist of any hundred or two hundred of ImageNet's classes (ImageNet-100,
+    ImageNet-R), so Tiny-ImageNet and mini-ImageNet are recognized by their number of images too, of
     which a copy may lack a few.
     """
     if not are_wnids(classes):

@@ -276,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not ranks.is_main:
         return 0
     text = json.dumps(result, indent=2)
-    print(text, flush=True)  # first: whatever becomes of the files
+    print(text, flush=True)  # first, in case the files cannot be written
     if args.json:
 
         def write_json(path: Path) -> None:

@@ -160,8 +160,8 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def check_out(out: Path, formats: Sequence[str]) -> None:
-    """Raise ValueError if files of an earlier export would stay and belong to another model, or if
-    folders lie in the files' places."""
+    """Raise ValueError if files of an earlier export would remain from another model, or if
+    folders have the files' names."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a folder")
     for file in [*(FILES[name] for name in formats), pretrained.CONFIG]:
@@ -180,8 +180,8 @@ def staging(out: Path) -> Iterator[Path]:
     """A folder inside --out for files that are not checked yet, gone when the block ends.
 
     Inside, since --out may be a mount, or a link to another disk, to which nothing can be renamed,
-    or lie in a folder that may not be written. An --out that was made for it goes too if the block
-    fails. Raises ValueError if nothing can be written there.
+    or be in a folder without write permission. If the block fails, an --out that was made for it
+    is removed too. Raises ValueError if nothing can be written there.
     """
     made = [path for path in (out, *out.parents) if not path.exists()]
     try:
@@ -194,7 +194,7 @@ def staging(out: Path) -> Iterator[Path]:
             yield Path(name)
     except BaseException:
         for path in made:
-            with contextlib.suppress(OSError):  # something lies in it by now
+            with contextlib.suppress(OSError):  # it is no longer empty
                 path.rmdir()
         raise
 
@@ -287,7 +287,7 @@ def export(args: argparse.Namespace) -> tuple[Pretrained, dict[str, object]]:
 
 
 def load_model(source: str, raw: bool, v1_strides: bool = False) -> Pretrained:
-    """The model of --weights or --compare; what there is to know of it is printed."""
+    """The model of --weights or --compare; its notes are printed."""
     loaded = pretrained.load(source, raw, v1_strides)
     for note in loaded.notes:
         print(f"{loaded.name}: {note}", file=sys.stderr)
@@ -338,7 +338,7 @@ def write_checked(
 def main(argv: Sequence[str] | None = None) -> int:
     """Export and print the table; returns 0, or 2 if the user must change something."""
     args = build_parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # staged files go then too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # removes staged files too
     try:
         if args.prune is not None:
             check_arguments(args)

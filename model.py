@@ -70,7 +70,7 @@ class Bottleneck(nn.Module):
 
     (B, in_channels, H, W) -> (B, 4 * width, H / stride, W / stride); inner_width: channels of the
     3x3 convolution, `width` in a ResNet50; blurpool: blur before a stride; v1_strides: the stride
-    is the first convolution's, as in the paper.
+    is in the first convolution, as in the paper.
     """
 
     expansion = 4

@@ -6,13 +6,13 @@
     python prepare_data.py --verify /mnt/imagenet/imagenet
 
 SOURCE is a folder or an archive; what it holds is recognized: ImageNet's two original tars, which
-are read in place, nothing is unpacked to disk; Hugging Face's .tar.gz of them; Kaggle's competition
+are read in place, without unpacking to disk; Hugging Face's .tar.gz of them; Kaggle's competition
 download; Tiny-ImageNet; mini-ImageNet; Imagenette; train/CLASS/* and val/CLASS/*; CLASS/* without
-splits; train.csv and val.csv of `path,label`. Splits of other names are given by --train_dir and
+splits; train.csv and val.csv of `path,label`. Splits with other names are given by --train_dir and
 --val_dir. Training images are stored so that a crop can be cut out of the compressed bytes, at most
-500 pixels a side; validation images keep their original bytes. What lies there and is not used is
-said, with names in report.json. A kill costs seconds: the same command resumes, and the result has
-the same bytes; if the source has changed since, it says so.
+500 pixels a side; validation images keep their original bytes. Files that are not used are
+counted in the output and named in report.json. A kill costs seconds: the same command resumes, and
+the result has the same bytes; if the source has changed since, the command says so.
 """
 
 import resnet50.system.preflight  # noqa: F401 (first: it reports what this Python lacks)
@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_pixels(parser: argparse.ArgumentParser) -> None:
-    """The flags for what becomes of a picture's pixels."""
+    """The flags that decide how pixels are stored."""
     add = parser.add_argument
     add(
         "--long_side",
@@ -119,7 +119,7 @@ def add_pixels(parser: argparse.ArgumentParser) -> None:
 
 
 def add_split_dirs(parser: argparse.ArgumentParser) -> None:
-    """The flags that name the splits of a source where they are called otherwise."""
+    """The flags that name a source's splits if they are not called train and val."""
     for split, what in (("train", "to train on"), ("val", "to validate on [part of training]")):
         parser.add_argument(
             f"--{split}_dir",
@@ -166,7 +166,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 def encodings(args: argparse.Namespace, classes: Sequence[str]) -> dict[str, Encoding]:
     """How each split is stored. Fashion-MNIST's small pictures are stored losslessly.
 
-    classes: of the data set, which say what --upright auto is.
+    classes: of the data set; they decide what --upright auto means.
     """
     is_small = args.source == "fashion-mnist"
     sizes = {name: getattr(args, name) for name in ("long_side", "short_side", "quality")}
@@ -195,7 +195,7 @@ def open_source(args: argparse.Namespace, work_dir: Path) -> tuple[Source, Calla
 
 
 def recognize(path: Path, work_dir: Path, args: argparse.Namespace) -> Source:
-    """What lies in a source, as the options say. Raises ValueError."""
+    """The data set in a source, read as the options say. Raises ValueError."""
     dirs = SplitDirs(args.train_dir, args.val_dir)
     return sources.recognize(path, work_dir, args.val_pct, dirs)
 
@@ -269,10 +269,10 @@ def request_of(args: argparse.Namespace) -> dict[str, object]:
     """What the command line asks for, as the report keeps it: a request that was carried out."""
     ways = {split: way.settings() for split, way in encodings(args, ()).items()}
     for way in ways.values():
-        del way["upright"]  # what auto is, only the source's classes say
+        del way["upright"]  # only the source's classes tell what auto means
     source = args.source if is_by_name(args) else Path(args.source).resolve()
     upright = {} if args.upright == orientation.AUTO else {"upright": args.upright}
-    # Only where they are given: reports of before have none.
+    # Only if given: older reports have none.
     dirs = {name: getattr(args, name) for name in SPLIT_DIRS if getattr(args, name)}
     return {"source": str(source), "val_pct": args.val_pct, **ways, **upright, **dirs}
 
@@ -288,7 +288,7 @@ def remove_if_empty(work_dir: Path) -> None:
 def is_finished(out: Path, request: dict) -> bool:
     """Whether this exact request was carried out. Raises ValueError if `out` holds other files."""
     if report := read_report(out):
-        # Packs of before hold their pictures as they lay.
+        # Older packs hold their pictures as stored, not turned.
         upright = report["train"].get("way", {}).get("upright", orientation.NO)
         was = report["request"] | {"upright": upright}
         names = [*request, *(n for n in SPLIT_DIRS if n in was and n not in request)]
@@ -326,7 +326,7 @@ def is_whole(path: Path) -> bool:
 
 
 def what_is_unknown(args: argparse.Namespace) -> str:
-    """Compare a source with what it was when it was packed; what to say if that is not known.
+    """Compare a source with its state when it was packed; returns a note if that is unknown.
 
     Raises ValueError naming what has changed.
     """
@@ -358,12 +358,12 @@ def what_is_unknown(args: argparse.Namespace) -> str:
 
 
 def is_by_name(args: argparse.Namespace) -> bool:
-    """Whether SOURCE is the name of a data set and no file or folder."""
+    """Whether SOURCE is the name of a data set, not a file or folder."""
     return args.source in DATASETS and not Path(args.source).exists()
 
 
 def read_report(out: Path) -> dict:
-    """What an earlier start has made there; {} if nothing whole, or another program's report."""
+    """The report of an earlier run; {} without one, or if it is incomplete or another program's."""
     try:
         report = json.loads((out / "report.json").read_text())
     except (OSError, ValueError):
@@ -375,14 +375,14 @@ def read_report(out: Path) -> dict:
 def pack_one(
     job: SplitJob, digest: str, out: Path, num_workers: int, stop: Interruption
 ) -> dict[str, object]:
-    """Pack one split, unless an earlier start has; what the report says of it.
+    """Pack one split, unless an earlier run has; returns its part of the report.
 
-    digest: of the files that it is made of now.
+    digest: of its source files as they are now.
     """
     path, result_path = out / f"{job.split}{SUFFIX}", out / ".work" / f"{job.split}.json"
     if path.exists() and result_path.exists():
         result = json.loads(result_path.read_text())
-        # Results of before this was kept have no digest.
+        # Older results have no digest.
         if result["way"] == job.encoding.settings() and result.get("source", digest) == digest:
             return result
         if result["way"] == job.encoding.settings():

@@ -34,8 +34,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(self._words, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """End with exit code 2, and with what options of other programs are called here."""
-        # Whatever argparse stumbled over first: a missing option may be there under another name.
+        """End with exit code 2; for other programs' options, say what they are called here."""
+        # Whatever the error is: a missing option may have been given under another program's name.
         known = self._option_string_actions
         names = dict.fromkeys(word.partition("=")[0] for word in options_of(self._words))
         meant = {name: habits.suggestion(name, known) for name in names if name not in known}
@@ -54,13 +54,13 @@ def with_underscores(argv: Sequence[str]) -> list[str]:
 
 
 def options_of(words: Sequence[str]) -> list[str]:
-    """The words that are options, up to a lone `--`; negative numbers are none."""
+    """The words that are options, up to a lone `--`; negative numbers are not."""
     words = words[: words.index("--")] if "--" in words else words
     return [word for word in words if word[:1] == "-" and not word[1:2].isdigit() and word != "-"]
 
 
 def with_home(words: Sequence[str]) -> list[str]:
-    """With `~` as the home folder: shells do not know it in `--run_dir=~/runs`."""
+    """With `~` as the home folder: shells do not expand it in `--run_dir=~/runs`."""
 
     def expanded(word: str) -> str:
         name, equals, value = word.partition("=")
@@ -74,7 +74,7 @@ def with_home(words: Sequence[str]) -> list[str]:
 def empty_option(words: Sequence[str]) -> str:
     """The option, or argument, that was given an empty text; empty if there is none.
 
-    As a path it would be the current folder, which nobody means who writes --run_dir "$RUN".
+    As a path it would be the current folder, which `--run_dir "$RUN"` never means.
     """
     words = words[: words.index("--")] if "--" in words else words
     for before, word in zip(["", *words], words, strict=False):

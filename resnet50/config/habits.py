@@ -1,8 +1,8 @@
 """What options of other training scripts are called here. Standard library, Python 3.10.
 
 The names are those of PyTorch's examples and references, timm, Ultralytics, Lightning and the
-Hugging Face Trainer, from which people come. `resnet50/config/command_line.py` asks when a command
-line has an option that a command does not know.
+Hugging Face Trainer, where users learned them. `resnet50/config/command_line.py` looks here when
+a command line has an unknown option.
 """
 
 import difflib
@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 
 SAME_COMMAND = "no option is needed: the same command with the same --run_dir resumes"
 EVERY_GPU = "no option is needed: all GPUs are used; CUDA_VISIBLE_DEVICES picks some"
-# The names elsewhere, and what they are here: the first option that the command has, or a text.
+# Names used elsewhere, and the equivalent here: the first option that the command has, or a text.
 MEANINGS: Mapping[str, tuple[str, ...]] = {
     "batch batch_size b bs train_batch_size global_batch_size": ("total_batch_size", "batch_size"),
     "per_device_train_batch_size micro_batch_size batch_size_per_gpu": ("device_batch_size",),
@@ -70,10 +70,10 @@ HABITS = {name: here for names, here in MEANINGS.items() for name in names.split
 
 
 def suggestion(option: str, known: Collection[str]) -> str:
-    """What an option that a command has not may mean, in a few words; empty where nothing is like
-    it.
+    """What an option that a command does not have may mean, in a few words; empty if nothing is
+    similar.
 
-    option, known: as they are typed, with their hyphens.
+    option, known: as typed, with their hyphens.
     """
     for choice in HABITS.get(option.lstrip("-"), ()):
         name = choice if choice.startswith("--") else f"--{choice}"

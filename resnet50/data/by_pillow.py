@@ -1,4 +1,4 @@
-"""Pictures of any format through Pillow, without what it says and refuses of their metadata."""
+"""Pictures of any format through Pillow, without its warnings and errors about their metadata."""
 
 import io
 import struct
@@ -11,31 +11,31 @@ from resnet50.data import orientation
 from resnet50.data.transforms import to_rgb
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Texts and color profiles, which Pillow unpacks, refusing the picture if they are large.
+# Texts and color profiles, which Pillow unpacks; it refuses the picture if they are large.
 PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-# Where a PNG may say how it was held; without any of these, Pillow need not look for it.
+# Where a PNG may give its orientation; without any of these, Pillow need not look for it.
 PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """A picture whose header is read; `load` decodes it. Nothing is printed of its metadata.
+    """A picture whose header is read; `load` decodes it. No warnings about metadata are printed.
 
-    Raises what Pillow raises if it is none, or if it has more than 179 million pixels: a file of
-    some kilobytes could fill the memory.
+    Raises what Pillow raises if it is not a picture, or has more than 179 million pixels: a file
+    of a few kilobytes could fill the memory.
     """
     with warnings.catch_warnings():
-        # Half as many pixels make Pillow print a line of its own source.
+        # At half that many pixels, Pillow prints a warning with a line of its source.
         warnings.simplefilter("ignore")
         return Image.open(io.BytesIO(data))
 
 
 def load(data: bytes) -> Image.Image:
-    """A picture in its own mode, decoded; of a PNG no metadata are too large."""
+    """A picture in its own mode, decoded; PNG metadata may have any size."""
     try:
         image = open_picture(data)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image.load()  # texts may lie behind the pixels
+            image.load()  # texts may follow the pixels
     except ValueError:
         if not data.startswith(PNG_SIGNATURE):
             raise
@@ -45,7 +45,7 @@ def load(data: bytes) -> Image.Image:
 
 
 def open_any_png(data: bytes) -> Image.Image:
-    """`open_picture`, of a PNG whatever its metadata are."""
+    """`open_picture`, for a PNG whatever its metadata."""
     try:
         return open_picture(data)
     except ValueError:
@@ -82,6 +82,6 @@ def orientation_of(image: Image.Image, data: bytes) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = image.getexif().get(orientation.ORIENTATION_TAG)
-    except Exception:  # damaged EXIF is common, and the pixels are whole
+    except Exception:  # damaged EXIF is common, and the pixels are intact
         return orientation.UPRIGHT
     return value if value in range(1, 9) else orientation.UPRIGHT

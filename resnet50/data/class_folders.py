@@ -1,8 +1,8 @@
-"""What the classes of a data set must be called and hold, whoever lists them.
+"""Which class names and folders are accepted, for every reader of a data set.
 
-Classes are refused if most of them are called like splits or parts of a data set: train, test1,
+Classes are refused if most of them have names of splits or parts of a data set: train, test1,
 images, labels (remedies.is_part_name has the words). A single such name among others is a class
-like any other: a set of transport has bus, car and train.
+like any other: a set of vehicles has bus, car and train.
 """
 
 import re
@@ -28,8 +28,8 @@ def described(classes: Sequence[str]) -> str:
 
 
 def check_names(classes: Sequence[str], where: object, remedy: str = "") -> None:
-    """Raise ValueError if these folders can hardly be classes: their names are no text, the same to
-    the eye, or those of splits."""
+    """Raise ValueError if these folders can hardly be classes: their names are not text, look the
+    same, or are those of splits."""
     class_names.check_spelling(classes, where)
     by_form: dict[str, str] = {}
     for name in classes:
@@ -47,7 +47,7 @@ def check_names(classes: Sequence[str], where: object, remedy: str = "") -> None
 
 
 def check_number(classes: Sequence[str], where: object) -> None:
-    """Raise ValueError if there is nothing to tell apart."""
+    """Raise ValueError if there is only one class."""
     if len(classes) == 1:
         raise ValueError(
             f"{where}: a single class, {printable(classes[0])}: any answer would be right; "
@@ -82,7 +82,7 @@ def difference(
 
 
 def _forms(one: str, other: str) -> str:
-    """What to say of two names that look alike."""
+    """The message for two names that look alike."""
     pair = " and ".join(
         f"{name!a} ({'NFC' if unicodedata.is_normalized('NFC', name) else 'NFD'})"
         for name in (one, other)
@@ -94,7 +94,7 @@ def _forms(one: str, other: str) -> str:
 
 
 def check_val_pictures(names: Iterable[tuple[str, str]], where: object) -> None:
-    """Raise ValueError if ImageNet's validation pictures, whose classes are all known, lie in
+    """Raise ValueError if ImageNet's validation pictures, whose classes are all known, are in
     folders of other classes. names: class and file name of each picture."""
     found = [(wnid, file) for wnid, file in names if file.startswith(VAL_PICTURE)]
     labels, wrong = class_names.imagenet_val_labels() if found else {}, []
@@ -113,8 +113,8 @@ def check_val_pictures(names: Iterable[tuple[str, str]], where: object) -> None:
 
 
 def flat(folder: object, names: Sequence[str], remedy: str = "") -> str:
-    """What to say of a split without class folders. names: of its pictures, sorted; remedy: what
-    packs it all the same, where ImageNet's validation pictures have names that say their class."""
+    """The message for a split without class folders. names: of its pictures, sorted; remedy: the
+    command that packs it, if its names tell the classes of ImageNet's validation pictures."""
     what = (
         f"{printable(str(folder))} is flat: {len(names):,} images such as {printable(names[0])} "
         "and no class folders"

@@ -35,9 +35,9 @@ def imagenet_val_labels() -> dict[str, str]:
 
 
 def check_spelling(names: Sequence[str], where: object) -> None:
-    """Raise ValueError for the name of a class that is not UTF-8: it goes into files that are.
+    """Raise ValueError for the name of a class that is not UTF-8: it is written to UTF-8 files.
 
-    where: the place of the class folders.
+    where: the folder that holds the class folders.
     """
     for name in names:
         encoded = os.fsencode(name)

@@ -1,7 +1,7 @@
-"""Pictures in folders: listed quickly, and whatever is not used counted.
+"""Pictures in folders, listed quickly; files that are not used are counted.
 
-What the listing of a folder shows is enough: no file is opened or asked for its size, since an
-ImageNet of 1.28 million files, on a network volume, must begin to train in seconds.
+Listing a folder is enough: no file is opened, and no size is looked up, since training on
+ImageNet's 1.28 million files on a network volume must start in seconds.
 """
 
 import os
@@ -31,7 +31,7 @@ class ImageFolder:
     paths: np.ndarray
     labels: np.ndarray
     upright: str = orientation.NO
-    unused: Unused = field(default_factory=Unused)  # what lies there and is none of the images
+    unused: Unused = field(default_factory=Unused)  # everything there but the images
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -43,7 +43,7 @@ class ImageFolder:
     def imagenet_val_names(self) -> Iterator[tuple[str, str]]:
         """Class and file name of what may be ImageNet's validation pictures.
 
-        Of each class only if its first file is one: 1.28 million names are not looked through.
+        Only for classes whose first file is one, to avoid searching 1.28 million names.
         """
         begins = np.searchsorted(self.labels, np.arange(len(self.classes) + 1))
         for name, begin, end in zip(self.classes, begins, begins[1:], strict=False):
@@ -66,7 +66,7 @@ class ImageFolder:
 
     @property
     def largest_side(self) -> int:
-        """Pixels that pictures were shrunk to: 0, since a folder's were not shrunk."""
+        """Pixels that pictures were shrunk to: 0, since a folder's are not shrunk."""
         return 0
 
     @property
@@ -77,9 +77,9 @@ class ImageFolder:
 def list_split(data_dir: Path, root: Path, ends: frozenset[str] = PICTURE_ENDS) -> ImageFolder:
     """A split's folder of class folders.
 
-    data_dir: the data set that it belongs to; ends: extensions of pictures.
+    data_dir: the data set that the split belongs to; ends: extensions of pictures.
 
-    Raises ValueError naming the folder that is not as expected and the remedy.
+    Raises ValueError naming the unexpected folder and the remedy.
     """
     passed, entries = Unused(), _scan(root)
     classes = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
@@ -110,7 +110,7 @@ def list_split(data_dir: Path, root: Path, ends: frozenset[str] = PICTURE_ENDS) 
         paths += [os.fsencode(f"{name}/{file}") for file in files]
         labels += [label] * len(files)
     if empty:
-        class_folders.check_names(classes, root)  # labels/ of a set for detection is always empty
+        class_folders.check_names(classes, root)  # labels/ of a detection set never has images
         raise ValueError(_no_images(data_dir, root, empty))
     labels = np.array(labels, dtype=np.int64)
     return ImageFolder(root, tuple(classes), np.array(paths), labels, unused=passed)
@@ -127,7 +127,7 @@ def _scan(folder: Path) -> list[os.DirEntry]:
 
 
 def _refuse_lost_class(entry: os.DirEntry) -> None:
-    """Raise ValueError for a link to nothing that would be a class."""
+    """Raise ValueError for a broken link that would be a class."""
     if not Path(entry.name).suffix:
         raise ValueError(f"{printable(entry.path)}: a broken link; repair it")
 
@@ -146,14 +146,14 @@ def _reason(entry: os.DirEntry, ends: frozenset[str] = PICTURE_ENDS) -> str:
 def _pictures_of(
     root: Path, name: str, passed: Unused, ends: frozenset[str] = PICTURE_ENDS
 ) -> list[str]:
-    """File names of a class's pictures, sorted; what else lies in its folder is counted."""
+    """File names of a class's pictures, sorted; other files in its folder are counted."""
     try:
         names = os.listdir(root / name)
     except OSError as error:
         what = f"{printable(str(root / name))}: a class folder that cannot be read"
         raise ValueError(f"{what} ({error.strerror}); fix its permissions") from error
     pictures = [file for file in names if is_picture(file, ends)]
-    # Only where something else lies is it looked at what that is: names are listed fastest.
+    # Other entries are examined only if there are any: listing just names is fastest.
     for entry in _scan(root / name) if len(pictures) < len(names) else ():
         place = f"{root.name}/{name}/{entry.name}"
         if reason := _reason(entry, ends):
@@ -163,7 +163,7 @@ def _pictures_of(
 
 
 def _no_images(data_dir: Path, root: Path, empty: Sequence[str]) -> str:
-    """What to say of class folders without images, by what lies in the first of them."""
+    """The message for class folders without images, by the contents of the first one."""
     name = empty[0]
     place, own = root / name, Unused()
     what = f"{printable(str(place))} has no images"
@@ -187,7 +187,7 @@ def _no_images(data_dir: Path, root: Path, empty: Sequence[str]) -> str:
 
 
 def list_pictures(folder: Path) -> tuple[list[bytes], Unused]:
-    """Paths of all pictures in a folder or below it, relative, sorted, and what is none."""
+    """Paths of all pictures in a folder or below it, relative, sorted, and what is not used."""
     found, passed, pending, seen = [], Unused(), [(folder, "")], set()
     while pending:
         place, prefix = pending.pop()

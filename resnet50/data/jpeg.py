@@ -30,7 +30,7 @@ MCUS_PER_TILE = 2
 EDGE = 16  # rows below the crop that its last rows' chroma is interpolated from
 START_OF_SCAN, END_OF_IMAGE, FIRST_RESTART, APP1 = 0xDA, 0xD9, 0xD0, 0xE1
 END_MARKER = bytes((0xFF, END_OF_IMAGE))
-# Inside of the coded data 0xFF is followed by 0x00, or is a restart marker.
+# Inside the coded data, 0xFF is followed by 0x00, or is a restart marker.
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 EXIF_NAME, XMP_NAME = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"  # what an APP1 begins with
 # Baseline and extended sequential. Progressive files have their pixels spread over many scans.
@@ -51,7 +51,7 @@ class Frame(NamedTuple):
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """A JPEG's segments up to its first scan: marker, start and end of what follows its length.
 
-    Nothing if `data` does not begin like a JPEG; ends where it is damaged.
+    Yields nothing if `data` does not begin like a JPEG; stops where it is damaged.
     """
     at = 2
     while data[:2] == b"\xff\xd8" and at + 4 <= len(data) and data[at] == 0xFF:
@@ -76,7 +76,7 @@ def find_frame(data: bytes) -> Frame | None:
 
 
 def orientation_of(data: bytes) -> int:
-    """EXIF's orientation of a JPEG, 1 to 8, out of its own segment, or else out of XMP's."""
+    """EXIF's orientation of a JPEG, 1 to 8, from its EXIF segment, or else from XMP."""
     in_exif, in_xmp = None, orientation.UPRIGHT
     for marker, start, end in segments(data):
         if marker != APP1:
@@ -90,23 +90,23 @@ def orientation_of(data: bytes) -> int:
 
 
 def with_end(data: bytes, frame: Frame) -> bytes:
-    """A JPEG with an end marker where that is all that it lacks, as some cameras and programs leave
-    it; unchanged if pixels are missing."""
+    """A JPEG with its end marker added if only that is missing, as some cameras and programs leave
+    it out; unchanged if pixels are missing."""
     ended = data + END_MARKER
     colors = "CMYK" if frame.num_components == 4 else "RGB"
     try:
         if has_all_scans(ended, frame):
             simplejpeg.decode_jpeg(ended, colors, strict=True)
             return ended
-    except (ValueError, IndexError, struct.error):  # libjpeg's data ended early; it is cut
+    except (ValueError, IndexError, struct.error):  # the coded data ended early: truncated
         pass
     return data
 
 
 def has_all_scans(data: bytes, frame: Frame) -> bool:
-    """Whether every coefficient of every component has come with its last bit.
+    """Whether every coefficient of every component is complete to its last bit.
 
-    Progressive files have them in many scans, and libjpeg does not miss the last ones.
+    Progressive files spread them over many scans, and libjpeg does not report missing last ones.
     """
     ids = data[frame.offset + 5 : frame.offset + 5 + 3 * frame.num_components : 3]
     missing = {(component, number) for component in ids for number in range(64)}
@@ -134,7 +134,7 @@ def next_scan(data: bytes, at: int) -> tuple[int, int, int] | None:
 class WholePicture:
     """A picture as it came, in any format that Pillow reads. size: (width, height) in pixels.
 
-    upright: one of data/orientation.py's ways, not AUTO; of an upright picture the size and all
+    upright: one of data/orientation.py's ways, not AUTO; if it is YES, the size and all
     rectangles are those of the turned one. Raises what Pillow raises if it is not a picture.
     """
 
@@ -170,7 +170,7 @@ class WholePicture:
         box = left, top, right, bottom
         left, top, right, bottom = orientation.stored_box(box, self.size, self._orientation)
         if any(edge % shrink for edge in (left, top, right, bottom)):
-            shrink = 1  # counted from the other side they lie between two pixels
+            shrink = 1  # counted from the other side, edges would fall between pixels
         pixels, shrink = self._pixels(bottom, shrink)
         pixels = pixels[top // shrink : bottom // shrink, left // shrink : right // shrink]
         return orientation.turned(pixels, self._orientation)

@@ -1,18 +1,18 @@
 """Which way up the pictures of a data set are read.
 
-A camera that was held sideways stores its picture lying, and says in the EXIF data how to turn it.
-Everyone trains and evaluates ImageNet without looking at that (torchvision and timm do not), so
-figures compare only if its pictures stay as they lie. For one's own photographs it is a fault: half
-of a phone's pictures would lie on their side, and upright on the page that shows the model.
+A camera that was held sideways stores its picture sideways, and says in the EXIF data how to turn
+it. ImageNet is always trained and evaluated without turning (torchvision and timm ignore EXIF), so
+results are comparable only if its pictures stay as stored. For your own photographs that is wrong:
+half of a phone's pictures would be sideways here, and upright on the page that shows the model.
 
 YES     upright: turned as the file says
-NO      as they lie in the file
-LEGACY  as packs and runs were read that say nothing of it: as they lie, 16-bit gray by its upper
+NO      as stored in the file
+LEGACY  as packs and runs from before this setting were read: as stored, 16-bit gray by its upper
         byte (now see `transforms.deep_gray`), only files of the nine extensions listed then, and
-        without what was mended since in reading files
-AUTO    NO for data sets that others publish figures of (`of_classes`), else YES
+        without later fixes to the reading of files
+AUTO    NO for data sets with published results (`of_classes`), else YES
 
-Pillow turns TIFF files by itself: those are upright in every case.
+Pillow turns TIFF files by itself, so they are always upright.
 """
 
 import re
@@ -24,7 +24,7 @@ import numpy as np
 import dataset_paths
 
 AUTO, YES, NO, LEGACY = "auto", "yes", "no", "legacy"
-UPRIGHT = 1  # EXIF's orientations go from 1, nothing to do, to 8
+UPRIGHT = 1  # EXIF's orientations are 1, nothing to do, to 8
 ORIENTATION_TAG = 0x0112
 INTEGERS = {1: "B", 3: "H", 4: "I"}  # types of a TIFF field: BYTE, SHORT, LONG
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
@@ -37,7 +37,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 def of_classes(classes: Sequence[str]) -> str:
     """What AUTO means for a data set with these class folders.
 
-    NO where they are ids of WordNet, of a data set that is known, or the numbers 0 to 999, as in
+    NO if they are WordNet ids, those of a known data set, or the numbers 0 to 999, as in
     ImageNetV2.
     """
     is_published = (
@@ -49,8 +49,8 @@ def of_classes(classes: Sequence[str]) -> str:
 
 
 def of_exif(exif: bytes) -> int | None:
-    """The orientation, 1 to 8, in EXIF data (a TIFF header and what it points to); None if they do
-    not tell it or are damaged, which is common and no fault of the pixels."""
+    """The orientation, 1 to 8, in EXIF data (a TIFF header and what it points to); None if it
+    is missing or the data are damaged, which is common and does not affect the pixels."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return None
@@ -68,13 +68,13 @@ def of_exif(exif: bytes) -> int | None:
 
 
 def of_xmp(xmp: bytes) -> int:
-    """The orientation, 1 to 8, that an XMP packet tells; 1 without one."""
+    """The orientation, 1 to 8, in an XMP packet; 1 without one."""
     found = XMP_ORIENTATION.search(xmp)
     return int(found[1]) if found else UPRIGHT
 
 
 def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Width and height of a stored picture once it is upright; the same the other way round."""
+    """Width and height of a stored picture once it is upright, or of an upright one as stored."""
     return (size[1], size[0]) if orientation in TRANSPOSED else size
 
 
@@ -92,7 +92,7 @@ def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def stored_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
-    """Where a rectangle of the upright picture, of this size, lies in the stored one."""
+    """Where a rectangle of the upright picture, of this size, is in the stored one."""
     left, top, right, bottom = box
     if orientation in ROWS_REVERSED:
         top, bottom = size[1] - bottom, size[1] - top

@@ -12,7 +12,7 @@
     index       32 bytes per image, `<Q2I2H3I`: offset and bytes of its record, label, width,
                 height, bytes of the record before the payload, crc32 of these, crc32 of the payload
 
-With the store "original" a payload is the file that the image came in, which its reader turns
+With the store "original" a payload is the image's original file, which its reader turns
 upright; width and height are then those of the turned picture if "upright" is "yes". With "tiles"
 it is the coded data of a baseline 4:2:0 JPEG with a restart marker after every 2 MCUs:
 ceil(height / 16) rows of ceil(width / 32) tiles, each as long as the table says, including the

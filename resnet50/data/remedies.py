@@ -1,4 +1,4 @@
-"""The commands that messages name, for data that cannot be taken as they lie."""
+"""The commands that messages suggest for data that cannot be used as they are."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from dataset_paths import is_hidden
 from resnet50.data.unused import is_archive, printable
 
 # Names of splits and of parts of data sets, alone or put together: test1, train_images, seg_train,
-# trainingSet, train.X1. What may stand beside them in such a name is not one by itself.
+# trainingSet, train.X1. The other parts of such a name do not count by themselves.
 TRAIN_WORDS = ("training", "train")
 VAL_WORDS = ("validation", "valid", "val", "evaluation", "eval", "dev")
 TEST_WORDS = ("testing", "test")
@@ -31,19 +31,19 @@ def quoted(name: str) -> str:
 
 
 def is_part_name(name: str) -> bool:
-    """Whether a folder is called like a split or a part of a data set rather than like a class."""
+    """Whether a folder's name is that of a split or a part of a data set rather than of a class."""
     letters = re.sub(r"[^a-z]", "", name.lower())
     return name.isascii() and bool(_ANY.fullmatch(letters) and _SOME.search(letters))
 
 
 def is_split_name(name: str) -> bool:
-    """Whether a folder is called like a split: train, test1, seg_val; images is none."""
+    """Whether a folder's name is that of a split: train, test1, seg_val, but not images."""
     return is_part_name(name) and bool(re.search(_SPLIT, name.lower()))
 
 
 def split_flags(names: Iterable[str]) -> str:
-    """--train_dir and --val_dir for folders that are called like splits; "" without any to train
-    on. A test split validates where there is no other."""
+    """--train_dir and --val_dir for folders with names of splits; "" without any to train
+    on. A test split is used for validation if there is no other."""
     names = sorted(name for name in names if is_split_name(name))
 
     def called(words: Sequence[str]) -> list[str]:
@@ -62,19 +62,19 @@ def split_flags(names: Iterable[str]) -> str:
 
 
 def pack_command(source: Path, flags: str = "") -> str:
-    """What packs a source into a folder beside it."""
+    """The command that packs a source into a folder beside it."""
     out = source.absolute().with_name(f"{source.absolute().name}-packed")
     words = ["python prepare_data.py", quoted(str(source)), flags]
     return f"`{' '.join(word for word in words if word)} --out {quoted(str(out))}`"
 
 
 def then_train(source: Path, flags: str = "") -> str:
-    """The same for who wants to train on a folder that must be packed first."""
+    """The same, for training on a folder that must be packed first."""
     return f"pack it with {pack_command(source, flags)} and train on that --out"
 
 
 def parquet_command(source: Path) -> str:
-    """What turns an export in parquet files into class folders."""
+    """The command that turns parquet files into class folders."""
     folder = source.absolute().parent if source.is_file() else source.absolute()
     out = folder.with_name(f"{folder.name}-images")
     words = map(quoted, (str(folder if source.is_file() else source), "--out", str(out)))
@@ -82,7 +82,7 @@ def parquet_command(source: Path) -> str:
 
 
 def no_such_folder(data_dir: Path) -> str:
-    """What to say of a --data_dir that is no folder."""
+    """The message for a --data_dir that is not a folder."""
     if data_dir.is_file() and data_dir.suffix == ".parquet":
         what = f"--data_dir {data_dir} is a file: {parquet_command(data_dir)} writes it out"
         return f"{what}, and prepare_data.py packs that"
@@ -94,7 +94,7 @@ def no_such_folder(data_dir: Path) -> str:
 
 
 def other_splits(data_dir: Path) -> str:
-    """How what lies in a folder without train/ or val/ is made usable; "" if it is not known."""
+    """How to make a folder without train/ or val/ usable; "" if unknown."""
     paths = sorted(path for path in data_dir.iterdir() if not is_hidden(path.name))
     folders = [path for path in paths if path.is_dir()]
     names = [path.name for path in paths if not path.is_dir()]

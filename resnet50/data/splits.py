@@ -30,8 +30,8 @@ class Splits(NamedTuple):
 
 
 def find_split(data_dir: Path, split: str) -> Path:
-    """Pack or folder of a split. Raises ValueError if there is none, saying what to do with what is
-    there instead."""
+    """Pack or folder of a split. Raises ValueError if there is none, with a remedy for what is
+    there."""
     try:
         return dataset_paths.split_path(data_dir, split)
     except ValueError as error:
@@ -40,8 +40,8 @@ def find_split(data_dir: Path, split: str) -> Path:
 
 
 def _if_packed(data_dir: Path, train: "Split", val: "Split") -> str:
-    """What prepare_data.py makes of splits whose classes differ: it reads a val/ whose pictures
-    lie a folder too deep, and sets for few-shot learning."""
+    """The remedy for splits whose classes differ: prepare_data.py can read a val/ whose pictures
+    are one folder too deep, and few-shot data sets."""
     too_deep = len(val.classes) == 1 and dataset_paths.are_wnids(train.classes)
     few_shot = not set(train.classes) & set(val.classes) and (data_dir / "test").is_dir()
     if isinstance(train, ImageFolder) and (too_deep or few_shot):
@@ -53,17 +53,17 @@ def open_split(data_dir: Path, split: str, upright: str = orientation.AUTO) -> S
     """Open a pack, or list a folder.
 
     upright: how it is to be read (data/orientation.py). Raises ValueError naming the split and the
-    remedy if it is not as expected.
+    remedy if it is not usable.
     """
     found = _open(data_dir, split, upright)
     return _read_so(found, settle([found], upright))
 
 
 def settle(splits: Sequence[Split], asked: str) -> str:
-    """Which way up splits are read that belong together: YES, NO or LEGACY.
+    """Which way up the splits of one data set are read: YES, NO or LEGACY.
 
     asked: one of these, or AUTO: as the first pack says, else by the classes. Raises ValueError if
-    a pack's tiles, whose pixels stand, were made in another way.
+    a pack's tiles, which cannot be turned, were made in another way.
     """
     packs = [split for split in splits if isinstance(split, PackedImages)]
     tiled = [split for split in packs if split.store == pack.TILES]
@@ -87,7 +87,7 @@ def settle(splits: Sequence[Split], asked: str) -> str:
 
 
 def _read_so(split: Split, way: str) -> Split:
-    """The split, to be read this way."""
+    """The same split, read this way up."""
     if isinstance(split, ImageFolder):
         return replace(split, upright=way)
     split.upright = way
@@ -118,7 +118,7 @@ def open_pictures(folder: Path) -> ImageFolder:
     """Pictures without classes, in this folder or in any below it, links followed, sorted; label 0
     for all. A single picture is a folder of one.
 
-    They are read upright, as the page shows them: no data set's figures are compared here.
+    They are read upright, as the page shows them: no published figures are compared here.
     """
     if folder.is_file():
         if not is_picture(folder.name):
@@ -139,11 +139,11 @@ def open_dataset(data_dir: Path, upright: str = orientation.AUTO) -> Splits:
     """Both splits, checked to have the same classes, and read the same way up.
 
     upright: one of data/orientation.py's ways. Raises ValueError naming what differs, and for
-    classes from which nothing can be learned.
+    a single class.
     """
     if not data_dir.is_dir():
         raise ValueError(remedies.no_such_folder(data_dir))
-    for split in ("train", "val"):  # that one is missing says more than how the other looks
+    for split in ("train", "val"):  # a missing split is reported before faults of the other
         find_split(data_dir, split)
     train, val = (_open(data_dir, split, upright) for split in ("train", "val"))
     if what := class_folders.difference(train.classes, val.classes, train.root, val.root):
@@ -158,13 +158,13 @@ def open_dataset(data_dir: Path, upright: str = orientation.AUTO) -> Splits:
 
 
 def unused_line(*splits: Split) -> str:
-    """What lies beside the images of folders and is none of them, in one line; "" if nothing."""
+    """The unused files in the folders of images, in one line; "" if there are none."""
     listed = [split for split in splits if isinstance(split, ImageFolder)]
     return Unused().include(split.unused for split in listed).line()
 
 
 def passed_over(data_dir: Path, splits: Splits) -> list[str]:
-    """Whole splits that lie there and are not used: folders beside their packs, a second val."""
+    """Whole splits in data_dir that are not used: folders beside their packs, a second val."""
     said = []
     for split in filter(None, splits):
         names = dataset_paths.VAL_NAMES if split is splits.val else ("train",)
@@ -186,7 +186,7 @@ def fingerprint(split: Split) -> dict[str, object]:
     """What identifies a split: counts, a sha256 over classes and names in order, which way up it is
     read, and how its pixels were changed (not at all in a folder or in a pack of originals)."""
     is_tiled = isinstance(split, PackedImages) and split.store == pack.TILES
-    # Checkpoints of before have no such key: theirs is the way that adds none.
+    # Older checkpoints have no such key, and LEGACY adds none.
     way = {"upright": split.upright} if split.upright != orientation.LEGACY else {}
     return {
         "num_images": len(split),

@@ -20,9 +20,9 @@ WIDEST_FILTER = 3  # Lanczos's support, in pixels of the smaller size
 
 
 class GrayRange(NamedTuple):
-    """Of a picture with more than 8 bits: its smallest and largest value, and how it is read.
+    """The smallest and largest value of a picture with more than 8 bits, and how it is read.
 
-    bits: how many its values are taken to have; 0: they go from 0, or from -1, to 1.
+    bits: how many its values are assumed to use; 0: they range from 0, or from -1, to 1.
     """
 
     low: float
@@ -42,14 +42,14 @@ def is_deep_gray(mode: str) -> bool:
 
 
 def gray_range(values: np.ndarray) -> GrayRange:
-    """How gray values, integers or floats, are to be read: by what this picture holds.
+    """How to read gray values, integers or floats, decided by the values of this picture.
 
-    No file says how many of its 16 or 32 bits a scanner or a program has used. So the values are
-    taken to have the smallest even number of bits, 8 at least, that holds them all: 8-bit values
-    stay as they are, 10, 12 and 14 bits become 8 by their upper ones, and no picture black. A dark
-    picture among bright ones may so become brighter than they are; to fix the range of a whole data
-    set, convert it to 8 bits before. With negative values the range lies around zero. Floats that
-    are none of them beyond -1 and 1 have that for their range.
+    No file says how many of its 16 or 32 bits are in use. So the values are assumed to use the
+    smallest even number of bits, 8 at least, that holds them all: 8-bit values stay as they are, of
+    10, 12 and 14 bits the upper 8 are kept, and no picture turns black. A dark picture may thus
+    become brighter than bright ones; to fix the range for a whole data set, convert it to 8 bits
+    first. With negative values, the range is centered on zero. If all floats are within -1 and 1,
+    that is their range.
     """
     values = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
@@ -61,7 +61,7 @@ def gray_range(values: np.ndarray) -> GrayRange:
 
 
 def deep_gray(values: np.ndarray) -> np.ndarray:
-    """Gray values (H, W) of any range as uint8, by `gray_range`; what is no number is black."""
+    """Gray values (H, W) of any range as uint8, by `gray_range`; NaN becomes black."""
     low, _, bits = gray_range(values)
     values = np.nan_to_num(values.astype(np.float64))
     if bits == 0:
@@ -73,7 +73,7 @@ def deep_gray(values: np.ndarray) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image, is_legacy: bool = False) -> Image.Image:
-    """Any picture as 8-bit RGB, decoded, the way it lies in the file.
+    """Any picture as 8-bit RGB, decoded, oriented as in the file.
 
     Gray of more than 8 bits is read by `deep_gray` (Pillow's own conversion clips it to white),
     CMYK and palettes are converted, transparency is dropped. is_legacy: gray as
@@ -120,11 +120,11 @@ def resize_part(
     box: Sequence[int],
     resampling: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> Image.Image:
-    """`image.resize(size).crop(box)` without the rest: a strip of 1 x 20,000 px would become 4 GB.
+    """`image.resize(size).crop(box)` for the box only: a strip of 1 x 20,000 px would take 4 GB.
 
     Pixels may differ by 1 of 255 from that: Pillow takes the box in single precision.
     """
-    # First the pixels that the box is made of, and their neighbors: small coordinates are precise.
+    # First cut out the box's pixels and their neighbors: small coordinates are precise.
     scales = [before / after for before, after in zip(image.size, size, strict=True)]
     margins = [math.ceil(WIDEST_FILTER * max(scale, 1)) + 1 for scale in scales]
     first = [max(0, math.floor(box[i] * scales[i]) - margins[i]) for i in (0, 1)]

@@ -1,7 +1,6 @@
-"""What lies where data are looked for and is not used: counted by reason, with the first names.
+"""Files in a data set's folders that are not used: counted by reason, with the first names.
 
-A picture that is passed over in silence is missed by nobody, and the accuracy is then that of
-another data set.
+If pictures are skipped silently, nobody notices, and the accuracy is that of another data set.
 """
 
 from collections import defaultdict
@@ -17,12 +16,12 @@ EMPTY = "empty folder"
 AFTER_END = "after an archive's end"
 OUTSIDE = "outside the splits"
 HIDDEN = "hidden"
-# In the order in which they are said: what may be missed first.
+# In the order of the message: likely mistakes first.
 REASONS = (
     *(DEEPER, LOOSE, UNKNOWN, ARCHIVE, DANGLING, UNREADABLE, EMPTY, AFTER_END, OUTSIDE),
     HIDDEN,
 )
-KEPT_NAMES = 1000  # a reason
+KEPT_NAMES = 1000  # per reason
 SHOWN_NAMES = 3
 ARCHIVE_ENDS = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
@@ -33,12 +32,12 @@ def is_archive(file_name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    """A name as any terminal and file takes it: bytes that are not UTF-8 as \\udcNN."""
+    """A name that any terminal and file accepts: bytes that are not UTF-8 as \\udcNN."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def counted(count: int, reason: str) -> str:
-    """A reason with its number, as a sentence has it."""
+    """A count and its reason, as words of a sentence."""
     if reason == UNKNOWN:
         return f"{count:,} of {reason}"
     return f"{count:,} {reason}{'s' if count > 1 and reason in (ARCHIVE, DANGLING, EMPTY) else ''}"
@@ -58,7 +57,7 @@ class Unused:
             self.names[reason].append(name)
 
     def include(self, others: Iterable["Unused"]) -> "Unused":
-        """Count what others have counted too; returns itself."""
+        """Add the counts of others; returns itself."""
         for other in others:
             for reason, count in other.counts.items():
                 self.counts[reason] += count

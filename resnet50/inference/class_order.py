@@ -1,4 +1,4 @@
-"""Which logit of foreign weights each class folder means: most often their order, as text."""
+"""Which logit of foreign weights each class folder means: usually by its place in text order."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ def are_numbers(names: Sequence[str]) -> bool:
 def labels_of(names: Sequence[str], known: Sequence[str], where: object) -> list[int]:
     """The number of the logit of every class folder.
 
-    names: of the folders, sorted as text, as many as there are logits; known: what the weights'
-    classes are called, empty if nobody says; where: the folders' place. Folders that are called as
-    the classes go by their names. Numbers from 0 are the numbers of the logits, while their order
-    as text is 0, 1, 10. Raises ValueError for numbers that may mean anything.
+    names: of the folders, sorted as text, as many as there are logits; known: names of the
+    weights' classes, empty if unknown; where: the folders' parent. Folders named like the classes
+    are matched by name. Numbers from 0 are the numbers of the logits, though their text order is
+    0, 1, 10. Raises ValueError for ambiguous numbers.
     """
     number_of = {name: number for number, name in enumerate(known)}
     if len(number_of) == len(known) and set(number_of) == set(names):

@@ -14,7 +14,7 @@ from resnet50.training import distributed
 from resnet50.training.distributed import Ranks
 
 TOP = 5
-ANY_BYTES = "surrogateescape"  # how Python spells file names that are not UTF-8
+ANY_BYTES = "surrogateescape"  # how Python decodes file names that are not UTF-8
 
 
 class Predictions(NamedTuple):

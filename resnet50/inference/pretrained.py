@@ -63,7 +63,7 @@ class Pretrained:
 
     @property
     def variant(self) -> dict[str, bool]:
-        """The arguments of ResNet that its keys do not tell."""
+        """The arguments of ResNet that its keys do not determine."""
         return {name: getattr(self, name) for name in weights.VARIANTS}
 
     @functools.cached_property
@@ -87,7 +87,7 @@ class Pretrained:
     def labels_of(self, names: Sequence[str], where: Path) -> list[int]:
         """The number of the logit of each of the data's classes, of which the model's must be some.
 
-        names, where: the data's class folders and their place. Those of a run must be the same, in
+        names, where: the data's class folders and their parent. Those of a run must be the same, in
         the same order. Names in foreign weights are words, while those of the data may be WordNet's
         ids or numbers: then see `class_order.labels_of`. Raises ValueError naming what differs.
         """
@@ -118,9 +118,9 @@ class Pretrained:
 def load(source: str, raw: bool = False, v1_strides: bool = False) -> Pretrained:
     """Load a model from whatever `weights.load` takes.
 
-    raw: the trained weights of a checkpoint, not their average; v1_strides: foreign weights are of
-    the paper's network. Raises ValueError naming the source and what to do; OSError without a
-    network.
+    raw: the trained weights of a checkpoint, not their average; v1_strides: foreign weights are
+    from the paper's network. Raises ValueError naming the source and what to do; OSError when
+    offline.
     """
     found = weights.load(source, raw=raw)
     if found.no_head:

@@ -40,7 +40,7 @@ MAX_TAR_HEADER = 1 << 20
 TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)  # of hostile headers
 # Listing waits for one small read per member. A network volume serves several at a time.
 LISTING_THREADS = 16
-# What split and 7-Zip call the parts of an archive: a.zip.001, a.tar.part_aa, a.tar.gz.part01, and
+# How split and 7-Zip name the parts of an archive: a.zip.001, a.tar.part_aa, a.tar.gz.part01, and
 # of zip itself a.z01.
 PART_OF_ARCHIVE = re.compile(
     r"(?P<whole>.+\.(?:zip|tar|tgz|gz|bz2|xz|zst|7z|rar))"
@@ -55,7 +55,7 @@ def list_members(source: Path, work_dir: Path, passed: Passed | None = None) -> 
     """All files in a folder, .zip, .tar or .tar.gz, in no particular order.
 
     A tar inside a tar is listed too: its name without .tar becomes a folder. A .tar.gz is
-    decompressed to work_dir, and left there for the next start. passed: takes what is left out.
+    decompressed to work_dir, and left there for the next start. passed: collects what is left out.
     Raises ValueError naming archive, member and remedy.
     """
     source, passed = source.absolute(), passed or Passed()
@@ -128,8 +128,8 @@ _opened = functools.lru_cache(maxsize=8)(_Descriptor)
 
 
 def refuse_parts(paths: Sequence[Path]) -> None:
-    """Raise ValueError if one of these files is a part of an archive that was split, naming what
-    joins them."""
+    """Raise ValueError if one of these files is a part of an archive that was split, naming the
+    command that joins them."""
     for path in paths:
         if match := PART_OF_ARCHIVE.fullmatch(path.name):
             whole, mark = match["whole"], match["mark"]
@@ -193,7 +193,7 @@ class _Window:
 def _tar_infos(
     window: _Window, where: str, passed: Passed | None = None
 ) -> Iterator[tarfile.TarInfo]:
-    """Headers of a tar; passed: takes what lies after its end. Raises ValueError without
+    """Headers of a tar; passed: collects what follows its end. Raises ValueError without
     a proper end."""
     try:
         tar = tarfile.TarFile(fileobj=window, **TAR_ENCODING)
@@ -217,9 +217,9 @@ def _tar_infos(
 
 
 def _count_after_end(window: _Window, where: str, passed: Passed) -> None:
-    """Count what lies after a tar's end, where `cat a.tar b.tar` puts the files of b.
+    """Count what follows a tar's end, which is where `cat a.tar b.tar` puts the files of b.
 
-    tar itself stops there too, without `--ignore-zeros`, so it is not read but named.
+    tar itself stops there too without `--ignore-zeros`, so these files are named but not read.
     """
     while block := window.read(MAX_TAR_HEADER):
         if stripped := block.lstrip(b"\0"):
@@ -239,7 +239,7 @@ def _count_after_end(window: _Window, where: str, passed: Passed) -> None:
 def _tar_members(
     file: Path, window: _Window, passed: Passed, hidden: set[str], inside: str = ""
 ) -> list[Member]:
-    """Files of a tar; `inside` names it if another tar holds it. hidden: takes their paths."""
+    """Files of a tar; `inside` names it if another tar holds it. hidden: collects their paths."""
     where = f"{file}: {inside}.tar" if inside else str(file)
     members, inner = [], []
     if inside:
@@ -317,10 +317,10 @@ def _zip_infos(file: Path) -> list[zipfile.ZipInfo]:
 
 
 def _zip_members(file: Path, passed: Passed, hidden: set[str]) -> list[Member]:
-    """Files of a zip, by its directory. hidden: takes their paths."""
+    """Files of a zip, by its directory. hidden: collects their paths."""
     members, end = [], file.stat().st_size
     infos = _zip_infos(file)
-    # Some programs on Windows part folders by backslashes, which the format forbids.
+    # Some Windows programs separate folders by backslashes, which the format forbids.
     is_windows = not any("/" in info.filename for info in infos)
     for info in infos:
         name = info.filename.replace("\\", "/") if is_windows else info.filename

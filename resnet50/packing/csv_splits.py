@@ -1,4 +1,4 @@
-"""Splits that tables list: train.csv and val.csv of path,label, and others' of filename,label."""
+"""Splits listed in tables: our train.csv and val.csv of path,label, others of filename,label."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from resnet50.packing.tree import ByClass, Tree
 
 CSV_HEADER = ("path", "label")
 OTHERS_HEADER = ("filename", "label")  # mini-ImageNet's (Ravi and Larochelle 2017), and Kaggle's
-ANY_BYTES = "surrogateescape"  # how Python spells file names that are not UTF-8
+ANY_BYTES = "surrogateescape"  # how Python decodes file names that are not UTF-8
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -36,8 +36,8 @@ def rows(data: bytes, where: Path, header: Sequence[str]) -> Iterator[tuple[int,
 
 
 def are_there(source: Path) -> bool:
-    """Whether train.csv and val.csv of ours lie there. Raises ValueError if only one does, or if
-    they are nearly ours."""
+    """Whether our train.csv and val.csv are there. Raises ValueError if only one is, or if they
+    are nearly ours."""
     ours = []
     for file in (source / "train.csv", source / "val.csv"):
         if not file.is_file():
@@ -61,7 +61,7 @@ def are_there(source: Path) -> bool:
 
 
 def read(source: Path) -> tuple[ByClass, ByClass, list[Path]]:
-    """Training and validation pictures by class, and the files that said so; the classes are those
+    """Training and validation pictures by class, and the tables read; the classes are those
     of train.csv or of classes.txt. Raises ValueError naming file and line."""
     train_file, val_file, file = (source / f"{n}" for n in ("train.csv", "val.csv", "classes.txt"))
     named, files = None, [train_file, val_file]
@@ -77,7 +77,7 @@ def read(source: Path) -> tuple[ByClass, ByClass, list[Path]]:
 
 
 def check_label(label: str, where: str) -> None:
-    """Raise ValueError if a label can be no class. where: file and line."""
+    """Raise ValueError if a label cannot be a class. where: file and line."""
     if not label:
         raise ValueError(f"{where}: '' is not one of the classes: the label is empty; fill it in")
     if printable(label) != label:
@@ -118,9 +118,9 @@ def _split(file: Path, classes: set[str] | None, said_by: Path) -> ByClass:
 
 
 def others_tables(tree: Tree) -> dict[str, ByClass] | None:
-    """Pictures by class and split that tables of filename,label list, as mini-ImageNet's do.
+    """Pictures by class and split, listed in tables of filename,label, as in mini-ImageNet.
 
-    The tables are train.csv, val.csv and perhaps test.csv, the pictures lie beside them or in
+    The tables are train.csv, val.csv and perhaps test.csv, the pictures are beside them or in
     images/. None if there are no such tables. Raises ValueError naming table and line.
     """
     tables = {}

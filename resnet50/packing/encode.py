@@ -42,7 +42,7 @@ class Encoding:
     at a JPEG quality, or as original files.
 
     upright: YES or NO of data/orientation.py. Tiles are made of turned pixels; original files are
-    turned by whoever reads them."""
+    turned when they are read."""
 
     store: str = TILES
     long_side: int = 500
@@ -90,8 +90,8 @@ def encode(picture: Picture, data: bytes, encoding: Encoding) -> tuple[Record, N
 
 
 def unusual(name: str, data: bytes) -> str:
-    """What is odd about a picture: a JPEG by its name that is none, or none of gray or YCbCr, or
-    without its end; gray of more than 8 bits, and how that was read; "" if nothing is."""
+    """What is odd about a picture: not a JPEG despite its name, a JPEG other than gray or YCbCr or
+    without its end; gray of more than 8 bits, and how it was read; "" if nothing is."""
     frame = jpeg.find_frame(data)
     if frame is not None:
         if data.rfind(jpeg.END_MARKER, frame.offset) < 0:
@@ -146,7 +146,7 @@ def encode_chunk(
 
 
 def describe(error: Exception, data: bytes = b"") -> str:
-    """Why a picture cannot be decoded, and how to get it if that shows."""
+    """Why a picture cannot be decoded, and how to get it if that is known."""
     if data.startswith(GIT_LFS_POINTER):
         return "a git-lfs pointer, not the picture: `git lfs pull` gets it"
     if data[:200].lstrip().lower().startswith((b"<!doctype html", b"<html")):
@@ -243,7 +243,7 @@ def pack_split(
 
 
 def no_image(job: SplitJob, name: str, notes: Sequence[Note]) -> str:
-    """What to say of a class of which nothing is left, with the first reasons."""
+    """The message for a class without usable pictures, with the first reasons."""
     bad = [note for note in notes if note.kind == "bad" and note.name.startswith(f"{name}/")]
     reasons = "; ".join(f"{note.name}: {note.text}" for note in bad[:SHOWN_REASONS])
     more = f"; and {len(bad) - SHOWN_REASONS} more" if len(bad) > SHOWN_REASONS else ""

@@ -1,4 +1,4 @@
-"""ImageNet-1K as Hugging Face hands it out: archives of flat pictures, whose names end in a WNID.
+"""ImageNet-1K as Hugging Face distributes it: archives of flat pictures, whose names end in a WNID.
 
 train_images_0.tar.gz to train_images_4.tar.gz and val_images.tar.gz hold
 n01440764_10026_n01440764.JPEG and ILSVRC2012_val_00000001_n01751748.JPEG.
@@ -52,8 +52,8 @@ def _both(source: Path, what: str) -> str:
 
 
 def list_archives(source: Path, paths: list[Path], work_dir: Path) -> Tree:
-    """All their pictures as one tree, a folder an archive. Raises ValueError without room for the
-    .tar of each .tar.gz."""
+    """All their pictures as one tree, one folder per archive. Raises ValueError without room for
+    the .tar of each .tar.gz."""
     compressed = [path for path in paths if path.suffix != ".tar"]
     needed = sum(path.stat().st_size for path in compressed)
     place = work_dir if work_dir.exists() else work_dir.absolute().parent
@@ -85,7 +85,7 @@ def list_archives(source: Path, paths: list[Path], work_dir: Path) -> Tree:
 def by_names(tree: Tree) -> tuple[ByClass, ByClass] | None:
     """Training and validation pictures by class, if the names of all say both; else None.
 
-    Pictures that lie in folders of their classes already are no matter of this.
+    Not for pictures that are already in folders of their classes.
     """
     train, val = defaultdict(list), defaultdict(list)
     for folder, members in tree.pictures.items():
