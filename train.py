@@ -215,7 +215,7 @@ def evaluate(run: Run) -> torch.Tensor | None:
     try:
         sums = engine.evaluate(predict, batches, num_images, ranks, should_stop)
     except RuntimeError as error:
-        # Not in a prediction, and other ranks may be waiting for this one.
+        # Raised outside a prediction, where other ranks may be waiting for this one.
         if ranks.world_size > 1 or not batch_fit.is_out_of_memory(error):
             raise
         predict.lack = str(error)
@@ -227,7 +227,7 @@ def evaluate(run: Run) -> torch.Tensor | None:
 def end_without_memory(run: Run, lack: str) -> None:
     """Save the epoch that could not be evaluated, say what to do, and end; on all ranks.
 
-    lack: what this rank was told, if it was this one.
+    lack: this rank's out-of-memory error, if it had one.
     """
     save(run)
     stands = "is saved" if wait_for_save(run) else "could not be saved"

@@ -1,4 +1,4 @@
-"""Files of a source, and what a listing meets beside them; of folders, the listing itself."""
+"""Files of a source, what a listing skips, and the listing of folders itself."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import dataset_paths
 from resnet50.data import unused
 from resnet50.data.unused import Unused
 
-PLAIN = -1  # Member.method of bytes that lie there as they are; else it is zip's own number
+PLAIN = -1  # Member.method of uncompressed bytes; other values are zip's own numbers
 
 
 class Member(NamedTuple):
@@ -26,7 +26,7 @@ class Member(NamedTuple):
 
 @dataclass
 class Passed:
-    """What a listing passes over, counted, and all folders that it meets, hidden ones apart."""
+    """What a listing skips, counted, and all folders that it finds, hidden ones apart."""
 
     unused: Unused = field(default_factory=Unused)
     folders: set[str] = field(default_factory=set)
@@ -40,26 +40,26 @@ class Passed:
             path = path.rpartition("/")[0]
 
     def include(self, other: "Passed") -> None:
-        """Take over what a listing of a part has met."""
+        """Add what the listing of a part has found."""
         self.unused.include([other.unused])
         self.folders |= other.folders
         self.unreadable |= other.unreadable
         self.dangling |= other.dangling
 
     def note_empty(self, paths: set[str]) -> None:
-        """Count the folders in which nothing lies. paths: of files and of hidden entries."""
+        """Count the empty folders. paths: of files and of hidden entries."""
         holding = {path.rpartition("/")[0] for path in (*paths, *self.folders)}
         for folder in sorted(self.folders - holding - self.unreadable):
             self.unused.add(unused.EMPTY, folder)
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a file, or a folder that it lies in, is none of the user's data."""
+    """Whether a file, or a folder that it lies in, is not part of the user's data."""
     return any(dataset_paths.is_hidden(part) for part in path.split("/"))
 
 
 def folder_members(folder: Path, passed: Passed) -> Iterator[Member]:
-    """Files of a folder; symbolic links are followed, since data folders are often made of them.
+    """Files of a folder; symbolic links are followed, since data folders often consist of them.
 
     Raises ValueError if a link leads back, or if the folder itself cannot be read.
     """
@@ -112,5 +112,5 @@ def _reason(entry: os.DirEntry, path: str) -> str:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link into what may not be read, or one that leads to itself
+    except OSError:  # a link to something unreadable, or to itself
         return False

@@ -5,8 +5,8 @@
 
 FOLDER holds files such as data/train-00000-of-00257.parquet. FOLDER2 gets train/CLASS/* and
 val/CLASS/*, and test/CLASS/* where there is a test split with labels. Files keep the names of the
-column image.path. A class is the WNID in that name if ImageNet's are, else the name that the file's
-metadata give a label, else the label itself. The same command goes on after an interruption.
+column image.path. A class is the WNID in that name if ImageNet's are, else the label's name in
+the file's metadata, else the label itself. After an interruption, the same command resumes.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from resnet50.packing import hugging_face
 from resnet50.system import files
 
 PROGRAM = "resnet50.packing.parquet"
-STATE = ".parquet.json"  # in FOLDER2: the files that are written out whole
+STATE = ".parquet.json"  # in FOLDER2: the files that are completely written out
 BATCH_ROWS = 64  # pictures in memory at once
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 SPLIT_NAMES = {
@@ -76,7 +76,7 @@ def parquet_module() -> ModuleType:
 
 
 def find_files(source: Path) -> list[Path]:
-    """The parquet files in a folder or below it, or the one that is given, sorted."""
+    """The parquet files in a folder or below it, or the given one, sorted."""
     if source.is_file():
         return [source]
     if not source.is_dir():
@@ -100,7 +100,7 @@ def split_of(path: Path, source: Path) -> str:
 
 
 def features_of(schema: Any) -> Mapping[str, Mapping]:
-    """What the library `datasets` says of each column, {} where it wrote nothing."""
+    """What the library `datasets` recorded about each column, {} if nothing."""
     metadata = schema.metadata or {}
     try:
         return json.loads(metadata[b"huggingface"])["info"]["features"]
@@ -151,7 +151,7 @@ def open_table(path: Path, source: Path, reader: ModuleType) -> Table:
 
 
 def column(path: Path, what: str, names: Sequence[str], is_one: Any, usual: Sequence[str]) -> str:
-    """The column of a file that its metadata, or its name, call what is looked for."""
+    """The column of a file whose metadata or name match what is needed."""
     found = [n for n in names if is_one(n)] or [n for n in usual if n in names]
     if not found:
         raise ValueError(f"{path}: no {what} column among {', '.join(names)}")
@@ -160,7 +160,7 @@ def column(path: Path, what: str, names: Sequence[str], is_one: Any, usual: Sequ
 
 def class_names_of(tables: Sequence[Table]) -> list[list[str]]:
     """Class of every row of every table; "" for those without a label, as of test splits."""
-    # Where some names end in WNIDs, these are what the labels mean in all files.
+    # Where some names end in WNIDs, these give the meaning of the labels in all files.
     wnids = {
         label: wnid
         for table in tables
@@ -182,14 +182,14 @@ def class_names_of(tables: Sequence[Table]) -> list[list[str]]:
 
 
 def wnid_of(path: str) -> str:
-    """The class in a name of ImageNet's, as Hugging Face writes them; "" if it is none."""
+    """The class in a name of ImageNet's, as Hugging Face writes them; "" if there is none."""
     name = posixpath.basename(path)
     match = hugging_face.TRAIN_NAME.fullmatch(name) or hugging_face.VAL_NAME.fullmatch(name)
     return match[1] if match else ""
 
 
 def class_of(label: int | str | None, names: Sequence[str], width: int) -> str:
-    """A label as the name of a folder; "" for none, which is -1 too."""
+    """A label as the name of a folder; "" for no label, which -1 means too."""
     if label is None or label == -1 or label == "":
         return ""
     if isinstance(label, int):
@@ -264,7 +264,7 @@ def convert(source: Path, out: Path) -> None:
 
 
 def read_state(out: Path) -> dict[str, list[int]]:
-    """Files that an earlier start has written out. Raises ValueError if `out` has other things."""
+    """Files that an earlier start has written out. Raises ValueError if `out` has other files."""
     try:
         return json.loads((out / STATE).read_text())
     except (OSError, ValueError):

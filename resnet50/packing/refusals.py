@@ -1,4 +1,4 @@
-"""What is said of sources that cannot be taken as they lie, and what to do about each."""
+"""The messages for sources that cannot be used as they are, with remedies."""
 
 import posixpath
 import re
@@ -30,7 +30,7 @@ def refuse_flat(tree: Tree, folder: str) -> None:
 
 
 def use_flags(tree: Tree, root: str, names: Sequence[str], flags: str) -> str:
-    """How folders that are called like splits are named as such; "" if they are not."""
+    """How to name folders that look like splits; "" if they do not."""
     if not flags:
         return ""
     flags = remedies.split_flags(posixpath.join(root, name) for name in names)
@@ -38,7 +38,7 @@ def use_flags(tree: Tree, root: str, names: Sequence[str], flags: str) -> str:
 
 
 def other_splits(tree: Tree, root: str, names: Sequence[str]) -> str:
-    """What to say of folders of folders of pictures that are called neither train nor val."""
+    """The message for folders of folders of pictures that are called neither train nor val."""
     shown = class_folders.described(names)
     what = f"{tree.where(root)}: its folders ({shown}) hold folders of pictures"
     flags = remedies.split_flags(names)
@@ -56,7 +56,7 @@ def other_splits(tree: Tree, root: str, names: Sequence[str]) -> str:
 
 
 def refuse_lone_split(tree: Tree, root: str, names: Sequence[str]) -> None:
-    """Raise ValueError if all pictures lie in one split: to split it would train on it."""
+    """Raise ValueError if all pictures are in one split: splitting it would train on part of it."""
     folders = root.split("/") if root else []
     for depth, name in enumerate(folders):
         if not remedies.is_split_name(name):
@@ -90,7 +90,7 @@ def refuse_lone_split(tree: Tree, root: str, names: Sequence[str]) -> None:
 
 
 def too_few(tree: Tree, root: str) -> str:
-    """What to say of a source without two classes."""
+    """The message for a source without two classes."""
     if any("\\" in member.path for member in tree.members):
         return unknown(tree)
     if root and tree.pictures.get(root):
@@ -107,7 +107,7 @@ def too_few(tree: Tree, root: str) -> str:
 
 
 def unknown(tree: Tree) -> str:
-    """What to say about a source that has none of the known layouts."""
+    """The message for a source with none of the known layouts."""
     names = [member.path for member in tree.members]
     if tree.source.is_dir():
         archives.refuse_parts([tree.source / name for name in names])

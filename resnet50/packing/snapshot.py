@@ -1,7 +1,7 @@
-"""Which files a pack is made of, with size and time of each, so that a change is noticed.
+"""The files that a pack is made of, with size and time of each, so that changes are noticed.
 
-Of an archive it is the archive file's size and time. A report keeps a sha256 over all, and for sets
-that are not huge eight bytes a file, out of which it can be said how many have changed.
+For an archive, these are the archive file's own. A report keeps a sha256 over all, and for sets
+that are not huge also eight bytes per file, which tell how many have changed.
 """
 
 import base64
@@ -16,7 +16,7 @@ from resnet50.packing.archives import LISTING_THREADS
 from resnet50.packing.sources import Picture, Source
 
 MOST_MARKS = 100_000  # files; more would make report.json a file of megabytes
-CHUNK = 256  # files that a thread looks at in one go
+CHUNK = 256  # files that a thread examines at a time
 MARK_BYTES = 8  # four of the path's hash, four of size and time
 Stamp = tuple[int, int] | None  # size in bytes, time of the last change in ns; None: not there
 Stamps = Mapping[str, Stamp]
@@ -32,7 +32,7 @@ def stamp(path: str) -> Stamp:
 
 
 def stamps_of(source: Source) -> dict[str, Stamp]:
-    """Size and time of every file that holds pictures; those of Fashion-MNIST lie in none."""
+    """Size and time of every file that holds pictures; Fashion-MNIST's are in none."""
     pictures = (picture for split in source.splits.values() for picture in split)
     files = {picture.member.file for picture in pictures if not isinstance(picture.member, bytes)}
     files |= {str(path.absolute()) for path in (*source.tables, *source.archives)}
@@ -63,7 +63,7 @@ def digest_of(pictures: Sequence[Picture], stamps: Stamps) -> str:
 
 
 def to_json(source: Source, root: Path, stamps: Stamps) -> dict[str, object]:
-    """What report.json keeps of a source's files; {} of one without any."""
+    """What report.json records about a source's files; {} if it has none."""
     if source.archives:
         files = {str(path.absolute()): stamps[str(path.absolute())] for path in source.archives}
         return {"archives": {printable(path): stamped for path, stamped in files.items()}}
@@ -94,7 +94,7 @@ def _marks(root: Path, stamps: Stamps) -> dict[bytes, str]:
 
 
 def archives_changed(kept: Mapping[str, object]) -> str:
-    """Which archives are not what they were when they were packed; "" if all are."""
+    """Which archives have changed since they were packed; "" if none."""
     differing = []
     for path, was in kept["archives"].items():
         now = stamp(path)

@@ -42,8 +42,8 @@ class Picture(NamedTuple):
 class Source:
     """A recognized data set; classes are sorted, pictures by (label, name) as in data/splits.py.
 
-    unused: what lies there and is none of the pictures; tables: files that the labels were read
-    from; archives: files that hold the pictures, none if they are files themselves.
+    unused: files there that are not used; tables: files that the labels were read from; archives:
+    files that hold the pictures, none if the pictures are files themselves.
     """
 
     layout: str
@@ -56,7 +56,7 @@ class Source:
 
 
 class SplitDirs(NamedTuple):
-    """Folders inside of a source that hold the classes of each split; empty: to be found."""
+    """Folders inside a source that hold the classes of each split; empty: to be found."""
 
     train: Sequence[str] = ()
     val: Sequence[str] = ()
@@ -119,7 +119,7 @@ def _recognize(source: Path, work_dir: Path, val_pct: float, dirs: SplitDirs) ->
 
 
 def _in_both(train: ByClass, val: ByClass) -> tuple[str, ...]:
-    """A remark if pictures that train validate too, which makes the accuracy too good."""
+    """A remark if validation pictures are also in training, which inflates the accuracy."""
     seen = {member.file for members in train.values() for member in members}
     both = sorted(m.file for members in val.values() for m in members if m.file in seen)
     if not both:
@@ -212,7 +212,7 @@ def _from_split_folders(tree: Tree, train_dir: str, val_dir: str, val_pct: float
 
 
 def _few_shot_dirs(tree: Tree, folder: str, train_dir: str, val_dir: str) -> list[str]:
-    """train, val and test folders of WNIDs that share no class; [] if they are none of these."""
+    """train, val and test folders of WNIDs that share no class; [] if there are none."""
     dirs = [train_dir, val_dir, posixpath.join(folder, "test")]
     names = [tree.subfolders.get(name, set()) for name in dirs]
     total = set().union(*names)
@@ -221,7 +221,7 @@ def _few_shot_dirs(tree: Tree, folder: str, train_dir: str, val_dir: str) -> lis
 
 
 def _from_named_folders(tree: Tree, dirs: SplitDirs, val_pct: float) -> Source:
-    """Splits as --train_dir and --val_dir name them."""
+    """The splits that --train_dir and --val_dir name."""
     places = []
     for option, names in (("--train_dir", dirs.train), ("--val_dir", dirs.val)):
         for name in names:
@@ -262,7 +262,7 @@ def _from_folders(tree: Tree, train_dirs: Sequence[str], val_dirs: Sequence[str]
     """The splits in these folders."""
     for folder in train_dirs:
         refusals.refuse_flat(tree, folder)
-        # Before a folder of theirs is found empty: labels/ of a set for detection always is.
+        # Checked before the search for empty folders: labels/ of a detection set has no images.
         class_folders.check_names(sorted(tree.folders.get(folder, ())), tree.where(folder))
     train = _merged(tree.classes(folder) for folder in train_dirs)
     val, layout, tables = defaultdict(list), "image-folder", []
@@ -294,7 +294,7 @@ def _from_tiny(tree: Tree, folder: str, table: Member) -> ByClass:
 def _val_by_class(tree: Tree, folder: str, train: ByClass) -> tuple[ByClass, list[Member] | None]:
     """Validation pictures by class, by their folders or by their names.
 
-    Second: tables that were read, None where the folders say it.
+    Second: tables that were read, None if the folders tell the classes.
     """
     names = tree.subfolders.get(folder, set())
     is_flat = not names
@@ -329,7 +329,7 @@ def _from_classes(tree: Tree, val_pct: float) -> Source:
         raise ValueError(refusals.too_few(tree, root))
     flags = remedies.split_flags(names)
     if all(not tree.subfolders.get(posixpath.join(root, name)) for name in names):
-        flags = ""  # flat folders, which no option mends
+        flags = ""  # flat folders, for which no option helps
         part_names = [name for name in names if remedies.is_split_name(name)]
         if 2 * len(part_names) > len(names):
             refusals.refuse_flat(tree, posixpath.join(root, part_names[-1]))

@@ -1,4 +1,4 @@
-"""The folders of a source: which hold pictures, and what else lies in them."""
+"""The folders of a source: which hold pictures, and what else is in them."""
 
 import posixpath
 from collections import defaultdict
@@ -17,7 +17,7 @@ ByClass = dict[str, list[Member]]
 class Tree:
     """The pictures of each folder, and each folder's subfolders that hold some; "" is the top.
 
-    folders: all subfolders of each folder; others: files that are no pictures.
+    folders: all subfolders of each folder; others: files that are not pictures.
     """
 
     def __init__(self, source: Path, members: Sequence[Member], passed: Passed) -> None:
@@ -82,7 +82,7 @@ class Tree:
         return []
 
     def is_no_class(self, folder: str, name: str) -> bool:
-        """Whether a folder beside classes holds documents only, and is none by what is in it."""
+        """Whether a folder beside classes holds only documents, and so is not a class."""
         place = posixpath.join(folder, name)
         files = [m for f, ms in self.others.items() if f"{f}/".startswith(f"{place}/") for m in ms]
         return (
@@ -93,7 +93,7 @@ class Tree:
 
     def classes(self, folder: str, may_hold_documents: bool = False) -> ByClass:
         """Pictures by class. Raises ValueError naming a class folder without any, and what is in
-        it. may_hold_documents: folders of documents only are no classes."""
+        it. may_hold_documents: folders with only documents are not classes."""
         self.refuse_lost(folder)
         found = {}
         for name in sorted(self.folders.get(folder, ())):
@@ -109,7 +109,7 @@ class Tree:
         return found
 
     def refuse_lost(self, folder: str) -> None:
-        """Raise ValueError for what would be a class if it could be read."""
+        """Raise ValueError for an unreadable folder or broken link that would be a class."""
         for paths, what in (
             (self.passed.unreadable, "a class folder that cannot be read; fix its permissions"),
             (self.passed.dangling, "a broken link; repair it"),
@@ -119,7 +119,7 @@ class Tree:
                 raise ValueError(f"{printable(str(self.where(min(lost))))}: {what}")
 
     def _remedy(self, folder: str) -> str:
-        """What to do about classes whose pictures lie deeper."""
+        """What to do about classes whose pictures are in deeper folders."""
         flags = [f"--train_dir {remedies.quoted(name)}" for name in self.nested(folder)]
         if flags and posixpath.basename(folder) == "train":
             above = posixpath.dirname(folder)
@@ -134,13 +134,13 @@ class Tree:
         return "Give every class folder pictures of its class, or remove it if it is not one"
 
     def nested(self, folder: str) -> list[str]:
-        """Folders in this one whose pictures lie deeper than a class's do."""
+        """Folders in this one whose pictures are deeper than those of a class."""
         names = sorted(self.subfolders.get(folder, ()))
         deep = [name for name in names if not self.class_pictures(folder, name)]
         return [posixpath.join(folder, name) for name in deep]
 
     def contents(self, folder: str) -> str:
-        """What lies in a folder, for messages."""
+        """The contents of a folder, for messages."""
         below = sorted(self.folders.get(folder, ()))
         files = [m.path for m in (*self.pictures.get(folder, ()), *self.others.get(folder, ()))]
         parts = []
@@ -162,7 +162,7 @@ class Tree:
         return " and ".join(parts) or "nothing, or only hidden files"
 
     def not_taken(self, taken: Iterable[Member], roots: Sequence[str]) -> Unused:
-        """All that is there and is none of these members. roots: folders that hold classes."""
+        """All files there that are not these members. roots: folders that hold classes."""
         found, used = Unused().include([self.passed.unused]), {member.path for member in taken}
         for member in self.members:
             if member.path not in used:
@@ -178,7 +178,7 @@ DOCUMENT_ENDS = (
 
 
 def reason(path: str, roots: Sequence[str]) -> str:
-    """Why a file is not taken, by where it lies."""
+    """Why a file is not used, judged by its place."""
     name = posixpath.basename(path)
     if unused.is_archive(name):
         return unused.ARCHIVE

@@ -43,14 +43,14 @@ class PackWriter:
     """A pack being written. Opened again for the same job, it continues from the last commit.
 
     num_done: pictures processed; num_images: those of them that are stored, the others are in
-    `dropped`, by number; anew: why an earlier start's work is not gone on with, "" if it is.
+    `dropped`, by number; anew: why an earlier run's work is not continued, "" if it is.
     Raises OSError from every method if the disk is full or gone.
     """
 
     def __init__(
         self, path: Path, about: dict, job: str, mark: Callable[[int], bytes] | None = None
     ) -> None:
-        """mark: what identifies the file of a picture, by number, and differs once it changed."""
+        """mark: identifies a picture's file, by number, and differs once the file has changed."""
         self.path, self._about, self._job = path, about | {"sha256": "0" * 64}, job
         self._mark, self._digest = mark or (lambda index: b""), hashlib.sha256()
         self.anew = ""
@@ -84,7 +84,7 @@ class PackWriter:
             digest = self._digest.copy()
             for index in range(num_done):
                 digest.update(self._mark(index))
-            # States of before this was kept have none.
+            # Older states have none.
             if state.get("source", digest.hexdigest()) != digest.hexdigest():
                 self.anew = "files that were packed already have changed since"
                 return

@@ -115,7 +115,7 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """What there is of best.pt and step files, whole or not."""
+    """best.pt and the step files that exist, intact or not."""
     names = os.listdir(folder) if folder.is_dir() else []
     return [folder / name for name in sorted(names) if name == BEST or FILE_NAME.fullmatch(name)]
 
@@ -135,7 +135,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def has_trailer(path: Path) -> bool:
-    """Whether a file ends as the checkpoints of this program do; its hash is not looked at."""
+    """Whether a file ends like this program's checkpoints; its hash is not verified."""
     try:
         with open(path, "rb") as file:
             file.seek(-min(TRAILER_BYTES, os.fstat(file.fileno()).st_size), os.SEEK_END)
@@ -161,8 +161,8 @@ def mark_best(path: Path) -> None:
 
 
 def link(path: Path, name: Path) -> None:
-    """Give a checkpoint another name beside its own, in place of what has that name."""
-    # Linked under a third name and renamed, since a link cannot replace a file.
+    """Give a checkpoint a second name, replacing any file of that name."""
+    # Linked under a temporary name and renamed, since a link cannot replace a file.
     partial = name.with_name(f"{name.name}.partial")
     partial.unlink(missing_ok=True)
     try:
@@ -231,9 +231,9 @@ def recover_newest(folder: Path, say: Callable[[str], None], may_rename: bool = 
 
 
 def recover_best(folder: Path, say: Callable[[str], None], may_link: bool) -> int:
-    """Step of best.pt, where it is all that is left of a run; it is a whole checkpoint too.
+    """Step of best.pt, if only that is left of a run; it is a full checkpoint too.
 
-    The one process that may gives it its step's name as well. Raises DamagedCheckpointError.
+    The one process that may write also gives it a step file's name. Raises DamagedCheckpointError.
     """
     try:
         step = load(folder / BEST)["step"]

@@ -31,7 +31,7 @@ class CheckpointWriter:
     """Writes the checkpoints of one run, links the best one and deletes old ones."""
 
     def __init__(self, folder: Path, keep: int, written_step: int = -1) -> None:
-        """written_step: of the newest checkpoint there; the attribute knows later ones too."""
+        """written_step: of the newest checkpoint on disk; later saves update the attribute."""
         self.folder, self.keep, self.written_step = folder, keep, written_step
         self._thread: threading.Thread | None = None
         self._failure: Failure | None = None

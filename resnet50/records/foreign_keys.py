@@ -4,8 +4,9 @@
 
 looks for the network in whatever was saved: under `state_dict`, `model`, `model_ema` and the like,
 behind `module.`, `backbone.`, `encoder_q.` and the like, as Hugging Face's transformers names it,
-or as the children of a torchvision ResNet by number. Only what changes no answer goes by without a
-word: prefixes, missing num_batches_tracked, number formats. All else is in `notes`, or refused.
+or as the children of a torchvision ResNet by number. Only differences that cannot change
+an output are silent: prefixes, missing num_batches_tracked, dtypes. All else is in `notes`, or
+refused.
 """
 
 import re
@@ -17,13 +18,13 @@ from torch import Tensor
 
 from resnet50.records.weight_files import PLACES, is_average
 
-# A network is where these lie: the first block's first convolution, under anyone's prefix.
+# These keys mark a network: the first block's first convolution, under any prefix.
 ANCHOR = "layer1.0.conv1.weight"
 TRANSFORMERS_ANCHOR = "encoder.stages.0.layers.0.layer.0.convolution.weight"
 NUMBERED_ANCHOR = "4.0.conv1.weight"  # nn.Sequential(*resnet.children())
 NUMBERED = {"0": "conv1", "1": "bn1", "9": "fc"} | {str(3 + i): f"layer{i}" for i in range(1, 5)}
 MAX_DEPTH = 4  # of dictionaries in dictionaries
-# What people call a classifier, and what methods without labels put in its place.
+# Common names of a classifier, and of what self-supervised methods put in its place.
 HEADS = {"fc", "classifier", "head", "last_linear", "linear", "logits"}
 PROJECTIONS = {"projection_head", "projector", "predictor", "prototypes", "mlp", "projection"}
 # Encoders whose fc is a projection, even where it is one linear layer (MoCo v1: 128 numbers).
@@ -45,10 +46,10 @@ class Found:
     """A network's weights among what a file holds.
 
     tensors: under torchvision's keys, fc.* only if there is one linear classifier; place: where in
-    the file, empty for its top; variant: arguments of ResNet that the keys tell, beside
-    `architecture_of`'s; no_head: why there is no fc.*; is_average: whether an average was taken
-    and what it is of lies there too, then notes[0] says so; notes: what was chosen or left, a line
-    each.
+    the file, empty for its top; variant: arguments of ResNet that the keys determine,
+    besides `architecture_of`'s; no_head: why there is no fc.*; is_average: whether an average was
+    taken although the trained weights are there too, then notes[0] says so; notes: what was chosen
+    or ignored, a line each.
     """
 
     tensors: dict[str, Tensor]
@@ -74,7 +75,7 @@ def find(contents: Mapping, raw: bool = False) -> Found:
         for key, tensor in tensors.items()
         if key.startswith(prefix) and not key.startswith(nested)
     }
-    # Of a module that has the network as a part; what wraps the whole module is left out.
+    # For a module that contains the network, without prefixes of the whole module.
     wrapper = prefix.rpartition(".")[0].rpartition(".")[0]
     outside = {
         key.removeprefix(f"{wrapper}."): tensor
@@ -98,7 +99,7 @@ def find(contents: Mapping, raw: bool = False) -> Found:
         found.no_head = "its head is a projection, not a classifier"
         left_aside(found, {*rest, *outside})
     for key in [key for key in found.tensors if key.endswith("running_mean")]:
-        # A count that PyTorch keeps since 0.4.1 and no answer depends on.
+        # A counter since PyTorch 0.4.1 that does not affect outputs.
         counter = key.replace("running_mean", "num_batches_tracked")
         found.tensors.setdefault(counter, torch.tensor(0))
     refuse_bad_numbers(found.tensors)
@@ -106,7 +107,7 @@ def find(contents: Mapping, raw: bool = False) -> Found:
 
 
 def choose_table(contents: Mapping, raw: bool) -> tuple[str, Mapping, list[str]]:
-    """Where the weights lie in nested dictionaries, the dictionary, and what was left there."""
+    """The place of the weights in nested dictionaries, their dictionary, and what was not taken."""
     tables = dict(tables_in(contents))
     if not tables:
         keys = [str(key) for key in contents][:3]
@@ -143,7 +144,7 @@ def is_anchor(key: object) -> bool:
 
 
 def rank(place: str, names: Sequence[str]) -> int:
-    """How likely a place is the network's, 0 the likeliest; by the last of its names."""
+    """How likely a place is to hold the network, 0 the likeliest; by its last name."""
     last = place.rpartition(".")[2]
     return names.index(last) if last in names else len(names)
 
@@ -151,7 +152,7 @@ def rank(place: str, names: Sequence[str]) -> int:
 def preferred(
     places: Iterable[str], averages: set[str], raw: bool, order: Callable[[str], int]
 ) -> str:
-    """The average, or with `raw` what it is of; of several the likeliest.
+    """The average, or with `raw` the weights it averages; the likeliest of several.
 
     Raises ValueError if two are equally likely.
     """
@@ -166,7 +167,7 @@ def preferred(
 
 
 def choose_prefix(tensors: Mapping[str, Tensor], raw: bool) -> tuple[str, list[str], list[str]]:
-    """What stands before every key of the network, "module.encoder_q.", and of others, and a note
+    """The prefix of every key of the network, "module.encoder_q.", and of others, and a note
     on the choice."""
     prefixes = {}
     for key in filter(is_anchor, tensors):
@@ -220,7 +221,7 @@ def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without_blurs(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, bool]]:
-    """The weights of convolutions that are blurred before, as ffcv-imagenet and Composer wrap them,
+    """The weights of convolutions with a blur before them, as ffcv-imagenet and Composer wrap them,
     under their usual keys, and the arguments of ResNet that build the same."""
     filters = {key: t for key, t in tensors.items() if key.endswith((".blur_filter", ".filt2d"))}
     if not filters:
@@ -252,7 +253,7 @@ def without_blurs(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
 
 
 def refuse_other_networks(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError naming the architecture, or what differs, of what is nearly a ResNet50."""
+    """Raise ValueError naming the architecture, or what differs, of what resembles a ResNet50."""
     refuse_other_stems(tensors)
     stages = {key: t for key, t in tensors.items() if re.match(r"layer\d+\.", key)}
     if "layer1.0.conv3.weight" not in tensors and not any("conv3." in key for key in stages):
@@ -308,8 +309,8 @@ def refuse_other_stems(tensors: Mapping[str, Tensor]) -> None:
 def take_head(found: Found, rest: dict[str, Tensor], outside: dict[str, Tensor]) -> None:
     """Give `found` the one linear classifier as fc.*, or say why there is none.
 
-    rest: what lies beside the network's own tensors; outside: all of the file that is not behind
-    the network's prefix. Raises ValueError for parts that may take part in the answers.
+    rest: tensors beside the network's own; outside: everything in the file without the network's
+    prefix. Raises ValueError for parts that may affect the outputs.
     """
     features = max(t.shape[0] for key, t in found.tensors.items() if key.endswith("bn3.bias"))
     if bad := [key for key in rest if _first(key) not in HEADS | PROJECTIONS]:
@@ -317,7 +318,7 @@ def take_head(found: Found, rest: dict[str, Tensor], outside: dict[str, Tensor])
             f"these weights are not this model's: unexpected {', '.join(bad[:3])}; {OURS}"
         )
     heads = {key: t for key, t in rest.items() if _first(key) in HEADS}
-    if not heads:  # a module of one's own: self.backbone and self.classifier side by side
+    if not heads:  # a custom module: self.backbone and self.classifier side by side
         heads = {key: t for key, t in outside.items() if not HEADS.isdisjoint(key.split("."))}
         heads = {key: t for key, t in heads.items() if t.dim() in (1, 2)}
     weights = [key for key in heads if key.endswith("weight")]
@@ -342,7 +343,7 @@ def take_head(found: Found, rest: dict[str, Tensor], outside: dict[str, Tensor])
 
 
 def left_aside(found: Found, keys: Iterable[str]) -> None:
-    """Note what is in the file and not taken."""
+    """Note what is in the file and not used."""
     left = sorted(set(map(_first, keys)))
     if left:
         more = f" and {len(left) - 4} more" if len(left) > 4 else ""
@@ -354,7 +355,7 @@ def _first(key: str) -> str:
 
 
 def refuse_bad_numbers(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError naming the first tensor that holds NaN, infinity or no fractions at all."""
+    """Raise ValueError naming the first tensor with NaN or infinity, or not of floating point."""
     for key, tensor in tensors.items():
         if key.endswith("num_batches_tracked"):
             continue

@@ -1,7 +1,7 @@
 """config.json beside a model's weights, as export.py, timm and transformers write it.
 
-Each says how its model wants pictures, and what its classes are called. What this program cannot
-do as they say is refused or named; nothing is replaced by a default without a word.
+Each says how its model's pictures are preprocessed, and what its classes are called. What this
+program does not support is refused or reported; no default is used silently.
 
     about = describe(Path("exported/imagenet"))
 """
@@ -20,9 +20,9 @@ INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming")
 # Pillow's numbers for them, which transformers stores.
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 SQUASHED_FROM = 384  # px: transformers' ConvNextImageProcessor crops below only
-# timm's names for what has the very keys of a ResNet50, and other arithmetic (1.0.31, resnet.py).
+# timm's names for models with a ResNet50's keys but other computations (1.0.31, resnet.py).
 SAME_KEYS = ("resnetblur", "resnetaa")
-# timm's model_args: what the tensors tell or only training knows, and what is built here of others.
+# timm's model_args: those that the tensors determine or only training uses, and others allowed.
 TIMM_FREE = {
     *("layers", "base_width", "num_classes", "zero_init_last"),
     *("drop_rate", "drop_path_rate", "drop_block_rate"),
@@ -41,9 +41,9 @@ TIMM_FIXED = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model wants its pictures: side of the center crop, shorter side before it, in pixels;
+    """How pictures are preprocessed: side of the center crop, shorter side before it, in pixels;
     interpolation, as Pillow's names in small letters; mean and std of each channel for values 0-1,
-    None: ImageNet's; upright: how those of training were read (data/orientation.py), "" if that is
+    None: ImageNet's; upright: how training pictures were read (data/orientation.py), "" if that is
     not recorded."""
 
     image_size: int = 224
@@ -57,7 +57,7 @@ class Preprocessing:
 @dataclass(frozen=True)
 class FolderInfo:
     """What config.json tells: preprocessing, class names (empty: not known), which kind of weights,
-    figures of the run, arguments of ResNet beside what keys tell; notes: a line each."""
+    figures of the run, arguments of ResNet beyond what keys determine; notes: a line each."""
 
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     classes: list[str] = field(default_factory=list)
@@ -97,7 +97,7 @@ def read_object(path: Path) -> dict[str, object]:
 
 
 def of_export(config: Mapping) -> FolderInfo:
-    """Of export.py's own."""
+    """From export.py."""
     own = config["training"]
     if not isinstance(own, dict):
         raise ValueError(f'"training" is {json.dumps(own)}, not what export.py writes')
@@ -124,7 +124,7 @@ def of_export(config: Mapping) -> FolderInfo:
 
 
 def of_timm(config: Mapping) -> FolderInfo:
-    """Of timm's save_for_hf and push_to_hf_hub; before 0.9 its settings lay at the top."""
+    """From timm's save_for_hf and push_to_hf_hub; before 0.9, settings were at the top level."""
     cfg = config.get("pretrained_cfg", config)
     if not isinstance(cfg, dict):
         raise ValueError(f'"pretrained_cfg" is {json.dumps(cfg)}, not an object')
@@ -166,7 +166,7 @@ def of_timm(config: Mapping) -> FolderInfo:
 
 
 def refuse_same_keys(architecture: str) -> None:
-    """Raise ValueError for a network that has a ResNet50's keys and is another one."""
+    """Raise ValueError for another network with a ResNet50's keys."""
     if architecture.lower().removeprefix("timm/").startswith(SAME_KEYS):
         raise ValueError(
             f"{architecture} has a ResNet50's tensors but computes differently (blurred or "
@@ -175,7 +175,7 @@ def refuse_same_keys(architecture: str) -> None:
 
 
 def of_transformers(config: Mapping, folder: Path) -> FolderInfo:
-    """Of transformers' save_pretrained."""
+    """From transformers' save_pretrained."""
     if config.get("model_type") != "resnet":
         raise ValueError(f"a {config.get('model_type')} of transformers, not a ResNet")
     expected = {
@@ -250,7 +250,7 @@ def channels(values: Mapping, key: str) -> tuple[float, ...] | None:
 
 
 def interpolation_of(values: Mapping, default: str) -> str:
-    """How pictures are resized. Raises ValueError for what Pillow has not."""
+    """How pictures are resized. Raises ValueError for what Pillow does not have."""
     value = values.get("interpolation", default)
     if value not in INTERPOLATIONS:
         known = ", ".join(INTERPOLATIONS)
@@ -259,7 +259,7 @@ def interpolation_of(values: Mapping, default: str) -> str:
 
 
 def names_of(values: Mapping, key: str) -> list[str]:
-    """Class names, empty if they are not there. Raises ValueError for what is none."""
+    """Class names, empty if they are not there. Raises ValueError if invalid."""
     names = values.get(key) or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f'"{key}" is not a list of names')

@@ -2,8 +2,8 @@
 
 A run writes fixed names, some of them common ones (best.pt, metrics.csv, config.json). A folder is
 a run's if its config.json, its status.json or a checkpoint in it is one that this program wrote. In
-any other folder a file of such a name is somebody else's; files of other names are nobody's
-concern, there or in a run's folder.
+any other folder a file of such a name is somebody else's; files with other names are
+never touched, there or in a run's folder.
 """
 
 import json
@@ -22,7 +22,7 @@ RANGE_TEST = "lr_finder"
 CURVES = ("full_range.png", "high_range.png", "mid_range.png")
 RANGE_TEST_FILES = ("result.json", "curve.csv", *CURVES)
 IN_RANGE_TEST = tuple(f"{RANGE_TEST}/{name}" for name in RANGE_TEST_FILES)
-# What a start that is refused may leave: locks and a heartbeat, numbers all of them.
+# What a refused start may leave: locks and a heartbeat, each holding a number.
 HEARTBEAT = ".heartbeat"  # run/heartbeat.py writes it
 NUMBERS = (LOCK, status.SUPERVISOR_LOCK, HEARTBEAT)
 SOME_SETTINGS = {"total_batch_size", "max_lr", "epochs"}  # of every config.json of ours
@@ -34,12 +34,12 @@ def is_config(path: Path) -> bool:
 
 
 def is_status(path: Path) -> bool:
-    """Whether it is that of a run which has begun; one of a refused start is no mark of a run."""
+    """Whether it belongs to a run that has begun; a refused start's does not count."""
     return _json_object(path).keys() >= {"attempt", "state", "step", "stop_step"}
 
 
 def foreign_range_test(folder: Path) -> Path | None:
-    """A file there that a range test would replace, where none has written its results."""
+    """A file that a range test would replace, if no range test wrote the results there."""
     there = (folder / name for name in RANGE_TEST_FILES if _exists(folder / name))
     is_ours = _json_object(folder / "result.json").keys() >= {"max_lr", "suggestions"}
     return None if is_ours else next(there, None)
@@ -54,7 +54,7 @@ def num_rows(run_dir: Path) -> int:
 
 
 def has_run(run_dir: Path) -> bool:
-    """Whether a run of this program lies there, or what is left of one."""
+    """Whether a run of this program is there, or what is left of one."""
     folder = run_dir / CHECKPOINTS
     return (
         is_config(run_dir / CONFIG)
@@ -78,8 +78,8 @@ def refuse_foreign(run_dir: Path) -> None:
 
 
 def remove_run(run_dir: Path) -> None:
-    """Delete what a run wrote there, and nothing else; a file of a checkpoint's name that is none
-    is renamed."""
+    """Delete what a run wrote there, and nothing else; a file named like a checkpoint that is
+    not one is renamed."""
     folder = run_dir / CHECKPOINTS
     for path in checkpoint.files_in(folder):
         if checkpoint.has_trailer(path):
@@ -96,7 +96,7 @@ def remove_run(run_dir: Path) -> None:
 
 
 def _written(run_dir: Path) -> Iterator[Path]:
-    """The files there that have a name which a run writes."""
+    """The files there with names that a run writes."""
     names = [*FILES, *IN_RANGE_TEST, *NUMBERS]
     # Not status.json's: rank 0 may be writing its first one while another rank looks.
     partial = [f"{name}.partial" for name in FILES if name != status.FILE]
@@ -106,7 +106,7 @@ def _written(run_dir: Path) -> Iterator[Path]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file in a folder without a run is not what a start that was refused has left."""
+    """Whether a file in a folder without a run is something other than a refused start left."""
     if path.name in NUMBERS:
         text = path.read_bytes()[:64].strip()
         return bool(text) and not text.lstrip(b"-").isdigit()
@@ -125,7 +125,7 @@ def _kinds(run_dir: Path) -> list[tuple[Path, Callable[[Path], bool]]]:
 
 
 def _exists(path: Path) -> bool:
-    return os.path.lexists(path)  # a link to nothing is something too
+    return os.path.lexists(path)  # a broken link counts too
 
 
 def _json_object(path: Path) -> dict:

@@ -45,9 +45,9 @@ def write_config(
     device_type: str,
     precision: str,
 ) -> None:
-    """Write config.json, for resuming and to show later how the run was made.
+    """Write config.json, for resuming and to record how the run was made.
 
-    device_type, precision: what the run computes on and in, such as "cuda" and "bf16".
+    device_type, precision: the run's device and precision, such as "cuda" and "bf16".
     """
     num_gpus = torch.cuda.device_count() if device_type == "cuda" else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(num_gpus)]
@@ -70,8 +70,8 @@ def write_config(
 def read_settings(run_dir: Path) -> dict[str, object] | None:
     """The settings a run was started with; None if there is no run.
 
-    Where config.json is gone or damaged, those of a checkpoint, which has them all. Raises
-    ValueError, naming file and remedy, where there is none either.
+    If config.json is gone or damaged, they come from a checkpoint, which has them all. Raises
+    ValueError, naming file and remedy, if there is none either.
     """
     problem = settings_problem(run_dir)
     if not problem:
@@ -101,7 +101,7 @@ def settings_problem(run_dir: Path) -> str:
 
 
 def problems(run_dir: Path) -> list[str]:
-    """What is gone or damaged in the folder of a run that can go on without it, and how it does."""
+    """What is missing or damaged in a run's folder, and how the run continues without it."""
     found = []
     if not ownership.has_run(run_dir):
         return found
@@ -116,8 +116,8 @@ def problems(run_dir: Path) -> list[str]:
 
 
 def refuse_cpu(run_dir: Path) -> None:
-    """Raise ValueError if a run that a GPU trained would go on on a CPU, at a hundredth of the
-    speed, since a driver or a variable hides the GPU."""
+    """Raise ValueError if a run from a GPU would continue on a CPU, at a hundredth of the speed,
+    because a driver or a variable hides the GPU."""
     try:
         gpus = files.read_json(run_dir / CONFIG).get("gpus")
     except ValueError:
@@ -130,13 +130,13 @@ def refuse_cpu(run_dir: Path) -> None:
 
 
 def refuse_lost_checkpoints(run_dir: Path) -> None:
-    """Raise ValueError where a run has saved checkpoints and none is left: to begin at step 0 would
-    replace its results."""
+    """Raise ValueError if a run saved checkpoints and none is left: starting at 0 would replace
+    its results."""
     if checkpoint.files_in(checkpoints_dir(run_dir)):
         return
     stood = status.known_status(run_dir)
-    # A run may be killed between its first row and its first checkpoint, and then begins anew; an
-    # older status.json, which does not say what was saved, is believed from the second row on.
+    # A run may be killed between its first row and its first checkpoint, and then starts over; an
+    # older status.json, which lacks saved_step, counts as saved from the second row on.
     had_some = stood.get("saved_step", -1) >= 0 or stood.get("state") == status.DONE
     if had_some or ("saved_step" not in stood and ownership.num_rows(run_dir) >= 2):
         raise ValueError(

@@ -35,8 +35,8 @@ def read_status(run_dir: Path) -> dict[str, object]:
 
 
 def known_status(run_dir: Path) -> dict[str, object]:
-    """`read_status` for who goes on training: empty for a damaged file too, as a copy that was cut
-    leaves it. The checkpoints hold all but the time and money of the attempts before."""
+    """`read_status` for resuming: empty for a damaged file too, such as a truncated copy. The
+    checkpoints hold everything but the time and money of earlier attempts."""
     try:
         return read_status(run_dir)
     except ValueError:

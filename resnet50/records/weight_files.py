@@ -1,9 +1,9 @@
-"""A weights file of any origin -> what it holds, and never its code; or what the file is instead.
+"""A weights file of any origin -> its contents, without running its code; or what it is instead.
 
     contents = read(Path("model_best.pth.tar"), "--weights")
 
-The first bytes decide, not the name: people call everything .pth. torch.load runs with
-weights_only=True only: a pickle could else run any program.
+The first bytes decide, not the name: people call everything .pth. torch.load always runs with
+weights_only=True: otherwise a pickle could run any program.
 """
 
 import argparse
@@ -28,9 +28,9 @@ PLACES = (
     *("state_dict", "model_state_dict", "model", "net", "network", "model_state", "weights"),
     *("params", "state", "module", "net_state_dict", "student", "backbone", "encoder", "resnet"),
 )
-# Words in the names of averages over a training; a teacher of self-supervised methods is one.
+# Words in names of averaged weights; the teacher of self-supervised methods is one.
 AVERAGE = {"ema", "swa", "averaged", "average", "avg", "teacher", "shadow"}
-# What a file begins with, and what that means to whoever was handed it as weights.
+# What a file begins with, and the message if it was given as weights.
 KINDS = {
     b"version https://git-lfs": "is a Git LFS pointer, not weights: `git lfs pull` fetches them",
     b"\x89HDF\r\n\x1a\n": "is HDF5, such as Keras writes (.h5): give PyTorch weights",
@@ -45,13 +45,13 @@ KINDS = {
 HTML = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype\s+html|html|head|\?xml)", re.IGNORECASE)
 ZIP = b"PK\x03\x04"
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6: its magic number
-# What torch.load makes without running a file's code.
+# What torch.load creates without running code from the file.
 HARMLESS = re.compile(
     r"torch\.(\w+|_utils\.\w+|_tensor\.\w+|storage\.\w+|nn\.parameter\.Parameter)"
     r"|collections\.\w+|argparse\.Namespace|_codecs\.encode|(__builtin__|builtins)\.(set|bytearray|complex)"
 )
 MAX_HEADER_BYTES = 100_000_000  # of safetensors: its own limit
-# Operations of a pickle that only remember, and those that a dictionary or an object begins with.
+# Operations of a pickle that only memoize, and those that begin a dictionary or an object.
 MEMORIES = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 TABLES = {"EMPTY_DICT", "GLOBAL", "BINGET", "LONG_BINGET", "MARK"}
 NOT_TENSORS = "is not a file of tensors written by torch.save"
@@ -73,10 +73,10 @@ MORE_THAN_TENSORS = (
 
 
 def read(path: Path, option: str = "--weights") -> dict:
-    """What torch.save or safetensors wrote there, onto the CPU: a dictionary.
+    """What torch.save or safetensors wrote there, loaded onto the CPU: a dictionary.
 
     option: of the command line, for the message. Raises ValueError naming option and file if it is
-    neither, not whole, or would need code to load; then it says what the file is.
+    neither, incomplete, or needs code to load; the message says what the file is.
     """
     try:
         with open(path, "rb") as file:
@@ -114,15 +114,15 @@ def _contents(path: Path, file: BinaryIO) -> object:
         raise ValueError(found)
     try:
         # The one class that is allowed: argparse's bag of settings, which many programs put
-        # beside the weights (torchvision's references, timm). Making one runs nothing, and what
-        # lies in it has to be allowed too. NumPy's numbers stay out: its dtype takes any state.
+        # beside the weights (torchvision's references, timm). Making one runs nothing, and its
+        # contents have to be allowed too. NumPy's numbers stay out: its dtype takes any state.
         with serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:
         # torch raises half a dozen types for files that are not its own, and for those that hold
-        # more than tensors it advises to load them as code: that advice is not passed on.
+        # more than tensors it suggests weights_only=False: that advice is not passed on.
         raise ValueError(_what_torch_refused(path, head)) from error
 
 
@@ -200,11 +200,11 @@ def _words_of_pickle(path: Path, head: bytes) -> tuple[list[tuple[str, bool]], s
     """The texts in a file's pickles, in order, each with whether a dictionary or an object comes
     next, and the classes and functions that they name.
 
-    Read as a list of operations, none of which is done. Empty if they cannot be read to the end.
+    Read as a list of operations, none of which is executed. Empty if the list is incomplete.
     """
     try:
         operations = [op for op in _operations(path, head) if op[0] not in MEMORIES]
-    except Exception:  # of damaged files, anything
+    except Exception:  # damaged files raise anything
         return [], set()
     texts, classes, recent = [], set(), ["", ""]
     for (name, value), (following, _) in pairwise([*operations, ("STOP", None)]):
@@ -237,7 +237,7 @@ def _expression(texts: Sequence[tuple[str, bool]]) -> str:
     words = [text for text, _ in texts]
     is_model = "_modules" in words
     first = next((i for i, text in enumerate(words) if text == "_modules" or ".weight" in text), 0)
-    # torch.save's old format has the word before every whole module.
+    # torch.save's old format puts the word before every pickled module.
     names = set(PLACES) - ({"module"} if is_model else set())
     averages = [text for text, has_table in texts if has_table and is_average(text)]
     places = [text for text in averages if "." not in text]

@@ -6,7 +6,7 @@
     found = load("USER/NAME")                       # the same on Hugging Face
     found = load("torchvision")                     # the public weights
 
-Nothing is built here and no code of a file is run. Every message names option, source and remedy.
+No model is built, and no code from a file is run. Messages name option, source and remedy.
 """
 
 import difflib
@@ -24,12 +24,12 @@ from resnet50.records.model_folders import CONFIG, PREPROCESSOR, WEIGHTS_NAMES, 
 TORCHVISION = "torchvision"
 WEIGHTS = model_folders.WEIGHTS
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-# Ends of names that are a file's, whatever stands before: never asked for on the Hub.
+# Names that end like this are files, and are never looked up on the Hub.
 FILE_ENDS = (
     *(".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar", ".pkl", ".pickle", ".h5", ".onnx"),
     *(".zip", ".npz", ".pack", ".json", ".model", ".engine", ".pb", ".t7"),
 )
-# Folders that this program, its pages and everyone's projects have: a path, not a user's name.
+# Common folder names: what begins with one is a path, not a Hub user's name.
 FOLDERS = {
     *("runs", "exported", "weights", "checkpoints", "ckpt", "models", "pretrained", "data", "logs"),
     *("output", "outputs", "out", "results", "tmp", "home", "mnt", ".", ".."),
@@ -38,10 +38,10 @@ FOLDERS = {
 OUR_KEYS = {"model", "config", "step", "data"}
 OUR_SETTINGS = {"image_size", "layers", "width", "total_batch_size", "max_lr", "seed"}
 EMA, TRAINED, FOREIGN = "EMA", "trained", "weights"
-# What each figure of `about` is called in a checkpoint's last row.
+# The names that the figures of `about` have in a checkpoint's last row.
 FIGURES = {"top1": "val_top1", "top5": "val_top5", "epochs": "epoch", "hours": "seconds"}
 VARIANTS = ("blurpool", "blur_max_pool", "v1_strides")
-# Names of files with a ResNet50's tensors and another arithmetic: nothing inside tells them apart.
+# File names of networks with a ResNet50's tensors but other computations, recognizable only so.
 SUSPECT_NAME = re.compile(r"(?<![a-z])(resnet(?:blur|aa)\d+)", re.IGNORECASE)
 V1_NAME = re.compile(r"(?<!imagenet1k)[_-]v1(?!\.\d|[a-z0-9])|caffe|msra", re.IGNORECASE)
 
@@ -54,7 +54,7 @@ class Weights:
     not; name: the file; kind: "EMA" for averaged weights of ours, "trained", or "weights" for
     others'; classes: names of the logits' classes, empty if not known; variant: arguments of
     ResNet that keys do not tell; about: recipe, epochs, top1 and top5 in percent, hours, as far as
-    known; settings: of the run, empty for a foreign file; place: where in the file they lay;
+    known; settings: of the run, empty for a foreign file; place: where in the file they were;
     is_average: whether a foreign file has the trained ones too; notes: what the user should know,
     a line each.
     """
@@ -74,7 +74,7 @@ class Weights:
 
     @property
     def num_classes(self) -> int:
-        """Of the classifier; 0 without one."""
+        """Number of the classifier's classes; 0 without one."""
         return len(self.tensors["fc.bias"]) if "fc.bias" in self.tensors else 0
 
 
@@ -83,7 +83,7 @@ def load(source: str, option: str = "--weights", raw: bool = False) -> Weights:
     Hugging Face repository or `torchvision`.
 
     option: of the command line, for messages; raw: the trained weights, not their average. Raises
-    ValueError naming option, source and what to do; OSError without a network.
+    ValueError naming option, source and what to do; OSError when offline.
     """
     if source == TORCHVISION:
         return from_torchvision(option)
@@ -97,7 +97,7 @@ def load(source: str, option: str = "--weights", raw: bool = False) -> Weights:
 
 
 def refuse_mistyped(source: str, option: str) -> None:
-    """Raise ValueError for what is a path here, or was meant to be one: the Hub is not asked."""
+    """Raise ValueError for a local path, or what was meant to be one, without asking the Hub."""
     path, here = Path(source), Path.cwd()
     no_such = f"{option} {source}: no such file or folder"
     parent = path.parent
@@ -214,7 +214,7 @@ def refuse_other_architecture(contents: Mapping, name: str, option: str) -> None
 
 
 def is_ours(contents: Mapping) -> bool:
-    """Whether a file is a checkpoint of a run of this program, by what only ours have together."""
+    """Whether a file is a checkpoint of this program, by keys that only ours have together."""
     config = contents.get("config")
     return (
         contents.keys() >= OUR_KEYS
@@ -249,7 +249,7 @@ def from_checkpoint(contents: Mapping, name: str, option: str, raw: bool) -> Wei
 
 
 def describe(contents: Mapping) -> dict[str, object]:
-    """What a checkpoint of ours tells of its run: figures of the last row that has them."""
+    """What our checkpoint tells about its run: figures of the last row that has them."""
     trained, rows = contents["config"], contents.get("rows", [])
     row = next((row for row in reversed(rows) if row.get("val_top1") is not None), {})
     figures = {name: row[key] for name, key in FIGURES.items() if key in row}

@@ -1,7 +1,7 @@
-"""What a new run takes from the weights of --init_from, and what it says of them.
+"""What a new run takes from the weights of --init_from, and what it reports about them.
 
-The classifier is taken if its classes are the data's, or may be: as many, and no names known that
-differ. Else it is left out, and the run begins with a fresh one.
+The classifier is taken if its classes are, or may be, the data's: the same number, and no names
+known to differ. Otherwise the run starts with a fresh one.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def read(cfg: TrainConfig, classes: Sequence[str]) -> tuple[dict[str, Tensor] | 
     """
     if not cfg.init_from:
         return None, []
-    # The averaged weights where there are any: they are what that run was evaluated with.
+    # The averaged weights, if there are any: that run was evaluated with them.
     found = weights.load(cfg.init_from, OPTION)
     reason = why_fresh_head(found, classes)
     tensors = {key: t for key, t in found.tensors.items() if not (reason and key in HEAD)}
@@ -39,7 +39,7 @@ def read(cfg: TrainConfig, classes: Sequence[str]) -> tuple[dict[str, Tensor] | 
 
 
 def what(found: Weights) -> str:
-    """Which weights they are, in words."""
+    """A description of the weights."""
     step = f" of step {found.about['step']}" if "step" in found.about else ""
     kind = {weights.EMA: "averaged weights (EMA)", weights.TRAINED: "trained weights"}
     place = f" under {found.place!r}" if found.place else ""
@@ -55,7 +55,7 @@ def why_fresh_head(found: Weights, classes: Sequence[str]) -> str:
     theirs, ours = readable(found.classes), readable(classes)
     if not theirs or theirs == ours:
         return ""
-    # Everyone has ImageNet's words in another spelling; its order is the same.
+    # ImageNet's class names are spelled in many ways; their order is the same.
     if found.kind == weights.FOREIGN and list(classes) == list(imagenet_names()):
         return ""
     number = next(
@@ -65,7 +65,7 @@ def why_fresh_head(found: Weights, classes: Sequence[str]) -> str:
 
 
 def differences(found: Weights, cfg: TrainConfig) -> list[str]:
-    """Warnings of what is known to differ in the arithmetic and not in the tensors."""
+    """Warnings of known differences that do not show in the tensors."""
     lines = []
     for name in ("blurpool", "v1_strides"):
         theirs = found.variant.get(name)

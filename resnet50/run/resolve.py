@@ -45,7 +45,7 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
         settings = {**RECIPES[name].settings, **settings, "recipe": name, "run_dir": run_dir}
         cfg = TrainConfig(**settings)
     else:
-        # A run from before there was this setting goes on with the pixels that it began with.
+        # A run from before this setting existed continues with the pixels that it began with.
         stored = {"upright": orientation.LEGACY} | stored | {"run_dir": run_dir}
         cfg = resumed(TrainConfig.from_json(stored), settings)
     if cfg.tensorboard:

@@ -30,8 +30,8 @@ def checkpoint_contents(run: "Run", epoch_sums: Tensor) -> dict[str, object]:
         "schedule": run.provenance["schedule"],  # what determines the rate and images of every step
         "classes": run.provenance["classes"],  # names, in the order of the logits
         "commit": run.provenance["commit"],  # of the code that wrote it, -dirty with local changes
-        "device": run.parts.ranks.device.type,  # what computed it,
-        "precision": run.parts.precision.name,  # and in what: --amp auto is of the machine
+        "device": run.parts.ranks.device.type,  # what the run computes on, and
+        "precision": run.parts.precision.name,  # in: --amp auto depends on the machine
         # What a step changes
         "step": state.step,  # steps done: the number of the next batch
         "model": state.model.state_dict(),
@@ -101,7 +101,7 @@ def restore(state: TrainState, contents: dict) -> None:
     state.model.load_state_dict(contents["model"])
     state.optimizer.load_state_dict(contents["optimizer"])
     state.learning_rate.load_state_dict(contents["scheduler"])
-    # Empty without fp16: where fp16 comes after bf16, as on an older GPU, its scale begins anew.
+    # Empty without fp16: if fp16 follows bf16, as on an older GPU, its scale starts over.
     if contents["scaler"]:
         state.scaler.load_state_dict(contents["scaler"])
     # The average is not a copy of the weights: started anew, it would forget the run so far.
@@ -112,12 +112,12 @@ def restore(state: TrainState, contents: dict) -> None:
 
 
 def changes_of_machine(contents: dict, parts: Parts) -> list[str]:
-    """What is computed otherwise than in the attempt before, which had another machine."""
+    """What differs from the previous attempt because it ran on another machine."""
     texts = []
     now = parts.ranks.device.type
     if (then := contents.get("device", now)) != now:
         texts.append(f"trained on {then} up to here, on {now} from here on")
-    # Older checkpoints do not name their precision, but only fp16 has a state of its scaling.
+    # Older checkpoints do not name their precision, but only fp16 has a gradient scaler's state.
     unnamed = "fp16" if contents["scaler"] else "no gradient scaling"
     then, now = contents.get("precision", unnamed), parts.precision.name
     if then != now and (then != "no gradient scaling" or now == "fp16"):

@@ -76,7 +76,7 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     say = printer(ranks)
     folder = run_folder.checkpoints_dir(Path(cfg.run_dir))
     splits = open_dataset(Path(cfg.data_dir), cfg.upright)
-    cfg = replace(cfg, upright=splits.train.upright)  # what auto has found is recorded
+    cfg = replace(cfg, upright=splits.train.upright)  # records what auto resolved to
     saved_step = checkpoint.recover_newest(folder, say, may_rename=ranks.is_main)
     # Hosts may read copies of the data and mount folders in other places: differences between them
     # must show now, not in a different model.
@@ -123,7 +123,7 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
 
 
 def make_ready(folder: Path, log: RunLog) -> None:
-    """See to the folder of the checkpoints, and say what its disk cannot promise."""
+    """Prepare the folder of checkpoints, and warn if its disk cannot guarantee durability."""
     checkpoint.make_folder(folder)
     best = folder / checkpoint.BEST
     if best.exists() and not checkpoint.has_trailer(best):

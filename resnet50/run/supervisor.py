@@ -147,14 +147,14 @@ class Supervisor:
     def _start(self, attempt: str) -> subprocess.Popen:
         """Start torchrun in its own session, so that Ctrl-C reaches us alone, and arrives once."""
         parent_pid = os.getpid()
-        # -P: not from the current folder, where a file of the user's may hide Python's own module.
+        # -P: keeps the current folder off sys.path, where a user's file may shadow a Python module.
         torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
         torchrun += ["--max-restarts=0", f"--nproc_per_node={self.num_ranks}"]
         # Not SIGHUP: torchrun would handle it again and end the job when a connection drops.
         torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]
         # Ranks check for the supervisor's id: if torchrun died while they imported, they die too.
         environment = {ATTEMPT: attempt, processes.SUPERVISOR_PID: str(parent_pid)}
-        # Variables of another launcher (Kubeflow sets PET_NNODES) are torchrun's options too.
+        # Another launcher's variables (Kubeflow sets PET_NNODES) would act as torchrun's options.
         inherited = {name: value for name, value in os.environ.items() if name[:4] != "PET_"}
         inherited.pop("PYTHONSAFEPATH", None)  # the ranks find our modules beside the script
         return subprocess.Popen(

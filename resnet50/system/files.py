@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-# What disks answer that cannot sync a folder: old CIFS, shares of virtual machines, DrvFs, FUSE.
-# PostgreSQL goes on after the first two, in fsync_fname of src/common/file_utils.c.
+# Errors from disks that cannot sync a folder: old CIFS, shares of virtual machines, DrvFs, FUSE.
+# PostgreSQL ignores the first two, in fsync_fname of src/common/file_utils.c.
 NO_FOLDER_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -42,7 +42,7 @@ def replaced(path: Path, mode: str = "w", *, sync: bool) -> Iterator[IO]:
 def sync_folder(folder: Path) -> None:
     """Flush the folder's names to the disk: only then does a rename in it survive a power cut.
 
-    On a disk that cannot, nothing, since the file itself is synced; `folder_sync_problem` tells.
+    Does nothing on a disk that cannot, since the file itself is synced; see `folder_sync_problem`.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

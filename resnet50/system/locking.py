@@ -8,7 +8,7 @@ from pathlib import Path
 
 LOCK = ".lock"
 FLOCK = "hhqqi"  # struct flock of Linux on 64 bits
-# What disks answer that have no locks: NFS without lockd, Lustre mounted without flock, some FUSE.
+# Errors from disks that have no locks: NFS without lockd, Lustre mounted without flock, some FUSE.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
@@ -18,7 +18,7 @@ class FolderLock:
     A POSIX record lock, since it belongs to this process alone: loader processes forked later do
     not keep it (as with flock), so a killed rank frees it although its loaders have yet to die.
     Raises ValueError naming the folder and the process that holds it. On a disk that has no locks
-    it goes on without, and `missing` says so: waiting would help nothing.
+    it continues without, and `missing` says so: waiting would not help.
     """
 
     def __init__(self, folder: Path, name: str = LOCK, option: str = "--run_dir") -> None:
@@ -52,7 +52,7 @@ def lock_holder(path: Path) -> int:
     """Process id of whoever holds a FolderLock's file; 0 if nobody does. Takes no lock itself.
 
     This asks the kernel: the number in the file outlives a process that was killed. So on a disk
-    that has no locks nobody is known to hold one.
+    without locks, no holder is ever reported.
     """
     try:
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""What a command writes at its end: tried before its work, and kept elsewhere if it fails."""
+"""What a command writes at its end: tried before the work, and saved elsewhere on failure."""
 
 import os
 import tempfile
@@ -10,7 +10,7 @@ from pathlib import Path
 def check(files: Mapping[str, Path | None]) -> None:
     """Raise ValueError, naming the option, for a file that could not be written.
 
-    files: path by option, None for what is not asked for. A file that is there stays as it is.
+    files: path by option, None if not requested. Existing files are left unchanged.
     """
     seen: dict[Path, str] = {}
     for option, path in files.items():
@@ -25,7 +25,7 @@ def check(files: Mapping[str, Path | None]) -> None:
 
 
 def _error_of_opening(path: Path) -> OSError | None:
-    """What stands in the way of writing a file, by trying it; nothing is changed."""
+    """The error of opening a file for writing, if any; nothing is changed."""
     try:
         if _is_special(path):
             return None  # opening it would wait for its reader, or act on it
@@ -33,14 +33,14 @@ def _error_of_opening(path: Path) -> OSError | None:
         with open(path, "ab"):
             pass
         if is_new:
-            path.unlink(missing_ok=True)  # another rank may have
+            path.unlink(missing_ok=True)  # another rank may have removed it
     except OSError as error:
         return error
     return None
 
 
 def _is_special(path: Path) -> bool:
-    """Whether there is a pipe or a device."""
+    """Whether the path is a pipe or a device."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
@@ -66,10 +66,10 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def write_or_keep(option: str, path: Path, write: Callable[[Path], None]) -> str:
-    """Have a file or a folder written: what its user must be told if that failed, or "".
+    """Write a file or a folder; returns the message for the user if that failed, or "".
 
-    write: called with the path, and once more with one among the temporary files if the first is
-    refused, such as by a disk that is full: nothing that was computed may be lost to that.
+    write: called with the path, and again with one in the temporary folder if that fails, such as
+    on a full disk: computed results must not be lost.
     """
     try:
         write(path)

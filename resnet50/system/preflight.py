@@ -1,8 +1,8 @@
-"""Can this Python run the commands? What is wrong with it, in one line, before it is a traceback.
+"""Checks that this Python can run the commands, and reports problems in one line, not a traceback.
 
-Each command imports this file before anything else. So it takes only what Python has loaded by
-itself, and does something when it is imported, which no other file does: under any other program
-than our commands nothing.
+Each command imports this file before anything else. So it uses only modules that Python has
+already loaded, and, unlike any other file here, acts on import; in programs other than our
+commands, it does nothing.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 OLDEST = (3, 11)
-# Of the standard library, and imported by nobody here: a file of that name is no harm.
+# Standard library modules that nothing here imports: a file of that name is harmless.
 UNUSED = {"antigravity", "idlelib", "lib2to3", "test", "this", "turtle", "turtledemo"}
 PACKAGES = {
     *("PIL", "cv2", "gradio", "huggingface_hub", "matplotlib", "numpy", "onnx", "onnxruntime"),
@@ -19,15 +19,15 @@ PACKAGES = {
 
 
 def command() -> str:
-    """The file name of the command of this clone that runs as a program; empty for others."""
+    """The file name of this clone's command that is running; empty for other programs."""
     path = os.path.abspath(getattr(sys.modules.get("__main__"), "__file__", None) or "")
     folder, name = os.path.split(path)
     return name if folder == TOP else ""
 
 
 def other_python() -> str:
-    """How to come to a Python with the packages."""
-    if sys.prefix != sys.base_prefix:  # an environment that is not whole
+    """How to get a Python with the packages."""
+    if sys.prefix != sys.base_prefix:  # an incomplete environment
         return f"{sys.executable} -m pip install -r {TOP}/requirements.txt"
     named = os.environ.get("VENV")
     for folder in [*([named] if named else []), os.path.join(TOP, ".venv"), ".venv"]:
@@ -41,7 +41,7 @@ def other_python() -> str:
 
 
 def wrong_python() -> str:
-    """What makes this Python, or this system, none for the commands; empty if nothing does."""
+    """Why this Python, or this system, cannot run the commands; empty if it can."""
     if sys.version_info[:2] < OLDEST:
         here, oldest = ".".join(map(str, sys.version_info[:2])), ".".join(map(str, OLDEST))
         return f"Python {oldest} is needed, this is {here} ({sys.executable}): {other_python()}"
@@ -51,8 +51,8 @@ def wrong_python() -> str:
 
 
 def hidden_module() -> str:
-    """A file that would be imported in place of a module of Python's or of a package's; empty
-    without one."""
+    """A file that would be imported in place of a module of Python or of a package; empty
+    if there is none."""
     library = os.path.dirname(os.__file__)
     for folder in sys.path:
         if folder == library:
@@ -61,14 +61,14 @@ def hidden_module() -> str:
             stem, path = name.removesuffix(".py"), os.path.join(folder, name)
             is_module = name != stem or os.path.exists(os.path.join(path, "__init__.py"))
             is_pythons = stem in sys.stdlib_module_names - UNUSED and stem not in sys.modules
-            # Packages may well lie in a folder of PYTHONPATH, but not beside the commands.
+            # Packages may be in a folder on PYTHONPATH, but not beside the commands.
             if is_module and (is_pythons or (stem in PACKAGES and folder == TOP)):
                 return f"{path} hides the module {stem} that the commands need: rename it"
     return ""
 
 
 def on_uncaught(kind: type, error: BaseException, traceback: object) -> None:
-    """Instead of the traceback of an import: which package this Python has not."""
+    """Replaces the traceback of a failed import by the name of the missing package."""
     name = (getattr(error, "name", None) or "").partition(".")[0]
     is_ours = os.path.exists(os.path.join(TOP, name)) or os.path.exists(f"{TOP}/{name}.py")
     if kind is not ModuleNotFoundError or not name or is_ours:
@@ -83,15 +83,15 @@ def end(problem: str) -> None:
 
 
 def check() -> None:
-    """End the program with exit code 2 where a command of ours cannot run."""
+    """End the program with exit code 2 if one of our commands cannot run."""
     if not command():
         return
     problem = wrong_python() or hidden_module()
     if problem:
         end(problem)
     sys.excepthook = on_uncaught
-    # Processes that Python starts with -c or -m (multiprocessing's) look into the current folder
-    # first, where a file may hide Python's own. Ranks start without it (run/supervisor.py).
+    # Processes that Python starts with -c or -m (multiprocessing's) search the current folder
+    # first, where a file may shadow Python's own. Ranks start without it (run/supervisor.py).
     os.environ["PYTHONSAFEPATH"] = "1"
 
 

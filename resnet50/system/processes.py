@@ -36,9 +36,9 @@ def children_without_sigusr1() -> Iterator[None]:
 
 
 def children_of(parent_pid: int) -> list[int]:
-    """Ids of a process's children, of whichever of its threads.
+    """Ids of a process's children, whichever thread started them.
 
-    From every process's own record: /proc/PID/task/TID/children is not in all kernels (it needs
+    Read from every process's own entry: /proc/PID/task/TID/children is not in all kernels (it needs
     CONFIG_PROC_CHILDREN).
     """
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
@@ -48,7 +48,7 @@ def children_of(parent_pid: int) -> list[int]:
 def _parent_of(pid: int) -> int:
     """0 for a process that has ended."""
     try:
-        # "PID (NAME) STATE PARENT ...", where a name may hold anything, brackets too.
+        # "PID (NAME) STATE PARENT ...", where a name may contain anything, even parentheses.
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
     except OSError:
         return 0

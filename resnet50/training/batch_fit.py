@@ -56,16 +56,16 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 class MemoryNoted:
-    """A prediction that notes a lack of memory, in `lack`, where it would raise one.
+    """A prediction that records running out of memory in `lack` instead of raising.
 
-    Its rank then goes on answering the others, and all of them can end together.
+    Its rank then keeps taking part in collectives, and all ranks can end together.
     """
 
     def __init__(self, predict: Callable[[Batch], Tensor], num_classes: int) -> None:
         self._predict, self._num_classes, self.lack = predict, num_classes, ""
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Logits (B, K); zeros where there was no memory for them."""
+        """Logits (B, K); zeros if there was not enough memory."""
         try:
             return self._predict(batch)
         except RuntimeError as error:

@@ -28,7 +28,7 @@ from resnet50.training.learning_rate import LearningRate, LearningRateSettings
 from resnet50.training.plan import Plan, make_plan, train_keys
 
 TRAIN, EVAL = range(2)  # the streams of a loader
-TOTAL_STRIDE = 32  # pixels of a picture for each of the last feature map
+TOTAL_STRIDE = 32  # side in pixels of a picture per pixel of the last feature map
 
 
 @dataclass
@@ -109,12 +109,12 @@ def refuse_enlarging(cfg: TrainConfig, train_set: Split) -> None:
 
 
 def refuse_single_values(cfg: TrainConfig) -> None:
-    """Raise ValueError where the last batch norms would see one value a channel: one image, of
-    which the strides leave one pixel. It has no variance, and torch refuses it."""
+    """Raise ValueError if the last batch norms would see one value per channel: one image that the
+    strides reduce to one pixel. It has no variance, and torch refuses it."""
     side = cfg.start_image_size or cfg.image_size
     if cfg.device_batch_size == 1 and side <= TOTAL_STRIDE:
         raise ValueError(
-            f"--device_batch_size 1 of {side} px leaves batch norm one value a channel, which has "
+            f"--device_batch_size 1 of {side} px leaves batch norm one value per channel, with "
             "no variance: take 2 or more images, on fewer ranks if need be, or larger ones"
         )
 

@@ -42,7 +42,7 @@ def choose_precision(amp: str, device: torch.device) -> Precision:
 
 
 def is_emulated(precision: Precision) -> bool:
-    """Whether a GPU without bf16 is to compute in it, which torch then does in software."""
+    """Whether a GPU without bf16 is to compute in bf16, which torch then emulates in software."""
     return (
         precision.device.type == "cuda"
         and precision.dtype == torch.bfloat16
@@ -51,10 +51,10 @@ def is_emulated(precision: Precision) -> bool:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise ValueError naming option and remedy where torch.compile would find no compiler.
+    """Raise ValueError naming option and remedy if torch.compile would find no compiler.
 
     For a CPU it writes C++, for a GPU Triton compiles its launchers in C; slim images have neither,
-    and torch says so half a minute later in a page of traceback.
+    and torch reports that half a minute later in a page-long traceback.
     """
     variable, usual = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
     named = shlex.split(os.environ.get(variable, ""))[:1]

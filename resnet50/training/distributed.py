@@ -57,14 +57,14 @@ class PeerError(ValueError):
 
 
 def launched_by_torchrun() -> bool:
-    """Whether this process is a rank; an empty variable, as scripts leave it, says nothing."""
+    """Whether this process is a rank; an empty variable, as left by scripts, does not count."""
     return bool(os.environ.get("RANK") and os.environ.get("WORLD_SIZE"))
 
 
 def read_ranks(use_gpus: bool = True) -> Ranks:
     """The ranks according to torchrun; one without it. Starts nothing, touches no GPU.
 
-    use_gpus: if there are any. Raises ValueError for variables that some other program left there.
+    use_gpus: if there are any. Raises ValueError for variables left over from another program.
     """
     number = read_variables()
     num_gpus = torch.cuda.device_count() if use_gpus else 0
@@ -84,7 +84,7 @@ def read_ranks(use_gpus: bool = True) -> Ranks:
 
 
 def read_variables() -> dict[str, int]:
-    """RANK and the like. Raises ValueError if they cannot be those of a rank that runs now."""
+    """RANK and the like. Raises ValueError if they cannot belong to a running rank."""
     texts = {name: os.environ.get(name) or default for name, default in VARIABLES.items()}
     shown = " ".join(f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name))
     try:
@@ -100,14 +100,14 @@ def read_variables() -> dict[str, int]:
 
 
 def check_rendezvous(shown: str) -> None:
-    """Raise ValueError where several ranks are said to be and cannot meet.
+    """Raise ValueError if the variables name several ranks that cannot meet.
 
-    shown: the variables that say so. Otherwise ranks wait for each other for ten minutes.
+    shown: those variables. Without this check, ranks would wait for each other for ten minutes.
     """
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
     if not address or not port.isdigit():
         raise ValueError(f"{shown} without MASTER_ADDR and MASTER_PORT. {LEFT_OVER}")
-    # torchrun itself holds the store that its ranks meet at, before it starts them.
+    # torchrun hosts the store at which its ranks meet, and opens it before it starts them.
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         try:
             socket.create_connection((address, int(port)), timeout=ANSWER_S).close()
@@ -116,7 +116,7 @@ def check_rendezvous(shown: str) -> None:
                 f"{shown}, and no torchrun answers at {address}:{port} ({error}). {LEFT_OVER}"
             ) from None
     elif os.environ.get("RANK", "0") == "0":
-        # Kubeflow's pods, say: each is a rank without torchrun, and the others may come later.
+        # As in Kubeflow's pods: each is a rank without torchrun, and the others may start later.
         print(
             f"{shown}: waiting for the other ranks at {address}:{port}. If there are none: "
             f"{LEFT_OVER}",
@@ -127,7 +127,7 @@ def check_rendezvous(shown: str) -> None:
 
 def unused_gpus(ranks: Ranks) -> int:
     """GPUs of this host that no rank uses."""
-    if ranks.device.type == "cpu":  # where there are some, --device cpu asked for none
+    if ranks.device.type == "cpu":  # any GPUs are unused because of --device cpu
         return 0
     return max(0, torch.cuda.device_count() - ranks.local_world_size)
 

@@ -170,8 +170,8 @@ def predict(
 ) -> Tensor:
     """Batch from the loader -> float32 logits (B, K); with_flip: mean over it and its mirror image.
 
-    normalize: pixels and flips to what the model takes. ffcv-imagenet's published figures use such
-    flip averaging; it takes twice the time.
+    normalize: makes the model's input from pixels and flips. ffcv-imagenet's published figures use
+    such flip averaging; it takes twice the time.
     """
     images = normalize(batch.images, batch.flips)
     with precision.autocast():

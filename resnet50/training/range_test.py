@@ -191,8 +191,8 @@ def find_max_lr(
 ) -> lr_curve.Suggestions:
     """Measure, and suggest.
 
-    Writes result.json, curve.csv and three pictures into `folder`; a disk that is full by then
-    costs them and not what was found. Raises ValueError if the curve does not suffice for a
+    Writes result.json, curve.csv and three pictures into `folder`; if the disk is full by then,
+    the result is still printed. Raises ValueError if the curve does not suffice for a
     suggestion, and Interrupted.
     """
     cfg = parts.cfg
@@ -218,7 +218,7 @@ def find_max_lr(
     if parts.ranks.is_main:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # First, since it tells whose files these are (records/ownership.py).
+            # First, since it marks these files as ours (records/ownership.py).
             (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
             (folder / "curve.csv").write_text(lr_curve.as_csv(lrs, losses))
             title = f"{Path(cfg.data_dir).name}, {cfg.recipe}: batch {cfg.total_batch_size}"

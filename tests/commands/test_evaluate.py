@@ -273,7 +273,7 @@ def test_tables_count_every_image_once(pairs):
 
 
 def in_process(capfd, *flags: object) -> Result:
-    """evaluate.py without the seconds that a process of its own takes to import torch."""
+    """evaluate.py in this process, to save the seconds of importing torch."""
     code = evaluate_command.main(["--num_workers=0", *map(str, flags)])
     out, err = capfd.readouterr()
     return Result(code, out, err)
@@ -385,7 +385,7 @@ def test_a_picture_in_folder_10_has_label_10_for_foreign_weights(tmp_path, capfd
 
 
 def test_pictures_are_turned_as_in_training_and_without_classes_always(run_dir, tmp_path, capfd):
-    """An own run has looked at upright pictures; where a checkpoint says nothing, as they lie."""
+    """Our runs train on upright pictures; if a checkpoint does not say, pictures stay as stored."""
     exif, image = Image.Exif(), make_picture(5, 1).resize((60, 44))
     exif[0x0112] = 6
     for name in ("ant", "bee", "cat"):

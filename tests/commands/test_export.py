@@ -267,7 +267,7 @@ def test_mistakes_cost_one_line(weights, tmp_path, capsys, flags, texts):
 def test_out_may_be_a_link_to_another_disk_and_is_tried_before_the_work(
     weights, tmp_path, monkeypatch, capsys
 ):
-    """Everything is made inside it, so that nothing has to be renamed across."""
+    """Files are staged inside --out, so that no rename crosses file systems."""
     disk = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else tmp_path))
     try:
         (tmp_path / "out").symlink_to(disk)
@@ -277,7 +277,7 @@ def test_out_may_be_a_link_to_another_disk_and_is_tried_before_the_work(
         assert names == {"config.json", "model.safetensors"} and (tmp_path / "out").is_symlink()
     finally:
         shutil.rmtree(disk)
-    # Now a link to nothing; then a folder in a file's place.
+    # Now a broken link; then a folder in place of a file.
     monkeypatch.setattr(pretrained, "load", lambda *_: pytest.fail("the model was loaded"))
     refused(argv, capsys, f"--out {tmp_path}/out cannot be written: ")
     (tmp_path / "in" / "config.json").mkdir(parents=True)

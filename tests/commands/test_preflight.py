@@ -1,4 +1,4 @@
-"""A Python that cannot run the commands is told so in a line, by each of them, in no time."""
+"""Each command reports a Python that cannot run it, at once and in one line."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ COMMANDS = ("train", "lr_finder", "prepare_data", "evaluate", "bench", "export",
 
 
 def said(words: list[object], cwd: Path, **more: str) -> str:
-    """The one line of a command that ends with 2."""
+    """The only line of output of a command that exits with 2."""
     result = subprocess.run(
         list(map(str, words)), cwd=cwd, env=environment(**more), capture_output=True, text=True
     )
@@ -23,7 +23,7 @@ def said(words: list[object], cwd: Path, **more: str) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_environment_that_is_not_activated_is_named(tmp_path, command):
-    # -S: without site-packages, as a system's Python.
+    # -S: without site-packages, like a bare system Python.
     line = said([sys.executable, "-S", REPOSITORY / f"{command}.py", "--help"], tmp_path)
     assert line.startswith(f"{command}.py: error: this Python ({sys.executable}) has no package ")
     assert "requirements.txt" in line or "bin/python" in line

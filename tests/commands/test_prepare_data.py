@@ -272,10 +272,10 @@ def test_a_pack_that_was_damaged_or_removed_later_is_made_again(damage, image_fo
     os.truncate(pack, 5000) if damage == "cut" else pack.unlink()
     val_written = (tmp_path / "out" / "val.pack").stat().st_mtime_ns
     result = prepare(tmp_path, image_folder, "--out", "out")
-    assert result.code == 0 and "complete already" not in result.out, result.err
+    assert result.code == 0 and "already complete" not in result.out, result.err
     assert hashes(tmp_path / "out") == before
     assert (tmp_path / "out" / "val.pack").stat().st_mtime_ns == val_written
-    assert "complete already" in prepare(tmp_path, image_folder, "--out", "out").out
+    assert "already complete" in prepare(tmp_path, image_folder, "--out", "out").out
 
 
 def test_a_pack_of_a_newer_format_is_neither_read_nor_replaced(image_folder, tmp_path):
@@ -424,7 +424,7 @@ def hopeless_class(place: Path) -> list:
         (dotted_member, r"'\.\./\.\./etc/passwd' points outside the archive"),
         (linked_member, "'train/a/x.jpg' is a link"),
         (missing_file, r"1 listed files are missing: pictures/none.jpg \(line 13\)"),
-        (unknown_label, "val.csv line 8: 'zebra' is none of the classes"),
+        (unknown_label, "val.csv line 8: 'zebra' is not one of the classes"),
         (occupied, "holds other files .thesis.txt.: give an empty or a new folder"),
         (made_otherwise, "holds a data set made with other options.*remove it, or give another"),
         (hopeless_class, "class b has no image that can be decoded"),

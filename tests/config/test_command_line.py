@@ -1,4 +1,4 @@
-"""Command lines as people type them who come from other programs, or whose variables are empty."""
+"""Command lines typed out of habit from other programs, or with empty variables."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ COMMANDS = dict(
         *((module.__name__, module.build_parser) for module in (lr_finder, prepare_data)),
     ]
 )
-assert train.main  # the command that TRAIN's parser is of
+assert train.main  # the command that TRAIN's parser belongs to
 
 
 def error_of(capsys, command: str, *words: str) -> str:

@@ -1,4 +1,4 @@
-"""What may be a class, what is said of classes, and which files are pictures."""
+"""Which folders are accepted as classes, how classes are described, which files are pictures."""
 
 import io
 
@@ -70,7 +70,7 @@ def test_a_hundred_ids_are_mini_imagenet_only_with_its_images():
 
 
 def test_every_extension_that_is_taken_is_read():
-    """What Pillow writes under it comes back. What it only writes is out, and HEIC."""
+    """Pictures of every listed extension load; write-only formats and HEIC are not listed."""
     Image.init()
     forms = Image.registered_extensions()
     for extension in dataset_paths.EXTENSIONS:

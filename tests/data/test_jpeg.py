@@ -65,7 +65,7 @@ def test_a_run_of_before_still_leaves_out_a_jpeg_without_its_end():
 
 @pytest.mark.parametrize("mode", ["RGB", "CMYK"])
 def test_a_progressive_file_that_ends_between_two_scans_is_cut(mode):
-    """libjpeg has no word for it: the last scans only refine what is there."""
+    """libjpeg gives no warning: the last scans only refine the picture."""
     file = io.BytesIO()
     picture(1).convert(mode).save(file, "JPEG", progressive=True)
     data = file.getvalue()

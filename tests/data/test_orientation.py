@@ -1,5 +1,5 @@
-"""Pictures that a camera stored lying: upright for one's own data, as they lie for published sets,
-and for packs and runs of before; the same pixels out of folders, tiles and originals."""
+"""Pictures that a camera stored sideways: upright for your own data, as stored for published sets
+and for older packs and runs; the same pixels from folders, tiles and originals."""
 
 import io
 import json
@@ -65,7 +65,7 @@ def test_a_reduced_upright_crop_is_the_lying_one_turned(number, shrink):
     upright, lying = (jpeg.WholePicture(data, way) for way in ("yes", "no"))
     box = orientation.stored_box((4, 8, 44, 72), upright.size, number)
     crop = upright.crop(4, 8, 44, 72, shrink)
-    if any(edge % shrink for edge in box):  # such edges are no pixels' of the smaller picture
+    if any(edge % shrink for edge in box):  # such edges fall between pixels of the smaller picture
         assert crop.shape == (64, 40, 3)
     else:
         assert np.array_equal(crop, orientation.turned(lying.crop(*box, shrink), number))
@@ -81,7 +81,7 @@ def test_of_a_turned_jpeg_no_more_is_decoded_than_the_crop_needs(monkeypatch):
 
     monkeypatch.setattr(jpeg, "decode", noted)
     upright = jpeg.WholePicture(held(6), "yes")
-    upright.crop(0, 0, 40, 30)  # to be turned clockwise: its left side lies at the stored bottom
+    upright.crop(0, 0, 40, 30)  # to be turned clockwise: its left side is the stored bottom
     width = upright.size[0]
     upright.crop(width - 40, 0, width, 30)
     assert rows == [width, 40 + jpeg.EDGE]
@@ -98,7 +98,7 @@ def test_what_tells_the_orientation_is_read_as_pillow_reads_it():
         data = plain.replace(exif, changed)
         reference = turned_by_pillow(data)
         assert np.array_equal(jpeg.WholePicture(data, "yes").pixels(), reference), value
-    for cut in range(len(exif)):  # damaged metadata are no fault of the pixels
+    for cut in range(len(exif)):  # damaged metadata do not affect the pixels
         data = plain.replace(exif, exif[:cut] + b"\xff" * (len(exif) - cut))
         assert jpeg.WholePicture(data, "yes").pixels().shape[2] == 3
     xmp = b"http://ns.adobe.com/xap/1.0/\0" + XMP.format(8).encode()
@@ -133,7 +133,7 @@ def sources(tmp_path_factory) -> dict[str, Path]:
 
 
 def is_upright(split: splits.Split) -> bool:
-    """Whether pixels and crops are all turned (tiles: about so), or else all as they lie."""
+    """Whether pixels and crops are all turned (tiles: approximately), or else all as stored."""
     found = set()
     for index in range(len(split)):
         opened = split.open(index)
@@ -167,7 +167,7 @@ def test_folder_tiles_and_originals_are_read_the_same_way(sources, tmp_path, nam
         assert splits.fingerprint(split)["upright"] == way
     assert [val.sizes[i].tolist() for i in range(8)] == [list(val.open(i).size) for i in range(8)]
     assert not any(val.find_fault(index) for index in range(len(val)))
-    # What is packed is complete under any flag that says the same, and refused under the other.
+    # A pack is complete under any equivalent flag, and refused under the opposite one.
     assert prepare_data.main([*words[:-1], f"--upright={way}"]) == 0
     assert prepare_data.main([*words[:-1], f"--upright={'no' if expected else 'yes'}"]) == 2
     other = "no" if expected else "yes"
@@ -177,7 +177,7 @@ def test_folder_tiles_and_originals_are_read_the_same_way(sources, tmp_path, nam
 
 
 def test_packs_and_runs_of_before_are_read_as_they_were(sources, tmp_path, monkeypatch):
-    """A pack whose settings say nothing, and the fingerprint that a checkpoint of then has."""
+    """A pack whose settings do not say, and the fingerprint in a checkpoint from that time."""
     monkeypatch.setattr(
         prepare_data.Encoding, "settings", lambda self: {"store": self.store, "long_side": 500}
     )
@@ -196,7 +196,7 @@ def test_packs_and_runs_of_before_are_read_as_they_were(sources, tmp_path, monke
 
 
 def test_a_run_of_before_lists_the_files_that_it_began_with(sources, tmp_path):
-    """A GIF, which was not taken then, changes nothing for it; its fingerprint is the same."""
+    """A GIF, a format not listed then, does not change the fingerprint."""
     own = shutil.copytree(sources["own"], tmp_path / "own")
     before = [splits.fingerprint(split) for split in splits.open_dataset(own, "legacy")]
     folder = next(path for path in (own / "train").iterdir() if path.is_dir())

@@ -102,7 +102,7 @@ def deep(low: float, high: float, dtype: str) -> np.ndarray:
     return np.linspace(low, high, 64).reshape(8, 8).astype(dtype)
 
 
-# What is saved, in which form; what becomes of its smallest and of its largest value.
+# What is saved, in which format, and how its smallest and largest values are read.
 GRAY = {
     "8 bits in 32": (deep(0, 255, "i4"), "PNG", 0, 255),
     "8 bits in 16": (deep(0, 255, "u2"), "TIFF", 0, 255),
@@ -162,4 +162,4 @@ def test_sixteen_bit_gray_is_scaled_not_clipped():
         gray = np.asarray(transforms.to_rgb(image, is_legacy))[..., 0]
         assert np.array_equal(gray, (ramp >> 8).astype(np.uint8))
     small = Image.fromarray(np.full((8, 8), 200, np.uint16))
-    assert not np.asarray(transforms.to_rgb(small, is_legacy=True)).any()  # as runs of before began
+    assert not np.asarray(transforms.to_rgb(small, is_legacy=True)).any()  # as in older runs

@@ -90,7 +90,7 @@ def run_tests(bare_path: str, *words: str) -> subprocess.CompletedProcess:
 
 
 def test_without_them_all_tests_are_found_and_skip_by_name(bare_path):
-    """Those are run that mention one of them; the others are in the long form below."""
+    """Only those that mention one of them are run; the others are in the long form below."""
     programs = programs_of_ci()
     chosen = [name.rpartition("::")[2] for name in ids_of_tests_that_mention(programs)]
     assert len(chosen) >= 8

@@ -1,4 +1,4 @@
-"""What is said of pictures that are not plain."""
+"""Notes on pictures that are not plain JPEGs."""
 
 import io
 

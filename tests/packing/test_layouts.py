@@ -1,6 +1,6 @@
-"""Other people's layouts: taken as what they are, or refused by both tools with a remedy.
+"""Other people's layouts: recognized, or refused by both tools with a remedy.
 
-And whatever lies there, pictures taken and files not taken, by reason, are all the files.
+Pictures used and files not used, by reason, always add up to all the files.
 """
 
 import io
@@ -26,7 +26,7 @@ FLAT = "is flat: .* and no class folders"
 
 
 def files(*paths: str) -> Files:
-    """Files of one byte; {a,b} in a path stands for several."""
+    """Files of one byte; {a,b} in a path expands to several."""
     found = {}
     for path in paths:
         if match := re.search(r"\{(.*?)\}", path):
@@ -45,7 +45,7 @@ TRAIN = files(f"train/{{{','.join(WNIDS)}}}/{{1,2}}.JPEG")
 SPLITS = files("{train,val}/{a,b}/{1,2}.jpg")
 TABLE = b"filename,label\n"
 
-# What prepare_data.py says, what train.py says of the same folder; a regex each.
+# The messages of prepare_data.py and of train.py for the same folder, as regexes.
 REFUSED = {
     "flat train/ and test1/": (
         files("train/{cat,dog}.{1,2}.jpg", "test1/{1,2}.jpg"),
@@ -389,7 +389,7 @@ def test_taken_and_not_taken_are_all_the_files(paths, container, tmp_path_factor
     assert len(listed) + sum(passed.unused.counts.values()) == len(layout)
     try:
         found = sources.recognize(source, place)
-    except ValueError:  # a folder beside the classes is one more, and lacks pictures somewhere
+    except ValueError:  # a folder beside the classes counts as one, and lacks pictures in a split
         assert any(re.match("(train|val)/(sub|images|c d)/", path) for path in paths)
         return
     taken = [picture for pictures in found.splits.values() for picture in pictures]

@@ -39,7 +39,7 @@ def test_imagenets_parquet_files_become_folders_of_wnids(tmp_path, capsys):
     for i in range(2):
         rows = [(jpeg(i + k), f"{w}_{i}{k}_{w}.JPEG", k) for k, w in enumerate(WNIDS)]
         write(place / f"train-0000{i}-of-00002.parquet", rows, NAMES)
-    # The labels mean the same where names do not say it.
+    # The labels mean the same in files whose names do not tell the class.
     val = [(jpeg(9), val_name(w), k) for k, w in enumerate(WNIDS)]
     write(place / "validation-00000-of-00001.parquet", val, NAMES)
     write(place / "test-00000-of-00001.parquet", [(jpeg(8), "x.JPEG", -1)], NAMES)

@@ -1,4 +1,4 @@
-"""A source that changes after it was packed, or while it is, is noticed; the remedy works."""
+"""A source that changes during or after packing is noticed, and the suggested remedy works."""
 
 import gzip
 import json

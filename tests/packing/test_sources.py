@@ -182,7 +182,7 @@ def test_equal_file_names_in_a_class_are_told_apart_by_their_folders(tmp_path):
         (TRAIN, HEADER, r"val.csv: lists no pictures"),
         (TRAIN + "a,b,c\n", VAL, r"train.csv line 5: 3 columns, not 2"),
         (TRAIN + '"a,b\n', VAL, r"train.csv line 5: unexpected end of data"),
-        (TRAIN, VAL + "pictures/1/2.jpg,cow\n", r"val.csv line 4: 'cow' is none of the classes"),
+        (TRAIN, VAL + "pictures/1/2.jpg,cow\n", r"val.csv line 4: 'cow' is not one of the classes"),
         (TRAIN + "pictures/1/2.jpg,\n", VAL, r"train.csv line 5: '' is not one"),
         (TRAIN + "pictures/1/2.jpg,a/b\n", VAL, r"train.csv line 5: the label 'a/b' holds a /"),
         (TRAIN + "pictures/./0/0.jpg,cat\n", VAL, r"train.csv line 5: .* is listed twice"),
@@ -204,7 +204,7 @@ def test_a_lone_csv_and_a_class_list_that_does_not_fit_are_errors(tmp_path):
     with pytest.raises(ValueError, match=r"classes.txt: class cow has no pictures in train.csv"):
         sources.recognize(folder, tmp_path)
     (folder / "classes.txt").write_text("dog\n")
-    with pytest.raises(ValueError, match=r"train.csv line 2: 'cat' is none of the classes"):
+    with pytest.raises(ValueError, match=r"train.csv line 2: 'cat' is not one of the classes"):
         sources.recognize(folder, tmp_path)
     (folder / "val.csv").unlink()
     with pytest.raises(ValueError, match=r"train.csv and val.csv must both"):

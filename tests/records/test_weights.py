@@ -1,5 +1,5 @@
-"""Other people's weights load with the answers of their own network, or are refused by name, and
-whatever a file holds, none of its code runs."""
+"""Other people's weights give the outputs of their own network, or are refused by name, and no
+code in a file ever runs."""
 
 import json
 import zipfile
@@ -26,7 +26,7 @@ OURS = dict.fromkeys(weights.OUR_SETTINGS, 1) | {"image_size": 64}
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """The current folder, an empty one."""
+    """An empty folder, made the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -116,7 +116,7 @@ def test_a_resnet_v1_needs_its_flag_and_its_name_gives_a_hint(here):
 
 
 class Bag:
-    """Of a class that is only here."""
+    """An instance of a class that exists only here."""
 
 
 def hostile(path: Path) -> object:

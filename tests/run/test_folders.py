@@ -1,5 +1,5 @@
-"""What lies in a folder that a run is given: another program's files stay as they are, and a run
-whose own files are gone or cut goes on, or is refused with the remedy."""
+"""The contents of a run's folder: another program's files are left unchanged, and a run whose own
+files are missing or truncated resumes, or is refused with a remedy."""
 
 import errno
 import fcntl
@@ -59,7 +59,7 @@ def ran(image_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copied(ran, tmp_path) -> Path:
-    """A copy of it, as people make them: each file for itself."""
+    """A copy of it as users make them: file by file, without hard links."""
     return shutil.copytree(ran, tmp_path / "run")
 
 
@@ -143,7 +143,7 @@ def test_without_any_checkpoint_results_are_not_begun_anew(in_process, copied, b
     remedy = "put best.pt" if best == "gone" else "Put a good copy there"
     assert_refused(result, copied, remedy, "--fresh --overwrite")
     after = tree(copied)
-    if best == "cut":  # told after the start was noted
+    if best == "cut":  # reported after the start was logged
         assert status_of(copied)["state"] == "config error"
         before["status.json"] = after["status.json"]
     assert after == before

@@ -1,4 +1,4 @@
-"""What a new run takes from --init_from, and that it says so."""
+"""What a new run takes from --init_from, and what it reports."""
 
 import json
 
@@ -29,7 +29,7 @@ OURS = {
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """The current folder, an empty one."""
+    """An empty folder, made the current one."""
     monkeypatch.chdir(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""A run goes on on another machine, or is refused in a line that names the remedy: another
+"""A run resumes on another machine, or is refused in one line with the remedy: another
 precision, no GPU, variables of another launcher, no memory to evaluate in, no compiler."""
 
 import json
@@ -36,7 +36,7 @@ def edit(run_dir: Path, **settings: object) -> None:
 
 
 def test_a_run_moves_between_precisions_and_says_so(in_process, image_folder, tmp_path):
-    """What --amp auto takes on an A10G, a T4 and back, by hand, since this machine has one only."""
+    """What --amp auto picks on an A10G, a T4 and back, simulated, since one machine has one."""
     run_dir = tmp_path / "run"
     assert start(in_process, image_folder, run_dir, "--max_steps=2", "--amp=bf16").code == 0
     assert json.loads((run_dir / "config.json").read_text())["precision"] == "bf16"
@@ -80,7 +80,7 @@ def test_what_a_gpu_trained_goes_on_on_a_cpu_only_if_told_so(in_process, image_f
         assert (run_dir / "status.json").read_bytes() == status
     words = [f"--run_dir={run_dir}", "--max_steps=3"]
     assert in_process(train, *words, "--device=cpu", as_rank=True).code == 0
-    assert in_process(train, words[0], "--max_steps=4", as_rank=True).code == 0  # a CPU's by now
+    assert in_process(train, words[0], "--max_steps=4", as_rank=True).code == 0  # now a CPU's
 
 
 def test_no_memory_to_evaluate_in_costs_no_step(in_process, image_folder, tmp_path):
@@ -90,7 +90,7 @@ def test_no_memory_to_evaluate_in_costs_no_step(in_process, image_folder, tmp_pa
     straight, run_dir = tmp_path / "straight", tmp_path / "run"
     assert start(in_process, image_folder, straight, "--max_steps=5").code == 0
     with in_process.monkeypatch.context() as patch:
-        for where in ("predict", "evaluate"):  # in training, and where a resume begins
+        for where in ("predict", "evaluate"):  # in training, and at the start of a resume
             patch.setattr(engine, where, without_memory)
             result = start(in_process, image_folder, run_dir, "--max_steps=5")
             assert result.code == 2 and status_of(run_dir)["state"] == "config error"

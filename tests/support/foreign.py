@@ -1,7 +1,7 @@
-"""Other people's checkpoints, laid out by hand as their programs' saving code does it.
+"""Other people's checkpoints, built by hand the way their programs save them.
 
-Each is a function of a network's weights, and of others that stand for the network beside it: the
-average's, or what it was averaged from.
+Each is a function of a network's weights and of those of a second network in the file: the
+average, or the weights that it averages.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def lightnings_average(weights: State, other: State) -> dict:
     }
 
 
-# What loads as it is: the file's contents, and a word of what is said, "" for nothing.
+# What loads as is: the file's contents, and part of the note, "" for none.
 LOADED: dict[str, tuple[Callable[[State, State], object], str]] = {
     "bare": (lambda w, _: w, ""),
     "own loop with a config": (lambda w, _: {"model": w, "config": {"lr": 0.1}, "epoch": 5}, ""),
@@ -164,7 +164,7 @@ LOADED: dict[str, tuple[Callable[[State, State], object], str]] = {
     "transformers": (lambda w, _: of_transformers(w), "the classifier is classifier.1.weight"),
 }
 LAYER = "layer1.0"
-# What has no classifier: --init_from takes it, the others say so.
+# What has no classifier: --init_from takes it, the other options refuse it.
 HEADLESS: dict[str, Callable[[State, State], object]] = {
     "dino": lambda w, _: without_head(w),
     "moco": moco,
@@ -195,7 +195,7 @@ def broken(weights: State, value: float) -> State:
     return weights | {f"{LAYER}.bn1.weight": tensor}
 
 
-# What is nearly a ResNet50: the contents, and how the refusal names it.
+# What resembles a ResNet50: the contents, and how the refusal names it.
 REFUSED: dict[str, tuple[Callable[[State], object], str]] = {
     "basic blocks": (with_basic_blocks, "its blocks have two convolutions"),
     "CIFAR's stem": (

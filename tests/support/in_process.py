@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 def be_rank(patch: pytest.MonkeyPatch) -> None:
-    """As torchrun starts one, alone; without what would be pytest's: its parent, and its stderr."""
+    """A lone rank, as torchrun starts it; without pytest as its parent, and without its stderr."""
     for name, value in ONE_RANK.items():
         patch.setenv(name, value)
     patch.setattr("resnet50.system.processes.die_with_launcher", lambda: None)
@@ -23,14 +23,14 @@ def be_rank(patch: pytest.MonkeyPatch) -> None:
 
 
 class InProcess:
-    """Calls main() of a command, and gives back the signals that it takes."""
+    """Calls main() of a command, and restores the signal handlers that it replaces."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
         self.monkeypatch, self._capsys = monkeypatch, capsys
         monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
     def __call__(self, command: ModuleType, *flags: object, as_rank: bool = False) -> Result:
-        """as_rank: as torchrun starts it, alone; else train.py would start torchrun."""
+        """as_rank: as a lone rank of torchrun; else train.py would start torchrun."""
         handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
         self._capsys.readouterr()
         with self.monkeypatch.context() as patch:

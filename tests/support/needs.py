@@ -24,5 +24,5 @@ def program(name: str) -> str:
 
 
 def package(name: str) -> ModuleType:
-    """A package of requirements-dev.txt; whichever test asks for one that is not there skips."""
+    """A package of requirements-dev.txt; tests that ask for a missing one are skipped."""
     return pytest.importorskip(name, reason=f"needs {name}")
