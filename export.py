@@ -48,7 +48,7 @@ from resnet50.export.formats import FILES, INT8, ONNX, SAFETENSORS, TENSORRT
 from resnet50.export.hub import Target
 from resnet50.inference import pretrained
 from resnet50.inference.pretrained import Pretrained
-from resnet50.records import checkpoint
+from resnet50.records import checkpoint, ownership
 
 PRUNED = "pruned.pt"
 
@@ -164,6 +164,11 @@ def check_out(out: Path, formats: Sequence[str]) -> None:
     folders have the files' names."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a folder")
+    if ownership.has_run(out):
+        raise ValueError(
+            f"--out {out} is a run, and its {pretrained.CONFIG} would be replaced: give another "
+            "folder"
+        )
     for file in [*(FILES[name] for name in formats), pretrained.CONFIG]:
         if (out / file).is_dir():
             raise ValueError(f"--out {out} has a folder {file}: move it, or give another --out")

@@ -47,7 +47,9 @@ def check_names(classes: Sequence[str], where: object, remedy: str = "") -> None
 
 
 def check_number(classes: Sequence[str], where: object) -> None:
-    """Raise ValueError if there is only one class."""
+    """Raise ValueError if there are fewer than two classes."""
+    if not classes:
+        raise ValueError(f"{where}: no class folders with images; two or more are needed")
     if len(classes) == 1:
         raise ValueError(
             f"{where}: a single class, {printable(classes[0])}: any answer would be right; "

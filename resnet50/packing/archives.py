@@ -60,7 +60,8 @@ def list_members(source: Path, work_dir: Path, passed: Passed | None = None) -> 
     """
     source, passed = source.absolute(), passed or Passed()
     if source.is_dir():
-        return list(folder_members(source, passed))
+        # What is being made may lie in the source, and is no part of it.
+        return list(folder_members(source, passed, leave_out=work_dir.absolute().parent))
     if not source.is_file():
         raise ValueError(f"{source}: no such file or folder")
     try:

@@ -58,10 +58,11 @@ def is_hidden(path: str) -> bool:
     return any(dataset_paths.is_hidden(part) for part in path.split("/"))
 
 
-def folder_members(folder: Path, passed: Passed) -> Iterator[Member]:
+def folder_members(folder: Path, passed: Passed, leave_out: Path) -> Iterator[Member]:
     """Files of a folder; symbolic links are followed, since data folders often consist of them.
 
-    Raises ValueError if a link leads back, or if the folder itself cannot be read.
+    leave_out: a folder that is skipped if it is in this one. Raises ValueError if a link leads back,
+    or if the folder itself cannot be read.
     """
     pending: list[tuple[str, str, frozenset]] = [(str(folder), "", frozenset())]
     while pending:
@@ -87,6 +88,8 @@ def folder_members(folder: Path, passed: Passed) -> Iterator[Member]:
             passed.unused.add(unused.EMPTY, prefix.removesuffix("/"))
         for entry in entries:
             path = prefix + entry.name
+            if entry.path == str(leave_out):
+                continue
             if _is_folder(entry):
                 pending.append((entry.path, f"{path}/", above | {identity}))
                 passed.add_folder("" if is_hidden(path) else path)

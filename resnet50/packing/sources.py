@@ -232,9 +232,13 @@ def _from_named_folders(tree: Tree, dirs: SplitDirs, val_pct: float) -> Source:
                 what = f"{option} {name}: no folder with pictures in {tree.source}"
                 raise ValueError(f"{what}; those at its top are {printable(there) or 'none'}")
             places.append(_to_classes(tree, place))
+    if twice := next((place for place in places if places.count(place) > 1), ""):
+        raise ValueError(f"--train_dir, --val_dir: {twice} is named twice; leave one out")
     train_dirs, val_dirs = places[: len(dirs.train)], places[len(dirs.train) :]
     if val_dirs:
         return _from_folders(tree, train_dirs, val_dirs)
+    for place in train_dirs:
+        refusals.refuse_flat(tree, place)
     train = _merged(tree.classes(place) for place in train_dirs)
     made = _split_off("flat-classes", tree.source, train, val_pct)
     return replace(made, unused=_not_taken(tree, train, train_dirs))

@@ -21,7 +21,8 @@ def parse(*words: str) -> train_flags.Request:
 
 @pytest.mark.parametrize("item", FIELDS, ids=lambda item: item.name)
 def test_every_setting_is_a_flag_and_reads_back(item):
-    value = {"layers": (1, 2, 3, 4), "recipe": "tiny"}.get(item.name, item.default)
+    paths = dict.fromkeys(("data_dir", "run_dir", "init_from"), "somewhere")  # never empty
+    value = {"layers": (1, 2, 3, 4), "recipe": "tiny", **paths}.get(item.name, item.default)
     if isinstance(value, bool):
         assert parse(f"--no_{item.name}").settings == {item.name: False}
         assert parse(f"--{item.name}").settings == {item.name: True}

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from support.data_sources import WNIDS, Files, jpeg, tar_bytes, val_name, write_folder
 
+import prepare_data
 from resnet50.data import splits, unused
 from resnet50.packing import archives, sources
 from resnet50.packing.members import Passed
@@ -398,3 +400,26 @@ def test_taken_and_not_taken_are_all_the_files(paths, container, tmp_path_factor
     if container == "folder":
         by_training = splits.open_dataset(source)
         assert [len(split) for split in by_training] == [len(p) for p in found.splits.values()]
+
+
+def test_packs_may_lie_in_their_source(tmp_path, monkeypatch):
+    """Its own folder is no class, and nothing that was passed over."""
+    for name in ("ant", "bee"):
+        for number in range(3):
+            path = tmp_path / name / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (40, 30), (90 * number, 0, 0)).save(path)
+    monkeypatch.chdir(tmp_path)
+    assert prepare_data.main([".", "--out=packed", "--num_workers=1"]) == 0
+    assert splits.open_dataset(tmp_path / "packed").train.classes == ("ant", "bee")
+
+
+def test_a_named_split_without_classes_is_refused_and_leaves_nothing(tmp_path, capsys):
+    (tmp_path / "src" / "train").mkdir(parents=True)
+    for number in range(4):
+        Image.new("RGB", (40, 30)).save(tmp_path / "src" / "train" / f"{number}.png")
+    words = [str(tmp_path / "src"), f"--out={tmp_path / 'out'}", "--train_dir=train"]
+    assert prepare_data.main(words) == 2
+    assert "is flat" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    twice = [*words, "--val_dir=train"]
+    assert prepare_data.main(twice) == 2 and "is named twice" in capsys.readouterr().err
