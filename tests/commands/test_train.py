@@ -208,7 +208,7 @@ def test_help_shows_commands_to_copy(script, tmp_path):
             ["--max_lr 9.0 (the run has 0.05), --epochs 7 (the run has 3)"],
         ),
         (["--fresh"], ["--fresh: there is a run in", "--overwrite to delete it"]),
-        ([f"--run_dir={REPOSITORY / 'README.md'}"], ["README.md is a file: give a folder"]),
+        ([f"--run_dir={REPOSITORY / 'README.md'}"], ["README.md is a file: give a new folder"]),
     ],
 )
 def test_mistakes_are_met_before_anything_starts(done, image_folder, tmp_path, flags, texts):
