@@ -79,7 +79,8 @@ def test_pictures_are_a_file_a_folder_or_links_to_them(tmp_path):
 
     assert names(tmp_path / "a" / "1.jpg") == ["1.jpg"]
     assert open_pictures(tmp_path / "a" / "1.jpg").name(0) == str(tmp_path / "a" / "1.jpg")
-    assert names(top) == ["4.jpg", "again/1.jpg"]
+    # Of two links to one folder either may be the one that is followed.
+    assert names(top) in (["4.jpg", "again/1.jpg"], ["4.jpg", "link/1.jpg"])
     assert names(tmp_path / "b") == ["2.png"]
     with pytest.raises(ValueError, match="is not a picture: "):
         open_pictures(tmp_path / "b" / "notes.txt")
