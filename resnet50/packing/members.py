@@ -61,8 +61,8 @@ def is_hidden(path: str) -> bool:
 def folder_members(folder: Path, passed: Passed, leave_out: Path) -> Iterator[Member]:
     """Files of a folder; symbolic links are followed, since data folders often consist of them.
 
-    leave_out: a folder that is skipped if it is in this one. Raises ValueError if a link leads back,
-    or if the folder itself cannot be read.
+    leave_out: a folder that is skipped if it is in this one. Raises ValueError if a link leads
+    back, or if the folder itself cannot be read.
     """
     pending: list[tuple[str, str, frozenset]] = [(str(folder), "", frozenset())]
     while pending:
