@@ -122,6 +122,7 @@ def files_in(folder: Path) -> list[Path]:
 
 def partial_in(folder: Path) -> list[Path]:
     """Leftovers of interrupted saves; *.partial of other programs have other names."""
+    # A user may have put the folder where another program downloads to: its files stay.
     names = os.listdir(folder) if folder.is_dir() else []
     wholes = {name: name.removesuffix(".partial") for name in names if name.endswith(".partial")}
     return [
@@ -137,6 +138,7 @@ def remove_partial(folder: Path) -> None:
 def has_trailer(path: Path) -> bool:
     """Whether a file ends like this program's checkpoints; its hash is not verified."""
     try:
+        # Asked about every file before a run starts, when hashing 300 MB each would take seconds.
         with open(path, "rb") as file:
             file.seek(-min(TRAILER_BYTES, os.fstat(file.fileno()).st_size), os.SEEK_END)
             return file.read(8) == b"\nsha256 "
@@ -148,6 +150,7 @@ def put_aside(path: Path) -> Path:
     """Rename a file that is not a whole checkpoint to NAME.corrupt, or NAME.corrupt.2 and so on;
     returns the new path."""
     aside, number = path.with_name(f"{path.name}.corrupt"), 1
+    # Not over an earlier one: whoever looks into the damage may need both.
     while os.path.lexists(aside):
         number += 1
         aside = path.with_name(f"{path.name}.corrupt.{number}")
