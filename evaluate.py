@@ -118,7 +118,8 @@ def check_outputs(args: argparse.Namespace) -> None:
         raise ValueError("--report needs the true classes: give --data_dir, not --images")
     if args.images and not (args.csv or args.submission):
         raise ValueError("--images needs an output file: --csv FILE or --submission FILE")
-    outputs.check({option: getattr(args, option) for option in ("json", "csv", "submission")})
+    files = {option: getattr(args, option) for option in ("json", "csv", "submission")}
+    outputs.check(files, {"weights": args.weights, "images": args.images})
     if args.report:
         outputs.check_folder("report", args.report)
 

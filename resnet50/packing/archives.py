@@ -134,7 +134,10 @@ def refuse_parts(paths: Sequence[Path]) -> None:
     for path in paths:
         if match := PART_OF_ARCHIVE.fullmatch(path.name):
             whole, mark = match["whole"], match["mark"]
-            parts = shlex.quote(str(path.with_name(whole))) + re.sub(r"[0-9a-z]+$", "", mark) + "*"
+            # Not "whole.*", which would take a checksum file along.
+            begin = re.match(r"[._-](?:part[._-]?)?", mark, re.IGNORECASE)[0]
+            digits = "[0-9]*" if mark[-1].isdigit() else "*"
+            parts = shlex.quote(str(path.with_name(whole))) + begin + digits
             joined = shlex.quote(str(path.with_name(whole)))
             raise ValueError(
                 f"{path}: one part of an archive that was split: join all of them first, with `cat "

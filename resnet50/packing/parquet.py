@@ -16,6 +16,7 @@ import os
 import posixpath
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,16 +170,50 @@ def class_names_of(tables: Sequence[Table]) -> list[list[str]]:
     }
     numbers = [n for table in tables for n in table.labels if isinstance(n, int) and n >= 0]
     width = len(str(max(numbers, default=0)))
+    check_labels(tables)
     classes = []
     for table in tables:
         rows = zip(table.paths, table.labels, strict=True)
+        folders = folders_of(table.names, width)
         classes.append(
             [
-                wnid_of(path) or wnids.get(label) or class_of(label, table.names, width)
+                wnid_of(path) or wnids.get(label) or class_of(label, folders, width)
                 for path, label in rows
             ]
         )
     return classes
+
+
+def check_labels(tables: Sequence[Table]) -> None:
+    """Raise ValueError for labels that mean nothing, and for two that would share a folder."""
+    label_of: dict[str, str] = {}
+    for table in tables:
+        for row, label in enumerate(table.labels):
+            if isinstance(label, int) and label < -1:
+                raise ValueError(f"{table.path}: row {row} has the label {label}: correct it")
+        for label in filter(lambda label: isinstance(label, str), dict.fromkeys(table.labels)):
+            other = label_of.setdefault(folder_name(label), label)
+            if other != label:
+                raise ValueError(
+                    f"{table.path}: the labels {other!r} and {label!r} would share the folder "
+                    f"{folder_name(label)}: rename one of them"
+                )
+
+
+def folders_of(names: Sequence[str], width: int) -> list[str]:
+    """A folder for each class name; with its number where a name repeats, as ImageNet's crane."""
+    folders = list(map(folder_name, names))
+    times = Counter(folders)
+    return [
+        folder if times[folder] == 1 else f"{folder}_{number:0{width}d}"
+        for number, folder in enumerate(folders)
+    ]
+
+
+def folder_name(label: str) -> str:
+    """A label as the name of a folder."""
+    name = label.replace("/", "-").replace("\0", "")
+    return f"_{name}" if dataset_paths.is_hidden(name) else name
 
 
 def wnid_of(path: str) -> str:
@@ -188,32 +223,44 @@ def wnid_of(path: str) -> str:
     return match[1] if match else ""
 
 
-def class_of(label: int | str | None, names: Sequence[str], width: int) -> str:
-    """A label as the name of a folder; "" for no label, which -1 means too."""
+def class_of(label: int | str | None, folders: Sequence[str], width: int) -> str:
+    """The folder of a label; "" for no label, which -1 means too."""
     if label is None or label == -1 or label == "":
         return ""
     if isinstance(label, int):
-        name = names[label] if label < len(names) else f"{label:0{width}d}"
-    else:
-        name = str(label)
-    name = name.replace("/", "-").replace("\0", "")
-    return f"_{name}" if dataset_paths.is_hidden(name) else name
+        return folders[label] if label < len(folders) else f"{label:0{width}d}"
+    return folder_name(str(label))
 
 
 def file_names(tables: Sequence[Table], classes: Sequence[Sequence[str]]) -> list[list[str]]:
-    """SPLIT/CLASS/FILE of every row, each once; "" for rows without a class."""
-    seen: set[str] = set()
+    """SPLIT/CLASS/FILE of every row, each once; "" for rows without a class.
+
+    What is not unique is named after its parquet file and row, and not after the file's place among
+    the others: one that is downloaded later must not take the names of pictures already written.
+    """
+
+    def place_of(table: Table, path: str, name: str) -> str:
+        return f"{table.split}/{name}/{posixpath.basename(path)}"
+
+    times = Counter(
+        place_of(table, path, name)
+        for table, of_rows in zip(tables, classes, strict=True)
+        for path, name in zip(table.paths, of_rows, strict=True)
+    )
     names = []
-    for number, (table, of_rows) in enumerate(zip(tables, classes, strict=True)):
+    for table, of_rows in zip(tables, classes, strict=True):
         own = []
         for row, (path, name) in enumerate(zip(table.paths, of_rows, strict=True)):
-            file = posixpath.basename(path) or f"{number:05d}_{row:06d}"
-            place = f"{table.split}/{name}/{file}"
-            if place in seen:
-                place = f"{table.split}/{name}/{number:05d}_{row:06d}_{file}"
-            seen.add(place)
+            place = place_of(table, path, name)
+            if not posixpath.basename(path) or times[place] > 1:
+                file = f"{table.path.parent.name}_{table.path.stem}_{row:06d}"
+                file += f"_{posixpath.basename(path)}" if posixpath.basename(path) else ""
+                place = f"{table.split}/{name}/{file}"
             own.append(place if name else "")
         names.append(own)
+    written = Counter(place for own in names for place in own if place)
+    if twice := next((place for place, count in written.items() if count > 1), ""):
+        raise ValueError(f"{twice} would be written twice: give the parquet files other names")
     return names
 
 

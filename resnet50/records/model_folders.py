@@ -136,13 +136,8 @@ def of_timm(config: Mapping) -> FolderInfo:
     for name, value in [("global_pool", config.get("global_pool")), *arguments.items()]:
         if name not in TIMM_FREE and value not in (None, TIMM_FIXED.get(name)):
             raise ValueError(f'"{name}" is {json.dumps(value)}, which is not supported')
-    size = cfg.get("input_size", [3, 224, 224])
-    if not isinstance(size, list) or len(size) != 3 or size[1] != size[2]:
-        raise ValueError(f'"input_size" is {json.dumps(size)}: this program takes [3, N, N]')
-    image_size = pixels({"input_size": size[1]}, "input_size", 224)
-    share = cfg.get("crop_pct", 0.875)
-    if not is_number(share) or not 0 < share <= 1:
-        raise ValueError(f'"crop_pct" is {json.dumps(share)}: this program takes above 0 to 1')
+    image_size = side_of(cfg, "input_size", 224)
+    share = share_of(cfg, "crop_pct", 0.875)
     ignored = (
         [f"crop_mode {cfg['crop_mode']}"] if cfg.get("crop_mode") in ("squash", "border") else []
     )
@@ -155,11 +150,10 @@ def of_timm(config: Mapping) -> FolderInfo:
     )
     notes = [f"pictures as {CONFIG} says: {shown(found)}"]
     notes += [f"warning: {CONFIG}'s {what} is ignored: cut from the center" for what in ignored]
-    if (test := cfg.get("test_input_size")) and test != size:
-        share = cfg.get("test_crop_pct", share)
-        resize = math.floor(test[1] / share)
+    if cfg.get("test_input_size") and (test := side_of(cfg, "test_input_size", 0)) != image_size:
+        resize = math.floor(test / share_of(cfg, "test_crop_pct", share))
         notes.append(
-            f"{CONFIG} has another size for testing: --image_size {test[1]} --resize_size {resize}"
+            f"{CONFIG} has another size for testing: --image_size {test} --resize_size {resize}"
         )
     names = names_of(config, "label_names") or names_of(cfg, "label_names")
     return FolderInfo(preprocessing=found, classes=names, notes=tuple(notes))
@@ -186,7 +180,9 @@ def of_transformers(config: Mapping, folder: Path) -> FolderInfo:
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise ValueError(f'"{key}" is {json.dumps(config[key])}, not {json.dumps(value)}')
-    labels = config.get("id2label", {})
+    labels = config.get("id2label") or {}
+    if not isinstance(labels, dict):
+        raise ValueError('"id2label" is not an object of class names by number')
     classes = [labels.get(str(number), "") for number in range(len(labels))]
     if not all(isinstance(n, str) and n and not n.startswith("LABEL_") for n in classes):
         classes = []
@@ -204,13 +200,13 @@ def of_processor(values: Mapping) -> tuple[Preprocessing, list[str]]:
     size = values.get("size", {})
     size = size.get("shortest_edge") if isinstance(size, dict) else size
     image_size = pixels({"size": size}, "size", 224)
-    share = values.get("crop_pct") or 224 / 256
+    share = share_of(values, "crop_pct", 224 / 256)
     resize_size, notes = int(image_size / share), []
     if image_size >= SQUASHED_FROM:
         resize_size = image_size
         notes = [f"warning: {PREPROCESSOR} squashes pictures to a square: cut from the center"]
     resample = values.get("resample", 3)
-    if resample not in RESAMPLE:
+    if not isinstance(resample, int) or resample not in RESAMPLE:
         raise ValueError(f'{PREPROCESSOR}: "resample" is {json.dumps(resample)}: 0 to 5 are known')
     means = channels(values, "image_mean"), channels(values, "image_std")
     found = Preprocessing(image_size, resize_size, RESAMPLE[resample], *means)
@@ -227,7 +223,8 @@ def shown(found: Preprocessing) -> str:
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it may be a size, mean, or share: not NaN, infinite, or astronomical."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
 
 
 def pixels(values: Mapping, key: str, default: int) -> int:
@@ -236,6 +233,25 @@ def pixels(values: Mapping, key: str, default: int) -> int:
     if not is_number(value) or value != int(value) or value < 1:
         raise ValueError(f'"{key}" is {json.dumps(value)}: a number of pixels is needed')
     return int(value)
+
+
+def side_of(values: Mapping, key: str, default: int) -> int:
+    """N of a size [3, N, N] in pixels. Raises ValueError."""
+    size = values.get(key, [3, default, default])
+    if not isinstance(size, list) or len(size) != 3 or size[1] != size[2]:
+        raise ValueError(f'"{key}" is {json.dumps(size)}: this program takes [3, N, N]')
+    return pixels({key: size[1]}, key, default)
+
+
+def share_of(values: Mapping, key: str, default: float) -> float:
+    """The part of a resized picture's shorter side that is cut out of it. Raises ValueError."""
+    share = values.get(key)
+    if share is None:
+        return default
+    # Less than a tenth would enlarge every picture more than tenfold, which nobody trains with.
+    if not is_number(share) or not 0.1 <= share <= 1:
+        raise ValueError(f'"{key}" is {json.dumps(share)}: this program takes 0.1 to 1')
+    return share
 
 
 def channels(values: Mapping, key: str) -> tuple[float, ...] | None:

@@ -55,12 +55,13 @@ def num_rows(run_dir: Path) -> int:
 
 def has_run(run_dir: Path) -> bool:
     """Whether a run of this program is there, or what is left of one."""
-    folder = run_dir / CHECKPOINTS
-    return (
-        is_config(run_dir / CONFIG)
-        or is_status(run_dir / status.FILE)
-        or any(map(checkpoint.has_trailer, checkpoint.files_in(folder)))
-    )
+    checkpoints = checkpoint.files_in(run_dir / CHECKPOINTS)
+    return has_mark(run_dir) or any(map(checkpoint.has_trailer, checkpoints))
+
+
+def has_mark(run_dir: Path) -> bool:
+    """Whether config.json or status.json says that the folder is a run's."""
+    return is_config(run_dir / CONFIG) or is_status(run_dir / status.FILE)
 
 
 def refuse_foreign(run_dir: Path) -> None:
@@ -70,6 +71,10 @@ def refuse_foreign(run_dir: Path) -> None:
     foreign = next(misplaced, None)
     if foreign is None and not has_run(run_dir):
         foreign = next(filter(_is_foreign, _written(run_dir)), None)
+    # A checkpoint of ours alone, such as a copied best.pt, says nothing about the files around it.
+    if foreign is None and not has_mark(run_dir):
+        names = ((LOG, b'{"kind": "'), (METRICS, b"epoch,step,"))
+        foreign = next((run_dir / n for n, begin in names if not _begins(run_dir / n, begin)), None)
     if foreign is not None:
         raise ValueError(
             f"--run_dir {run_dir}: its {foreign.relative_to(run_dir)} is not from a run of this "
@@ -122,6 +127,15 @@ def _kinds(run_dir: Path) -> list[tuple[Path, Callable[[Path], bool]]]:
         *((run_dir / name, Path.is_dir) for name in folders),
         *((run_dir / name, Path.is_file) for name in (*FILES, *IN_RANGE_TEST, *NUMBERS)),
     ]
+
+
+def _begins(path: Path, begin: bytes) -> bool:
+    """Whether a file is missing, empty, or begins like one of a run."""
+    try:
+        with open(path, "rb") as file:
+            return begin.startswith(file.read(len(begin)))
+    except FileNotFoundError:
+        return True
 
 
 def _exists(path: Path) -> bool:

@@ -203,14 +203,20 @@ def found_in(contents: Mapping, name: str, option: str, raw: bool) -> Weights:
 
 def refuse_other_architecture(contents: Mapping, name: str, option: str) -> None:
     """Raise ValueError if the file itself says that it is another network with the same keys."""
-    arguments = contents.get("args")
-    stated = [contents.get("arch"), contents.get("model"), getattr(arguments, "model", None)]
-    for architecture in stated:
+    places = [contents, *(contents.get(key) for key in ("args", "hyper_parameters", "config"))]
+    # A Namespace, as argparse makes it, is read like a dictionary.
+    places = [place if isinstance(place, Mapping) else vars_of(place) for place in places]
+    keys = ("arch", "architecture", "model", "model_name")
+    for architecture in (place.get(key) for place in places for key in keys):
         if isinstance(architecture, str):
             try:
                 model_folders.refuse_same_keys(architecture)
             except ValueError as error:
                 raise ValueError(f"{option} {name}: {error}") from None
+
+
+def vars_of(value: object) -> Mapping:
+    return vars(value) if hasattr(value, "__dict__") else {}
 
 
 def is_ours(contents: Mapping) -> bool:
@@ -270,7 +276,8 @@ def names_in(contents: Mapping, num_classes: int) -> list[str]:
     that fit."""
     names = contents.get("classes", contents.get("class_names"))
     by_name = contents.get("class_to_idx")
-    if isinstance(by_name, dict) and sorted(by_name.values()) == list(range(len(by_name))):
+    numbers = list(by_name.values()) if isinstance(by_name, dict) else [None]
+    if all(isinstance(n, int) for n in numbers) and sorted(numbers) == list(range(len(numbers))):
         names = sorted(by_name, key=by_name.__getitem__)
     is_right = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     return list(names) if is_right and len(names) == num_classes else []

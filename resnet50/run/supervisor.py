@@ -60,12 +60,12 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
     if (
         ended.get("state") == status.DONE
         and stored
-        and not is_prolonged(cfg, stored, ended["step"])
+        and not is_prolonged(cfg, stored, ended.get("step", 0))
     ):
         no_limit = f"; without a limit: python train.py --run_dir {run_dir} {NO_LIMIT}"
         print(
             f"train.py: the run in {run_dir} is done at step {ended.get('step')}, best top-1 "
-            f"{ended.get('best_top1'):.2f}%. Give a new --run_dir to train another one"
+            f"{ended.get('best_top1') or 0:.2f}%. Give a new --run_dir to train another one"
             f"{no_limit if cfg.max_minutes or cfg.max_steps or cfg.target_top1 else ''}"
         )
         return 0

@@ -5,14 +5,20 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 
-def check(files: Mapping[str, Path | None]) -> None:
+def check(
+    files: Mapping[str, Path | None], inputs: Mapping[str, object] = MappingProxyType({})
+) -> None:
     """Raise ValueError, naming the option, for a file that could not be written.
 
-    files: path by option, None if not requested. Existing files are left unchanged.
+    files: path by option, None if not requested; inputs: what is read, by option, which no output
+    may replace. Existing files are left unchanged.
     """
-    seen: dict[Path, str] = {}
+    seen: dict[Path, str] = {
+        Path(str(value)).resolve(): option for option, value in inputs.items() if value
+    }
     for option, path in files.items():
         if path is None:
             continue

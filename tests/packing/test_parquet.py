@@ -66,7 +66,31 @@ def test_labels_have_the_names_of_the_metadata_or_their_numbers(tmp_path, capsys
     write(tmp_path / "b" / "train.parquet", [(jpeg(k), "same.jpg", k) for k in (0, 0, 10)])
     assert parquet.main([str(tmp_path / "b"), "--out", str(tmp_path / "y")]) == 0
     names = sorted(written(tmp_path / "y"))
-    assert names == ["train/00/00000_000001_same.jpg", "train/00/same.jpg", "train/10/same.jpg"]
+    repeated = [f"train/00/b_train_00000{row}_same.jpg" for row in (0, 1)]
+    assert names == [*repeated, "train/10/same.jpg"]
+
+
+def test_two_labels_never_share_a_folder(tmp_path, capsys):
+    names = ("crane", "x/y", "x-y", "crane")
+    rows = [(jpeg(k), None, k) for k in range(4)]
+    write(tmp_path / "a" / "train.parquet", rows, names)
+    assert parquet.main([str(tmp_path / "a"), "--out", str(tmp_path / "x")]) == 0
+    folders = {name.split("/")[1] for name in written(tmp_path / "x")}
+    assert folders == {"crane_0", "x-y_1", "x-y_2", "crane_3"}
+    write(tmp_path / "b" / "train.parquet", [(jpeg(0), None, -2)], names)
+    assert parquet.main([str(tmp_path / "b"), "--out", str(tmp_path / "y")]) == 2
+    assert "row 0 has the label -2" in capsys.readouterr().err
+
+
+def test_a_file_that_is_downloaded_later_takes_nobodys_name(tmp_path):
+    """Its place is before the one that was written first."""
+    for number in (1, 0):
+        rows = [(jpeg(10 * number + row), None, row % 2) for row in range(4)]
+        write(tmp_path / "a" / f"train-0000{number}-of-00002.parquet", rows, NAMES)
+        assert parquet.main([str(tmp_path / "a"), "--out", str(tmp_path / "out")]) == 0
+    expected = {jpeg(10 * number + row) for number in (0, 1) for row in range(4)}
+    files = written(tmp_path / "out")
+    assert len(files) == 8 and set(files.values()) == expected
 
 
 def test_an_interruption_costs_one_file_and_a_whole_set_is_written_once(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Other people's weights give the outputs of their own network, or are refused by name, and no
 code in a file ever runs."""
 
+import argparse
 import json
 import zipfile
 from pathlib import Path
@@ -259,6 +260,10 @@ CONFIGS = {
         '"act_layer" is "silu", which is',
     ),
     "oblong": ({"pretrained_cfg": {"input_size": [3, 224, 320]}}, r'"input_size" is \[3, 224, 3'),
+    "test size": ({"pretrained_cfg": {"test_input_size": 64}}, '"test_input_size" is 64: this'),
+    "huge": ({"pretrained_cfg": {"input_size": [3, 10**400, 10**400]}}, '"input_size" is 1000'),
+    "tiny crop": ({"pretrained_cfg": {"crop_pct": 1e-9}}, '"crop_pct" is 1e-09: this program'),
+    "labels": ({"model_type": "resnet", "id2label": ["a", "b"]}, '"id2label" is not an object'),
     "mean": ({"pretrained_cfg": {"mean": [0.5]}}, r'"mean" is \[0.5\]: three numbers'),
     "std": ({"pretrained_cfg": {"std": [0, 1, 1]}}, r'"std" is \[0, 1, 1\]: three numbers'),
     "resize": ({"pretrained_cfg": {"interpolation": "best"}}, '"interpolation" is "best"'),
@@ -285,6 +290,27 @@ def test_what_a_config_says_and_is_not_done_is_named(here):
     assert "--image_size 96 --resize_size 106" in pretrained.load("it").notes[1]
     folder_of(here / "it", W, {"anything": 1})
     assert pretrained.load("it").notes[0].startswith("warning: config.json is from no")
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"arch": "resnetblur50"},
+        {"args": {"model": "resnetblur50"}},
+        {"args": argparse.Namespace(arch="resnetaa50")},
+        {"hyper_parameters": {"model_name": "resnetaa50"}},
+    ],
+    ids=str,
+)
+def test_a_file_that_says_that_it_is_another_network_is_refused(here, stated):
+    torch.save({"state_dict": W, **stated}, "it.pth")
+    with pytest.raises(ValueError, match=r"--weights it\.pth: resnet(blur|aa)50 has a ResNet50's"):
+        weights.load("it.pth")
+
+
+def test_odd_class_numbers_are_no_names(here):
+    torch.save({"model": W, "class_to_idx": {"a": 0, "b": "1", "c": None}}, "it.pth")
+    assert weights.load("it.pth").classes == []
 
 
 PATHS = {

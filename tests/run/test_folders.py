@@ -92,6 +92,20 @@ def test_a_folder_of_another_program_is_refused_and_left_as_it_was(
         assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("start", ["supervised", "overwrite", "a rank"])
+def test_a_copied_checkpoint_does_not_make_the_files_around_it_ours(
+    in_process, image_folder, copied, start
+):
+    flags, as_rank = STARTS[start]
+    (copied / "status.json").unlink()
+    for name in ("config.json", "metrics.csv", "log.jsonl"):
+        (copied / name).write_text("mine")
+    before = tree(copied)
+    words = [*tiny_flags(image_folder, copied), *flags]
+    assert_refused(in_process(train, *words, as_rank=as_rank), "its log.jsonl is")
+    assert tree(copied) == before
+
+
 def test_other_files_are_no_obstacle_and_stay(in_process, image_folder, tmp_path):
     theirs = ["notes.txt", "checkpoints/model.pth", "checkpoints/epoch_3.partial", "train/a.jpg"]
     for name in theirs:
