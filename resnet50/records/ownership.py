@@ -117,6 +117,8 @@ def _is_foreign(path: Path) -> bool:
         return bool(text) and not text.lstrip(b"-").isdigit()
     if path.name == status.FILE:
         return not _json_object(path).keys() >= {"attempt", "state"}
+    if path.parent.name == RANGE_TEST:  # lr_finder.py may have run before the first start
+        return foreign_range_test(path.parent) is not None
     return True
 
 

@@ -314,7 +314,7 @@ def test_no_network_is_told(capsys, monkeypatch, tmp_path, free_port):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
     words = ["--port", free_port + 1, "--weights"]
-    fails(capsys, [*words, "torchvision"], "--weights torchvision", "no route", "Without a network")
+    fails(capsys, [*words, "torchvision"], "--weights torchvision", "no route", "Offline")
 
     # What a closed port answers to the real client, at once and not after its usual 39 s.
     closed = f"http://127.0.0.1:{free_port + 1}" + "/{repo_id}/resolve/{revision}/{filename}"
