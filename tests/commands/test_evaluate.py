@@ -154,7 +154,7 @@ def test_pictures_without_classes_and_kaggles_form(image_folder, run_dir, tmp_pa
         (["--images=empty", "--report=r"], "--report needs the true classes"),
         (["--images=empty"], "--images needs an output file: --csv FILE"),
         (["--images=empty", "--csv=c.csv"], "--images empty has no pictures"),
-        (["--images=c.jpg", "--csv=c.jpg"], "--images and --csv are both c.jpg"),
+        (["--images=c.jpg", "--csv=c.jpg"], "--csv and --images are both c.jpg"),
         (["--images=gone", "--csv=c.csv"], "--images gone: no such file or folder"),
     ],
 )
