@@ -123,6 +123,7 @@ def test_the_stop_button_saves(image_folder, tmp_path, no_leftovers):
     (run_dir / "max_lr.json").write_text('{"max_lr": 0.01}')  # so that it takes no time to find
     (run_dir / "lr_finder").mkdir()
     Image.new("RGB", (8, 8)).save(run_dir / "lr_finder" / "mid_range.png")
+    (run_dir / "lr_finder" / "result.json").write_text('{"max_lr": 0.01, "suggestions": {}}')
     settings = {
         "QUICKSTART_DATA_DIR": str(image_folder),
         "QUICKSTART_RUN_DIR": str(run_dir),
