@@ -33,12 +33,22 @@ from tqdm import tqdm
 from dataset_paths import DATASETS
 from resnet50.config.command_line import Parser, print_error
 from resnet50.data import orientation
-from resnet50.data.pack import ORIGINAL, SUFFIX, TILES, DamagedPackError, PackedImages
-from resnet50.packing import archives, downloads, encode, fashion_mnist, snapshot, sources
+from resnet50.data.pack import ORIGINAL, SUFFIX, TILES, PackedImages
+from resnet50.packing import (
+    archives,
+    data_set,
+    downloads,
+    encode,
+    fashion_mnist,
+    output_folder,
+    snapshot,
+    sources,
+)
 from resnet50.packing import report as pack_report
+from resnet50.packing.data_set import Source
 from resnet50.packing.encode import Encoding, SplitJob
 from resnet50.packing.report import SPLITS
-from resnet50.packing.sources import Source, SplitDirs
+from resnet50.packing.sources import SplitDirs
 from resnet50.records import status
 from resnet50.system.interruption import Interruption
 from resnet50.system.locking import FolderLock
@@ -216,11 +226,15 @@ def pack(args: argparse.Namespace) -> int:
     """Pack a source into args.out. Raises ValueError or OSError if something must be changed."""
     request = request_of(args)
     out, work_dir = args.out, args.out / ".work"
-    if args.search and all(is_whole(out / f"{split}{SUFFIX}") for split in SPLITS):
+    if args.search and all(output_folder.is_whole(out / f"{split}{SUFFIX}") for split in SPLITS):
         print(f"{out} is packed already")  # from whatever source
         return 0
-    if is_finished(out, request):
-        print(f"{out} is already complete{what_is_unknown(args)}")
+    if output_folder.is_finished(out, request):
+        note = ""
+        if not is_by_name(args):
+            path = Path(args.source)
+            note = output_folder.compare_source(out, path, lambda: recognize(path, work_dir, args))
+        print(f"{out} is already complete{note}")
         return 0
     work_dir.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(out, ".work/.lock", option="--out")
@@ -229,7 +243,7 @@ def pack(args: argparse.Namespace) -> int:
     except ValueError:
         for tar in work_dir.glob("*.tar"):  # of a .tar.gz that is refused
             tar.unlink()
-        remove_if_empty(work_dir)
+        output_folder.remove_if_empty(work_dir)
         raise
     stamps = snapshot.stamps_of(source)
     ways = encodings(args, source.classes)
@@ -247,7 +261,7 @@ def pack(args: argparse.Namespace) -> int:
     try:
         check_room(jobs, out)
     except ValueError:
-        remove_if_empty(work_dir)
+        output_folder.remove_if_empty(work_dir)
         raise
     stop = Interruption()  # from here on, a signal takes effect once finished work is on the disk
     report = {"request": request, "layout": source.layout, "classes": len(source.classes)}
@@ -257,7 +271,7 @@ def pack(args: argparse.Namespace) -> int:
     report["unused"] = source.unused.to_json()
     report["source_files"] = snapshot.to_json(source, Path(args.source), stamps)
     if args.write_annotations:
-        sources.write_annotations(source, out)
+        data_set.write_annotations(source, out)
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     lock.release()
     shutil.rmtree(work_dir)
@@ -277,99 +291,9 @@ def request_of(args: argparse.Namespace) -> dict[str, object]:
     return {"source": str(source), "val_pct": args.val_pct, **ways, **upright, **dirs}
 
 
-def remove_if_empty(work_dir: Path) -> None:
-    """Leave no trace of a start that did no work."""
-    (work_dir / ".lock").unlink()
-    for folder in (work_dir, work_dir.parent):
-        if not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def is_finished(out: Path, request: dict) -> bool:
-    """Whether this exact request was carried out. Raises ValueError if `out` holds other files."""
-    if report := read_report(out):
-        # Older packs hold their pictures as stored, not turned.
-        upright = report["train"].get("way", {}).get("upright", orientation.NO)
-        was = report["request"] | {"upright": upright}
-        names = [*request, *(n for n in SPLIT_DIRS if n in was and n not in request)]
-        if differing := [name for name in names if was.get(name) != request.get(name)]:
-            pairs = [f"{name} {was.get(name)}, now {request.get(name)}" for name in differing]
-            raise ValueError(
-                f"--out {out} holds a data set made with other options ({'; '.join(pairs)}): "
-                "remove it, or give another --out"
-            )
-        whole = [split for split in SPLITS if is_whole(out / f"{split}{SUFFIX}")]
-        (out / ".work").mkdir(exist_ok=True)  # what is damaged or gone is packed again
-        for split in whole:
-            (out / ".work" / f"{split}.json").write_text(json.dumps(report[split]))
-        if len(whole) == len(SPLITS):
-            shutil.rmtree(out / ".work")
-        return len(whole) == len(SPLITS)
-    if request["source"] == "fashion-mnist" and all((out / split).is_dir() for split in SPLITS):
-        return True  # folders, which this command wrote before there were packs
-    if out.exists() and not (out / ".work").exists() and any(out.iterdir()):
-        names = ", ".join(sorted(path.name for path in out.iterdir())[:5])
-        raise ValueError(
-            f"--out {out} holds other files ({names}): give an empty or a new folder, so that "
-            "none of your files are touched"
-        )
-    return False
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a pack exists and opens; its images are not checked."""
-    try:
-        PackedImages(path)
-    except (DamagedPackError, FileNotFoundError):
-        return False
-    return True
-
-
-def what_is_unknown(args: argparse.Namespace) -> str:
-    """Compare a source with its state when it was packed; returns a note if that is unknown.
-
-    Raises ValueError naming what has changed.
-    """
-    source, kept = Path(args.source), read_report(args.out).get("source_files")
-    if is_by_name(args):
-        return ""
-    if kept is None:
-        return (
-            "; it was packed before file sizes and times were recorded, so it is not known "
-            f"whether {source} has changed since: remove {args.out} to pack it again"
-        )
-    if not source.exists():
-        return f"; {source} no longer exists, so it was not compared"
-    changed = ""
-    if "archives" in kept:
-        changed = snapshot.archives_changed(kept)
-    elif kept:
-        try:
-            found = recognize(source, args.out / ".work", args)
-            changed = snapshot.files_changed(kept, source, snapshot.stamps_of(found))
-        except ValueError as error:
-            changed = str(error)
-    if changed:
-        raise ValueError(
-            f"--out {args.out} is complete, but {source} has changed since it was packed: "
-            f"{changed}. Remove {args.out} to pack it again, or give another --out"
-        )
-    return ""
-
-
 def is_by_name(args: argparse.Namespace) -> bool:
     """Whether SOURCE is the name of a data set, not a file or folder."""
     return args.source in DATASETS and not Path(args.source).exists()
-
-
-def read_report(out: Path) -> dict:
-    """The report of an earlier run; {} without one, or if it is incomplete or another program's."""
-    try:
-        report = json.loads((out / "report.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    parts = [report.get(name) for name in ("request", *SPLITS)] if isinstance(report, dict) else [0]
-    return report if all(isinstance(part, dict) for part in parts) else {}
 
 
 def pack_one(

@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from resnet50.data import batch, crops, sampling, splits
 from resnet50.data.pack import PackedImages
 from resnet50.packing import encode
+from resnet50.packing.data_set import Picture
 from resnet50.packing.encode import Encoding, SplitJob
-from resnet50.packing.sources import Picture
 
 ORIGINAL, LONG_500, LONG_400 = "original", "long side 500 q90", "long side 400 q90"
 SHORT_256, FULL_95 = "short side 256 q90", "full size q95"

@@ -95,12 +95,12 @@ def with_end(data: bytes, frame: Frame) -> bytes:
     ended = data + END_MARKER
     colors = "CMYK" if frame.num_components == 4 else "RGB"
     try:
-        if has_all_scans(ended, frame):
-            simplejpeg.decode_jpeg(ended, colors, strict=True)
-            return ended
+        if not has_all_scans(ended, frame):
+            return data
+        simplejpeg.decode_jpeg(ended, colors, strict=True)
     except (ValueError, IndexError, struct.error):  # the coded data ended early: truncated
-        pass
-    return data
+        return data
+    return ended
 
 
 def has_all_scans(data: bytes, frame: Frame) -> bool:
@@ -185,16 +185,16 @@ class WholePicture:
         Not shrunk, they are the same as Pillow's, bit for bit.
         """
         data, frame = self._data, self._frame
-        if frame is not None:
-            height = frame.height
-            if frame.is_sequential and bottom + EDGE < height:
-                height, data = bottom + EDGE, bytearray(data)
-                struct.pack_into(">H", data, frame.offset, height)
-            try:
-                return decode(data, frame.width, height, shrink, strict=False), shrink
-            except ValueError:  # Pillow has the last word on damaged and unusual files
-                pass
-        return by_pillow.decode(self._data, self._is_legacy), 1
+        if frame is None:
+            return by_pillow.decode(data, self._is_legacy), 1
+        height = frame.height
+        if frame.is_sequential and bottom + EDGE < height:
+            height, data = bottom + EDGE, bytearray(data)
+            struct.pack_into(">H", data, frame.offset, height)
+        try:
+            return decode(data, frame.width, height, shrink, strict=False), shrink
+        except ValueError:  # Pillow has the last word on damaged and unusual files
+            return by_pillow.decode(self._data, self._is_legacy), 1
 
 
 def decode(

@@ -63,7 +63,7 @@ def of_exif(exif: bytes) -> int | None:
                 (value,) = struct.unpack_from(order + INTEGERS[kind], exif, entry + 8)
                 return value if 1 <= value <= 8 else UPRIGHT
     except struct.error:
-        pass
+        return None
     return None
 
 

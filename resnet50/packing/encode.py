@@ -24,7 +24,7 @@ from PIL import Image
 from resnet50.data import by_pillow, jpeg, orientation, transforms
 from resnet50.data import pack as packed_images
 from resnet50.data.pack import ORIGINAL, TILES, PackedImages, Record
-from resnet50.packing.sources import Picture
+from resnet50.packing.data_set import Picture
 from resnet50.packing.writer import Chunk, Note, PackWriter
 from resnet50.system import processes
 

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 import dataset_paths
+from resnet50.packing.data_set import Picture, Source
 from resnet50.packing.downloads import silence_limit
-from resnet50.packing.sources import Picture, Source
 
 BORDERS = ((2, 2), (2, 2))  # pixels before and after: 28x28 -> 32x32
 SORTED_CLASSES = tuple(sorted(dataset_paths.FASHION_MNIST_CLASSES))

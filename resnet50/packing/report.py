@@ -11,7 +11,7 @@ from resnet50.config.recipes import DEFAULT_RECIPE
 from resnet50.data import class_folders
 from resnet50.data.pack import SUFFIX, PackedImages
 from resnet50.packing import encode
-from resnet50.packing.sources import Source
+from resnet50.packing.data_set import Source
 from resnet50.packing.writer import Note
 
 SPLITS = ("train", "val")

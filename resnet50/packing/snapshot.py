@@ -13,7 +13,7 @@ from pathlib import Path
 
 from resnet50.data.unused import printable
 from resnet50.packing.archives import LISTING_THREADS
-from resnet50.packing.sources import Picture, Source
+from resnet50.packing.data_set import Picture, Source
 
 MOST_MARKS = 100_000  # files; more would make report.json a file of megabytes
 CHUNK = 256  # files that a thread examines at a time

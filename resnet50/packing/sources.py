@@ -6,14 +6,10 @@
 Recognized by its content, not by a name; `refusals.UNDERSTOOD` lists what is known.
 """
 
-import csv
-import hashlib
-import io
 import posixpath
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from operator import attrgetter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,36 +19,12 @@ from resnet50.data.class_names import IMAGENET_CLASSES, imagenet_val_labels
 from resnet50.data.unused import HIDDEN, OUTSIDE, Unused, printable
 from resnet50.packing import archives, csv_splits, hugging_face, refusals
 from resnet50.packing.archives import Member
-from resnet50.packing.csv_splits import ANY_BYTES, CSV_HEADER
+from resnet50.packing.csv_splits import ANY_BYTES
+from resnet50.packing.data_set import Source, make_source, merged, split_off
 from resnet50.packing.members import Passed
 from resnet50.packing.tree import ByClass, Tree
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-
-
-class Picture(NamedTuple):
-    """One picture of a split."""
-
-    name: str  # CLASS/FILE; unique in its split
-    label: int
-    member: Member
-
-
-@dataclass(frozen=True)
-class Source:
-    """A recognized data set; classes are sorted, pictures by (label, name) as in data/splits.py.
-
-    unused: files there that are not used; tables: files that the labels were read from; archives:
-    files that hold the pictures, none if the pictures are files themselves.
-    """
-
-    layout: str
-    classes: tuple[str, ...]
-    splits: Mapping[str, list[Picture]]  # train and val
-    unused: Unused = field(default_factory=Unused)
-    tables: tuple[Path, ...] = ()
-    archives: tuple[Path, ...] = ()
-    remarks: tuple[str, ...] = ()
 
 
 class SplitDirs(NamedTuple):
@@ -85,18 +57,14 @@ def recognize(
                 for _, label, member in pictures
             )
             class_folders.check_val_pictures(named, f"{source}: {split}")
-    return (
-        replace(found, archives=() if source.is_dir() else (source,))
-        if not (found.archives)
-        else found
-    )
+    if found.archives or source.is_dir():
+        return found
+    return replace(found, archives=(source,))
 
 
 def _recognize(source: Path, work_dir: Path, val_pct: float, dirs: SplitDirs) -> Source:
     if not dirs.train and csv_splits.are_there(source):
-        train, val, tables = csv_splits.read(source)
-        made = _make_source("csv", source, train, val)
-        return replace(made, tables=tuple(tables), remarks=_in_both(train, val))
+        return _from_our_tables(source, work_dir)
     if not dirs.train and (paths := hugging_face.find_archives(source)):
         tree = hugging_face.list_archives(source, paths, work_dir)
         return replace(_from_names(tree), archives=tuple(paths))
@@ -118,6 +86,20 @@ def _recognize(source: Path, work_dir: Path, val_pct: float, dirs: SplitDirs) ->
     return _from_classes(tree, val_pct)
 
 
+def _from_our_tables(source: Path, work_dir: Path) -> Source:
+    """train.csv and val.csv of path,label; whatever else is in their folder is counted."""
+    train, val, tables = csv_splits.read(source)
+    made = make_source("csv", source, train, val)
+    passed, inside = Passed(), f"{source.absolute()}/"
+    tree = Tree(source, archives.list_members(source, work_dir, passed), passed)
+    listed = [m for part in (train, val) for members in part.values() for m in members]
+    # Paths in a table may be absolute, and so are those of its own files.
+    paths = [m.path for m in listed] + [str(table.absolute()) for table in tables]
+    taken = (Member(path.removeprefix(inside), path) for path in paths)
+    unused = tree.not_taken(taken, [])
+    return replace(made, unused=unused, tables=tuple(tables), remarks=_in_both(train, val))
+
+
 def _in_both(train: ByClass, val: ByClass) -> tuple[str, ...]:
     """A remark if validation pictures are also in training, which inflates the accuracy."""
     seen = {member.file for members in train.values() for member in members}
@@ -126,22 +108,6 @@ def _in_both(train: ByClass, val: ByClass) -> tuple[str, ...]:
         return ()
     such = printable(both[0])
     return (f"{len(both):,} pictures are in train.csv and in val.csv, such as {such}",)
-
-
-def write_annotations(source: Source, folder: Path) -> None:
-    """Write train.csv and val.csv, which `recognize` understands unless an archive was the source.
-
-    Paths are absolute, or relative to `folder` if they are in it, or those inside the archive.
-    """
-    root = f"{folder.absolute()}/"
-    for split, pictures in source.splits.items():
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(CSV_HEADER)
-        for _, label, member in pictures:
-            path = member.file.removeprefix(root) if member.size < 0 else member.path
-            writer.writerow((path, source.classes[label]))
-        (folder / f"{split}.csv").write_bytes(text.getvalue().encode("utf-8", ANY_BYTES))
 
 
 def _from_imagenet_tars(source: Path, work_dir: Path) -> Source:
@@ -154,7 +120,7 @@ def _from_imagenet_tars(source: Path, work_dir: Path) -> Source:
     train_root = train_tree.top()
     train = train_tree.classes(train_root)
     val, _ = _val_by_class(val_tree, val_tree.top(), train)
-    made = _make_source("imagenet-archives", source, train, val)
+    made = make_source("imagenet-archives", source, train, val)
     unused = _not_taken(train_tree, train, [train_root]).include([_not_taken(val_tree, val, [""])])
     for path in source.iterdir():
         if path not in paths and path.is_file():
@@ -169,7 +135,7 @@ def _from_names(tree: Tree) -> Source:
         what = f"{tree.source}: holds pictures whose names are not those of Hugging Face's archives"
         raise ValueError(f"{what} (n01440764_10026_n01440764.JPEG), so their classes are not known")
     return replace(
-        _make_source("hugging-face", tree.source, *found),
+        make_source("hugging-face", tree.source, *found),
         unused=_not_taken(tree, {**found[0], "": [m for ms in found[1].values() for m in ms]}, []),
     )
 
@@ -178,15 +144,15 @@ def _from_others_tables(tree: Tree, tables: Mapping[str, ByClass], val_pct: floa
     """Tables of filename,label: their splits, or one set if they share no class."""
     names = [set(by_class) for by_class in tables.values()]
     if sum(map(len, names)) == len(set().union(*names)):
-        merged = _merged(tables.values())
-        made = _split_off("mini-imagenet", tree.source, merged, val_pct)
+        listed = merged(tables.values())
+        made = split_off("mini-imagenet", tree.source, listed, val_pct)
         remark = FEW_SHOT.format(", ".join(f"{split}.csv" for split in tables))
         made = replace(made, remarks=(remark,))
     else:
-        made = _make_source("csv", tree.source, tables["train"], tables["val"])
-        merged = _merged([tables["train"], tables["val"]])
+        made = make_source("csv", tree.source, tables["train"], tables["val"])
+        listed = merged([tables["train"], tables["val"]])
     paths = [m for ms in tree.others.values() for m in ms if m.path.endswith(".csv")]
-    taken = {"": [m for ms in merged.values() for m in ms] + paths}
+    taken = {"": [m for ms in listed.values() for m in ms] + paths}
     files = tuple(Path(member.file) for member in paths)
     return replace(made, unused=_not_taken(tree, taken, []), tables=files)
 
@@ -239,8 +205,8 @@ def _from_named_folders(tree: Tree, dirs: SplitDirs, val_pct: float) -> Source:
         return _from_folders(tree, train_dirs, val_dirs)
     for place in train_dirs:
         refusals.refuse_flat(tree, place)
-    train = _merged(tree.classes(place) for place in train_dirs)
-    made = _split_off("flat-classes", tree.source, train, val_pct)
+    train = merged(tree.classes(place) for place in train_dirs)
+    made = split_off("flat-classes", tree.source, train, val_pct)
     return replace(made, unused=_not_taken(tree, train, train_dirs))
 
 
@@ -254,21 +220,13 @@ def _to_classes(tree: Tree, folder: str) -> str:
     return folder
 
 
-def _merged(parts: object) -> ByClass:
-    merged: ByClass = defaultdict(list)
-    for by_class in parts:
-        for name, members in by_class.items():
-            merged[name] += members
-    return merged
-
-
 def _from_folders(tree: Tree, train_dirs: Sequence[str], val_dirs: Sequence[str]) -> Source:
     """The splits in these folders."""
     for folder in train_dirs:
         refusals.refuse_flat(tree, folder)
         # Checked before the search for empty folders: labels/ of a detection set has no images.
         class_folders.check_names(sorted(tree.folders.get(folder, ())), tree.where(folder))
-    train = _merged(tree.classes(folder) for folder in train_dirs)
+    train = merged(tree.classes(folder) for folder in train_dirs)
     val, layout, tables = defaultdict(list), "image-folder", []
     for folder in val_dirs:
         tiny = next((m for m in tree.members if m.path == f"{folder}/val_annotations.txt"), None)
@@ -279,10 +237,10 @@ def _from_folders(tree: Tree, train_dirs: Sequence[str], val_dirs: Sequence[str]
             found, own_tables = _val_by_class(tree, folder, train)
             layout = "image-folder" if own_tables is None else "kaggle"
             tables += own_tables or []
-        val = _merged([val, found])
+        val = merged([val, found])
     where = (*train_dirs, *val_dirs)
-    made = _make_source(layout, tree.source, train, val, where[0], where[-1])
-    taken = _merged([train, val, {"": tables}])
+    made = make_source(layout, tree.source, train, val, where[0], where[-1])
+    taken = merged([train, val, {"": tables}])
     files = tuple(Path(member.file) for member in tables)
     return replace(made, unused=_not_taken(tree, taken, where), tables=files)
 
@@ -342,23 +300,8 @@ def _from_classes(tree: Tree, val_pct: float) -> Source:
         raise ValueError(refusals.other_splits(tree, root, names))
     class_folders.check_names(names, tree.where(root), refusals.use_flags(tree, root, names, flags))
     classes = tree.classes(root, may_hold_documents=True)
-    made = _split_off("flat-classes", tree.source, classes, val_pct)
+    made = split_off("flat-classes", tree.source, classes, val_pct)
     return replace(made, unused=_not_taken(tree, classes, [root]))
-
-
-def _split_off(layout: str, source: Path, by_class: ByClass, val_pct: float) -> Source:
-    """Take a validation split out of each class."""
-    train, val = {}, {}
-    for name, pictures in by_class.items():
-        if len(pictures) < 2:
-            what = f"{source}: class {printable(name)} has a single picture"
-            raise ValueError(f"{what}, so none to validate with; add some or remove the class")
-        paths = [f"{name}/{posixpath.basename(member.path)}" for member in pictures]
-        ranks = [hashlib.sha256(path.encode("utf-8", ANY_BYTES)).digest() for path in paths]
-        ranked = [member for _, member in sorted(zip(ranks, pictures, strict=True))]
-        count = min(max(round(len(ranked) * val_pct / 100), 1), len(ranked) - 1)
-        train[name], val[name] = ranked[count:], ranked[:count]
-    return _make_source(layout, source, train, val)
 
 
 def _label(members: Sequence[Member], labels: Mapping[str, str], where: Path) -> ByClass:
@@ -381,32 +324,3 @@ def _name(member: Member) -> str:
 
 def _not_taken(tree: Tree, by_class: ByClass, roots: Sequence[str]) -> Unused:
     return tree.not_taken((m for members in by_class.values() for m in members), roots)
-
-
-def _make_source(
-    layout: str,
-    source: Path,
-    train: ByClass,
-    val: ByClass,
-    train_where: str = "train",
-    val_where: str = "val",
-) -> Source:
-    """Put both splits in order. Raises ValueError if their classes differ."""
-    if what := class_folders.difference(sorted(train), sorted(val), train_where, val_where):
-        raise ValueError(f"{source}: {what}")
-    classes = tuple(sorted(train))
-    splits = {"train": _pictures(source, classes, train), "val": _pictures(source, classes, val)}
-    return Source(layout, classes, splits)
-
-
-def _pictures(source: Path, classes: Sequence[str], by_class: ByClass) -> list[Picture]:
-    """A split in order; where file names repeat in a class, all are named by their whole path."""
-    for file_name in (posixpath.basename, lambda path: path.replace("/", "__")):
-        pictures = [
-            Picture(f"{name}/{file_name(member.path)}", label, member)
-            for label, name in enumerate(classes)
-            for member in by_class[name]
-        ]
-        if len({picture.name for picture in pictures}) == len(pictures):
-            return sorted(pictures, key=attrgetter("label", "name"))
-    raise ValueError(f"{source}: the paths of two pictures differ only in / and __; rename one")

@@ -199,25 +199,25 @@ def from_numbers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_transformers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keys of transformers' ResNetForImageClassification by torchvision's names; others as they
-    are."""
+    """Keys of transformers' ResNetForImageClassification by torchvision's names."""
     if TRANSFORMERS_ANCHOR not in tensors:
         return tensors
+    return {torchvisions_key(key): tensor for key, tensor in tensors.items()}
 
-    def named(key: str) -> str:
-        kind = r"(convolution|normalization)"
-        if match := re.fullmatch(rf"embedder\.embedder\.{kind}\.(\w+)", key):
-            return f"{'conv1' if match[1] == 'convolution' else 'bn1'}.{match[2]}"
-        stage = r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
-        if match := re.fullmatch(rf"{stage}shortcut\.{kind}\.(\w+)", key):
-            number = 0 if match[3] == "convolution" else 1
-            return f"layer{int(match[1]) + 1}.{match[2]}.downsample.{number}.{match[4]}"
-        if match := re.fullmatch(rf"{stage}layer\.(\d+)\.{kind}\.(\w+)", key):
-            name = "conv" if match[4] == "convolution" else "bn"
-            return f"layer{int(match[1]) + 1}.{match[2]}.{name}{int(match[3]) + 1}.{match[5]}"
-        return key
 
-    return {named(key): tensor for key, tensor in tensors.items()}
+def torchvisions_key(key: str) -> str:
+    """A key of transformers' ResNet by torchvision's name; any other as it is."""
+    kind = r"(convolution|normalization)"
+    stage = r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
+    if match := re.fullmatch(rf"embedder\.embedder\.{kind}\.(\w+)", key):
+        return f"{'conv1' if match[1] == 'convolution' else 'bn1'}.{match[2]}"
+    if match := re.fullmatch(rf"{stage}shortcut\.{kind}\.(\w+)", key):
+        number = 0 if match[3] == "convolution" else 1
+        return f"layer{int(match[1]) + 1}.{match[2]}.downsample.{number}.{match[4]}"
+    if match := re.fullmatch(rf"{stage}layer\.(\d+)\.{kind}\.(\w+)", key):
+        name = "conv" if match[4] == "convolution" else "bn"
+        return f"layer{int(match[1]) + 1}.{match[2]}.{name}{int(match[3]) + 1}.{match[5]}"
+    return key
 
 
 def without_blurs(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, bool]]:

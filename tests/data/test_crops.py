@@ -17,8 +17,8 @@ from resnet50.data import crops, sampling, splits
 from resnet50.data.loader import Batch, Loader, Slot
 from resnet50.data.sampling import BatchKey
 from resnet50.packing import encode
+from resnet50.packing.data_set import Picture
 from resnet50.packing.encode import Encoding, SplitJob
-from resnet50.packing.sources import Picture
 
 CPU = torch.device("cpu")
 

@@ -246,3 +246,12 @@ def test_the_page_and_pictures_without_classes_are_always_upright(tmp_path, numb
     split, page = splits.open_pictures(tmp_path), uploads.open_picture(str(file))
     assert np.array_equal(split.open(0).pixels(), np.asarray(page))
     assert np.array_equal(np.asarray(page), turned_by_pillow(held(number)))
+
+
+def test_what_auto_means_is_compared_with_a_finished_pack(sources, tmp_path, capsys):
+    """Packed upright by request, WNIDs are not what the same command without it asks for."""
+    words = [str(sources["wnids"]), f"--out={tmp_path / 'out'}", "--num_workers=1"]
+    assert prepare_data.main([*words, "--upright=yes"]) == 0
+    assert prepare_data.main([*words, "--upright=yes"]) == 0
+    assert prepare_data.main(words) == 2
+    assert "made with other options (upright yes, now no)" in capsys.readouterr().err

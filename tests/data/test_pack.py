@@ -19,8 +19,8 @@ from resnet50.data import jpeg
 from resnet50.data import pack as packed_images
 from resnet50.data.pack import DamagedPackError, PackedImages
 from resnet50.packing import encode
+from resnet50.packing.data_set import Picture
 from resnet50.packing.encode import Encoding, SplitJob
-from resnet50.packing.sources import Picture
 
 NUM_IMAGES = 6
 

@@ -42,6 +42,10 @@ PAGES = (
     "benchmarks/README.md",
     "findings/README.md",
 )
+PARSERS = {
+    f"{command.__name__}.py": command.build_parser
+    for command in (app, bench, evaluate, export, lr_finder)
+}
 MOST_LINES, MOST_WORDS = 220, 2000  # of the README
 BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 COMMANDS = [
@@ -177,17 +181,13 @@ def check(words: list[str]) -> None:
             size = settings.get("total_batch_size", preset["total_batch_size"])
             settings = {**preset, **settings, "device_batch_size": size}
             make_plan(TrainConfig(**settings), 10**6)
-        case ["python", "evaluate.py", *flags]:
-            evaluate.build_parser().parse_args(flags)
         case ["tmux", "new-session", "-d", "-s", _, inner]:
             check(shlex.split(inner))
         case ["python", "prepare_data.py", *flags]:
             parser = prepare_data.build_parser()
             prepare_data.check(parser, parser.parse_args(flags))
-        case ["python", "bench.py", *flags]:
-            bench.build_parser().parse_args(flags)
-        case ["python", "lr_finder.py", *flags]:
-            lr_finder.build_parser().parse_args(flags)
+        case ["python", script, *flags] if script in PARSERS:
+            PARSERS[script]().parse_args(flags)
         case ["python", script, *_] if script.startswith("benchmarks/"):
             check_benchmark(words)
         case ["python", "dataset_paths.py"]:
@@ -196,10 +196,6 @@ def check(words: list[str]) -> None:
             check_pytest(flags)
         case ["python", "-m", "resnet50.packing.parquet", *flags]:
             parquet.build_parser().parse_args(flags)
-        case ["python", "export.py", *flags]:
-            export.build_parser().parse_args(flags)
-        case ["python", "app.py", *flags]:
-            app.build_parser().parse_args(flags)
         case ["pip", "install", *packages]:  # of those that the error message of the command names
             assert packages == list(formats.PACKAGES[formats.ONNX].values())
         case ["source", path]:

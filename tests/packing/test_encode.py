@@ -8,8 +8,8 @@ from PIL import Image
 from support.jpegs import encoded
 
 from resnet50.packing import encode
+from resnet50.packing.data_set import Picture
 from resnet50.packing.encode import Encoding
-from resnet50.packing.sources import Picture
 
 
 def tiff(values: np.ndarray) -> bytes:

@@ -31,7 +31,7 @@ from support.data_sources import (
 )
 
 from resnet50.data import class_names, splits
-from resnet50.packing import archives, sources
+from resnet50.packing import archives, data_set, sources
 
 
 def write_imagenet_tars(place: Path, wnids=WNIDS, val_wnids=WNIDS) -> Path:
@@ -47,7 +47,7 @@ def write_imagenet_tars(place: Path, wnids=WNIDS, val_wnids=WNIDS) -> Path:
     return place
 
 
-def content(source: sources.Source) -> dict[str, list[tuple[str, int, bytes]]]:
+def content(source: data_set.Source) -> dict[str, list[tuple[str, int, bytes]]]:
     return {
         split: [(name, label, archives.read(member)) for name, label, member in pictures]
         for split, pictures in source.splits.items()
@@ -144,7 +144,7 @@ def test_written_annotations_read_back_as_the_same_data_set(files, beside, tmp_p
     source = sources.recognize(write_folder(tmp_path / "data", files()), tmp_path)
     place = tmp_path / ("data" if beside else "elsewhere")
     place.mkdir(exist_ok=True)
-    sources.write_annotations(source, place)
+    data_set.write_annotations(source, place)
     again = sources.recognize(place, tmp_path)
     assert (again.layout, again.classes) == ("csv", source.classes)
     assert content(again) == content(source)
@@ -197,6 +197,15 @@ def test_equal_file_names_in_a_class_are_told_apart_by_their_folders(tmp_path):
 def test_a_mistake_in_a_csv_is_named_with_its_line(train, val, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         sources.recognize(write_csvs(tmp_path / "x", train, val), tmp_path)
+
+
+def test_pictures_that_the_csvs_do_not_list_are_counted(tmp_path):
+    folder = write_csvs(tmp_path / "x", TRAIN, VAL)
+    before = sources.recognize(folder, tmp_path / "work").unused
+    (folder / "later.jpg").write_bytes(jpeg(0))
+    after = sources.recognize(folder, tmp_path / "work").unused
+    assert sum(after.counts.values()) == sum(before.counts.values()) + 1
+    assert "later.jpg" in {name for names in after.names.values() for name in names}
 
 
 def test_a_lone_csv_and_a_class_list_that_does_not_fit_are_errors(tmp_path):
