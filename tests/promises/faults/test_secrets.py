@@ -45,7 +45,9 @@ def test_planted_tokens_appear_nowhere(image_folder, tmp_path):
         assert not any(holds_secret(command_line(pid)) for pid in pids)
     result = finish(process)
     assert result.code == 0, result.err
-    assert num_seen == 4  # supervisor, torchrun, rank, loader
+    # Supervisor, torchrun, rank, loader. "At least", because a child that was just forked still
+    # shows its parent's command line.
+    assert num_seen >= 4
     assert not holds_secret((result.out + result.err).encode())
     files = [path for path in run_dir.rglob("*") if path.is_file()]
     names = {path.name for path in files}
