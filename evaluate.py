@@ -33,7 +33,14 @@ from resnet50.config.command_line import Parser, print_error
 from resnet50.data import class_names, crops, orientation, transforms
 from resnet50.data.batch import Batch, normalize
 from resnet50.data.loader import Loader, choose_num_workers
-from resnet50.data.splits import Split, open_pictures, open_split, relabeled, unused_line
+from resnet50.data.splits import (
+    Split,
+    deep_gray_line,
+    open_pictures,
+    open_split,
+    relabeled,
+    unused_line,
+)
 from resnet50.inference import class_order, mistakes, predictions, pretrained
 from resnet50.inference.predictions import Predictions
 from resnet50.inference.pretrained import Pretrained
@@ -130,8 +137,9 @@ def open_images(args: argparse.Namespace, loaded: Pretrained, ranks: Ranks) -> S
         split = open_pictures(args.images)
     else:
         split = open_split(args.data_dir, args.split, args.upright or loaded.upright)
-    if ranks.is_main and (line := unused_line(split)):
-        print(line, file=sys.stderr)
+    if ranks.is_main:
+        for line in filter(None, (unused_line(split), deep_gray_line(split))):
+            print(line, file=sys.stderr)
     if args.images:
         return split
     labels = loaded.labels_of(split.classes, split.root)

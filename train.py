@@ -14,6 +14,7 @@ import resnet50.system.preflight  # noqa: F401 (first: it reports what this Pyth
 
 # isort: split
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -329,6 +330,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     usage = __doc__.split("\n", 2)[2]  # the docstring without its summary line
     parser = train_flags.build_parser(summaries, epilog=usage)
     request = train_flags.parse(parser, argv)
+    if threading.current_thread() is not threading.main_thread():
+        parser.error("it handles signals, so it needs the main thread: start it as a program")
     if request.list_recipes or request.print_config:
         try:
             print(resolve.answer(request), end="")

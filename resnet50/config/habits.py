@@ -75,10 +75,13 @@ def suggestion(option: str, known: Collection[str]) -> str:
 
     option, known: as typed, with their hyphens.
     """
-    for choice in HABITS.get(option.lstrip("-"), ()):
+    choices = HABITS.get(option.lstrip("-"), ())
+    for choice in choices:
         name = choice if choice.startswith("--") else f"--{choice}"
         is_text = " " in choice and not choice.startswith("--")
         if is_text or name.split()[0] in known:
             return choice if is_text or ":" in choice else f"did you mean {name}?"
+    if choices:  # its meaning is known, and this command has nothing like it
+        return ""
     nearest = difflib.get_close_matches(option, [name for name in known if len(name) > 2], n=1)
     return f"did you mean {nearest[0]}?" if nearest and len(option) > 2 else ""

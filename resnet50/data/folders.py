@@ -179,8 +179,12 @@ def _no_images(data_dir: Path, root: Path, empty: Sequence[str]) -> str:
         )
         shown = ", ".join(map(printable, inner[:3]))
         what = f"{what} directly in it, only folders ({shown}): one level is supported"
-        what = f"{what}. If those are the classes, {remedies.then_train(data_dir, flags)}"
-        return what + (" (and so on for the other folders)" if len(empty) > 3 else "")
+        more = " (and so on for the other folders)" if len(empty) > 3 else ""
+        return (
+            f"{what}. If those are the classes, {remedies.then_train(data_dir, flags)}{more}. If "
+            f"{printable(name)} is one, list all pictures in a train.csv and a val.csv of "
+            "path,label, and pack that"
+        )
     if line := own.line():
         return f"{what}: {line}. Give it pictures in a supported format (README.md lists them)"
     return f"{what}: fill that class or remove its folder"

@@ -22,6 +22,7 @@ PART_WORDS = (
 FILLERS = ("dataset", "data", "folder", "set", "split", "seg", "raw", "part", "sample", "x")
 _SPLIT = "|".join((*TRAIN_WORDS, *VAL_WORDS, *TEST_WORDS))
 _ANY = re.compile(f"(?:{_SPLIT}|{'|'.join((*PART_WORDS, *FILLERS))})+")
+ONE_OF_SEVERAL = re.compile(r"-\d+-of-\d+$")
 _SOME = re.compile(f"{_SPLIT}|{'|'.join(PART_WORDS)}")
 
 
@@ -74,10 +75,14 @@ def then_train(source: Path, flags: str = "") -> str:
 
 
 def parquet_command(source: Path) -> str:
-    """The command that turns parquet files into class folders."""
-    folder = source.absolute().parent if source.is_file() else source.absolute()
-    out = folder.with_name(f"{folder.name}-images")
-    words = map(quoted, (str(folder if source.is_file() else source), "--out", str(out)))
+    """The command that turns parquet files into class folders.
+
+    One file of several (train-00000-of-00257.parquet) means their folder.
+    """
+    if source.is_file() and ONE_OF_SEVERAL.search(source.stem):
+        source = source.absolute().parent
+    out = source.absolute().with_name(f"{source.absolute().name.removesuffix('.parquet')}-images")
+    words = map(quoted, (str(source), "--out", str(out)))
     return f"`python -m resnet50.packing.parquet {' '.join(words)}`"
 
 

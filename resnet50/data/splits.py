@@ -14,12 +14,15 @@ import numpy as np
 
 import dataset_paths
 from dataset_paths import EXTENSIONS, is_picture
-from resnet50.data import class_folders, folders, orientation, pack, remedies
+from resnet50.data import by_pillow, class_folders, folders, orientation, pack, remedies
 from resnet50.data.folders import ImageFolder
 from resnet50.data.pack import PackedImages
+from resnet50.data.transforms import is_deep_gray
 from resnet50.data.unused import Unused
 
 Split = ImageFolder | PackedImages
+NUM_SAMPLED = 16  # files of a folder that are looked into when a run starts
+JPEG_ENDS = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 class Splits(NamedTuple):
@@ -161,6 +164,27 @@ def unused_line(*splits: Split) -> str:
     """The unused files in the folders of images, in one line; "" if there are none."""
     listed = [split for split in splits if isinstance(split, ImageFolder)]
     return Unused().include(split.unused for split in listed).line()
+
+
+def deep_gray_line(split: Split) -> str:
+    """A warning if a folder has gray pictures of more than 8 bits, judged by a few of its files;
+    "" otherwise. prepare_data.py looks at every picture."""
+    if not isinstance(split, ImageFolder) or split.upright == orientation.LEGACY:
+        return ""
+    for index in np.unique(np.linspace(0, len(split) - 1, NUM_SAMPLED).astype(int)):
+        path = Path(split.name(index))
+        if path.suffix.lower() in JPEG_ENDS:  # which have 8 bits
+            continue
+        try:
+            is_deep = is_deep_gray(by_pillow.open_picture(path.read_bytes()).mode)
+        except Exception:  # counted when it is decoded
+            continue
+        if is_deep:
+            return (
+                f"warning: {path} has gray values of more than 8 bits; each such picture is scaled "
+                "by the bits that its own values need (docs/recipes.md, Data)"
+            )
+    return ""
 
 
 def passed_over(data_dir: Path, splits: Splits) -> list[str]:

@@ -61,9 +61,10 @@ def gray_range(values: np.ndarray) -> GrayRange:
 
 
 def deep_gray(values: np.ndarray) -> np.ndarray:
-    """Gray values (H, W) of any range as uint8, by `gray_range`; NaN becomes black."""
-    low, _, bits = gray_range(values)
-    values = np.nan_to_num(values.astype(np.float64))
+    """Gray values (H, W) of any range as uint8, by `gray_range`. Infinities become the picture's
+    lowest and highest value; NaN becomes black, or its lowest value if that is negative."""
+    low, high, bits = gray_range(values)
+    values = np.nan_to_num(values.astype(np.float64), nan=min(low, 0), posinf=high, neginf=low)
     if bits == 0:
         gray = np.rint((values + 1) * 127.5 if low < 0 else values * 255)
     else:

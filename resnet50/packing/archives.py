@@ -9,6 +9,7 @@ once. Hidden entries are left out and counted.
 """
 
 import functools
+import glob
 import gzip
 import os
 import re
@@ -44,7 +45,7 @@ LISTING_THREADS = 16
 # of zip itself a.z01.
 PART_OF_ARCHIVE = re.compile(
     r"(?P<whole>.+\.(?:zip|tar|tgz|gz|bz2|xz|zst|7z|rar))"
-    r"(?P<mark>\.\d{2,3}|[._-]?part[._-]?(?:\d+|[a-z]{2,3})|[._-][ab][a-y])",
+    r"(?P<mark>\.\d{1,3}|[._-]?part[._-]?(?:\d+|[a-z]{2,3})|[._-][ab][a-y])",
     re.IGNORECASE,
 )
 SPLIT_ZIP = re.compile(r"\.z\d{2,3}")
@@ -136,8 +137,7 @@ def refuse_parts(paths: Sequence[Path]) -> None:
             whole, mark = match["whole"], match["mark"]
             # Not "whole.*", which would take a checksum file along.
             begin = re.match(r"[._-](?:part[._-]?)?", mark, re.IGNORECASE)[0]
-            digits = "[0-9]*" if mark[-1].isdigit() else "*"
-            parts = shlex.quote(str(path.with_name(whole))) + begin + digits
+            parts = _parts_in_order(path.with_name(f"{whole}{begin}"), mark[len(begin) :])
             joined = shlex.quote(str(path.with_name(whole)))
             raise ValueError(
                 f"{path}: one part of an archive that was split: join all of them first, with `cat "
@@ -147,6 +147,22 @@ def refuse_parts(paths: Sequence[Path]) -> None:
             _refuse_split_zip(path)
         if SPLIT_ZIP.fullmatch(path.suffix.lower()):
             _refuse_split_zip(path.with_suffix(".zip"))
+
+
+def _parts_in_order(begin: Path, last: str) -> str:
+    """The parts of an archive for `cat`: names that begin so, then numbers or letters like `last`.
+
+    A shell sorts .10 before .2, so each number of digits that is there gets a pattern of its own.
+    """
+    name = shlex.quote(str(begin))
+    if not last.isdigit():
+        return f"{name}*"
+    ends = (
+        path.name.removeprefix(begin.name)
+        for path in begin.parent.glob(f"{glob.escape(begin.name)}*")
+    )
+    lengths = sorted({len(end) for end in (*ends, last) if end.isdigit()})
+    return " ".join(name + "[0-9]" * length for length in lengths)
 
 
 def _refuse_split_zip(path: Path) -> None:
@@ -166,9 +182,14 @@ def _damaged(where: object, what: str) -> str:
 def _plain(name: str, archive: object) -> str:
     """A member's name in plain form; "" for the top. ValueError if it points outside."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if ".." in parts or name.startswith("/"):
+    if ".." in parts:
         what = f"{archive}: member {name!r} points outside the archive"
         raise ValueError(f"{what}; do not trust it, get it from its publisher")
+    if name.startswith("/"):
+        what = f"{archive}: member {name!r} has an absolute name, as `tar -P` writes them"
+        raise ValueError(
+            f"{what}; unpack it, which leaves out the first slash, and give the folder"
+        )
     return "/".join(parts)
 
 

@@ -18,7 +18,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,11 +27,12 @@ from tqdm import tqdm
 import dataset_paths
 from resnet50.config.command_line import Parser, print_error
 from resnet50.data import remedies
-from resnet50.packing import hugging_face
+from resnet50.packing.parquet_table import Table, class_names_of, fits_a_disk, num_digits
 from resnet50.system import files
 
 PROGRAM = "resnet50.packing.parquet"
 STATE = ".parquet.json"  # in FOLDER2: the files that are completely written out
+DIGITS = "digits"  # in it: of the labels that have no names, and so of their folders
 BATCH_ROWS = 64  # pictures in memory at once
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 SPLIT_NAMES = {
@@ -49,22 +49,6 @@ SIGNATURES = {
     b"II*\0": ".tif",
     b"MM\0*": ".tif",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """One parquet file. image, label: names of its columns; names: of its labels, if it has any.
-
-    paths: what image.path says of each row, "" if nothing; labels: of each row.
-    """
-
-    path: Path
-    split: str
-    image: str
-    has_paths: bool
-    names: Sequence[str]
-    paths: Sequence[str]
-    labels: Sequence[int | str | None]
 
 
 def parquet_module() -> ModuleType:
@@ -159,79 +143,6 @@ def column(path: Path, what: str, names: Sequence[str], is_one: Any, usual: Sequ
     return found[0]
 
 
-def class_names_of(tables: Sequence[Table]) -> list[list[str]]:
-    """Class of every row of every table; "" for those without a label, as of test splits."""
-    # Where some names end in WNIDs, these give the meaning of the labels in all files.
-    wnids = {
-        label: wnid
-        for table in tables
-        for path, label in zip(table.paths, table.labels, strict=True)
-        if (wnid := wnid_of(path))
-    }
-    numbers = [n for table in tables for n in table.labels if isinstance(n, int) and n >= 0]
-    width = len(str(max(numbers, default=0)))
-    check_labels(tables)
-    classes = []
-    for table in tables:
-        rows = zip(table.paths, table.labels, strict=True)
-        folders = folders_of(table.names, width)
-        classes.append(
-            [
-                wnid_of(path) or wnids.get(label) or class_of(label, folders, width)
-                for path, label in rows
-            ]
-        )
-    return classes
-
-
-def check_labels(tables: Sequence[Table]) -> None:
-    """Raise ValueError for labels that mean nothing, and for two that would share a folder."""
-    label_of: dict[str, str] = {}
-    for table in tables:
-        for row, label in enumerate(table.labels):
-            if isinstance(label, int) and label < -1:
-                raise ValueError(f"{table.path}: row {row} has the label {label}: correct it")
-        for label in filter(lambda label: isinstance(label, str), dict.fromkeys(table.labels)):
-            other = label_of.setdefault(folder_name(label), label)
-            if other != label:
-                raise ValueError(
-                    f"{table.path}: the labels {other!r} and {label!r} would share the folder "
-                    f"{folder_name(label)}: rename one of them"
-                )
-
-
-def folders_of(names: Sequence[str], width: int) -> list[str]:
-    """A folder for each class name; with its number where a name repeats, as ImageNet's crane."""
-    folders = list(map(folder_name, names))
-    times = Counter(folders)
-    return [
-        folder if times[folder] == 1 else f"{folder}_{number:0{width}d}"
-        for number, folder in enumerate(folders)
-    ]
-
-
-def folder_name(label: str) -> str:
-    """A label as the name of a folder."""
-    name = label.replace("/", "-").replace("\0", "")
-    return f"_{name}" if dataset_paths.is_hidden(name) else name
-
-
-def wnid_of(path: str) -> str:
-    """The class in a name of ImageNet's, as Hugging Face writes them; "" if there is none."""
-    name = posixpath.basename(path)
-    match = hugging_face.TRAIN_NAME.fullmatch(name) or hugging_face.VAL_NAME.fullmatch(name)
-    return match[1] if match else ""
-
-
-def class_of(label: int | str | None, folders: Sequence[str], width: int) -> str:
-    """The folder of a label; "" for no label, which -1 means too."""
-    if label is None or label == -1 or label == "":
-        return ""
-    if isinstance(label, int):
-        return folders[label] if label < len(folders) else f"{label:0{width}d}"
-    return folder_name(str(label))
-
-
 def file_names(tables: Sequence[Table], classes: Sequence[Sequence[str]]) -> list[list[str]]:
     """SPLIT/CLASS/FILE of every row, each once; "" for rows without a class.
 
@@ -239,8 +150,12 @@ def file_names(tables: Sequence[Table], classes: Sequence[Sequence[str]]) -> lis
     the others: one that is downloaded later must not take the names of pictures already written.
     """
 
+    def own_name(path: str) -> str:
+        name = posixpath.basename(path)
+        return name if fits_a_disk(name) else ""
+
     def place_of(table: Table, path: str, name: str) -> str:
-        return f"{table.split}/{name}/{posixpath.basename(path)}"
+        return f"{table.split}/{name}/{own_name(path)}"
 
     times = Counter(
         place_of(table, path, name)
@@ -252,9 +167,10 @@ def file_names(tables: Sequence[Table], classes: Sequence[Sequence[str]]) -> lis
         own = []
         for row, (path, name) in enumerate(zip(table.paths, of_rows, strict=True)):
             place = place_of(table, path, name)
-            if not posixpath.basename(path) or times[place] > 1:
+            if not own_name(path) or times[place] > 1:
                 file = f"{table.path.parent.name}_{table.path.stem}_{row:06d}"
-                file += f"_{posixpath.basename(path)}" if posixpath.basename(path) else ""
+                longer = f"{file}_{own_name(path)}"
+                file = longer if own_name(path) and fits_a_disk(longer) else file
                 place = f"{table.split}/{name}/{file}"
             own.append(place if name else "")
         names.append(own)
@@ -294,6 +210,12 @@ def convert(source: Path, out: Path) -> None:
     state = read_state(out)
     reader = parquet_module()
     tables = [open_table(path, source, reader) for path in find_files(source)]
+    digits = num_digits(tables)
+    if state.setdefault(DIGITS, digits) != digits:
+        raise ValueError(
+            f"--out {out} has folders for labels of {state[DIGITS]} digits, but those in {source} "
+            f"now have {digits}, which changes the folders' names: give an empty or a new folder"
+        )
     names = file_names(tables, class_names_of(tables))
     out.mkdir(parents=True, exist_ok=True)
     files.write_text(out / STATE, json.dumps(state), sync=False)
@@ -310,8 +232,11 @@ def convert(source: Path, out: Path) -> None:
     report(out, tables, names)
 
 
-def read_state(out: Path) -> dict[str, list[int]]:
-    """Files that an earlier start has written out. Raises ValueError if `out` has other files."""
+def read_state(out: Path) -> dict[str, list[int] | int]:
+    """Size and time of the files that an earlier start has written out, and DIGITS.
+
+    Raises ValueError if `out` has other files.
+    """
     try:
         return json.loads((out / STATE).read_text())
     except (OSError, ValueError):

@@ -127,9 +127,11 @@ class Tree:
             flags += [f"--val_dir {remedies.quoted(name)}" for names in vals for name in names]
         if flags:
             command = remedies.pack_command(self.source, " ".join(flags))
+            outer, inner = self.nested(folder)[0], sorted(self.subfolders[self.nested(folder)[0]])
             return (
-                "A class folder holds its pictures directly. If the folders one level deeper are "
-                f"the classes, name their parent: {command}"
+                f"A class folder holds its pictures directly. If {inner[0]} is a class, name the "
+                f"folders above the classes: {command}. If {posixpath.basename(outer)} is one, "
+                "list all pictures in a train.csv and a val.csv of path,label"
             )
         return "Give every class folder pictures of its class, or remove it if it is not one"
 

@@ -38,6 +38,7 @@ LIGHTNINGS_AVERAGE = {"state_dict", "current_model_state", "averaging_state"}
 STAGE_KEY = re.compile(r"layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01])\.\w+")
 STEM_KEY = re.compile(r"(conv1|bn1)\.\w+")
 BLOCKS = {(2, 2, 2, 2): "ResNet18", (3, 4, 6, 3): "ResNet34"}
+PRECISIONS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 OURS = "this program has ResNets of bottlenecks (50, 101, 152, Wide)"
 
 
@@ -69,6 +70,7 @@ def find(contents: Mapping, raw: bool = False) -> Found:
     table = {key: value for key, value in table.items() if isinstance(key, str)}
     tensors = {key: value for key, value in table.items() if isinstance(value, Tensor)}
     prefix, others, prefix_notes = choose_prefix(tensors, raw)
+    refuse_unusable(tensors, prefix)
     nested = tuple(other for other in others if other.startswith(prefix))
     inside = {
         key.removeprefix(prefix): tensor
@@ -101,9 +103,23 @@ def find(contents: Mapping, raw: bool = False) -> Found:
     for key in [key for key in found.tensors if key.endswith("running_mean")]:
         # A counter since PyTorch 0.4.1 that does not affect outputs.
         counter = key.replace("running_mean", "num_batches_tracked")
-        found.tensors.setdefault(counter, torch.tensor(0))
+        count = found.tensors.get(counter)
+        is_usable = count is not None and count.numel() == 1 and not count.is_meta
+        found.tensors[counter] = count.reshape(()) if is_usable else torch.tensor(0)
     refuse_bad_numbers(found.tensors)
+    if has_nameless_average(contents):
+        found.notes.append(
+            "an average in a list without names (shadow_params, as torch_ema keeps it) is not used"
+        )
     return found
+
+
+def has_nameless_average(contents: Mapping, depth: int = 0) -> bool:
+    """Whether a list of averaged tensors is anywhere in nested dictionaries."""
+    if "shadow_params" in contents:
+        return True
+    inner = (value for value in contents.values() if isinstance(value, Mapping))
+    return depth < MAX_DEPTH and any(has_nameless_average(value, depth + 1) for value in inner)
 
 
 def choose_table(contents: Mapping, raw: bool) -> tuple[str, Mapping, list[str]]:
@@ -312,7 +328,8 @@ def take_head(found: Found, rest: dict[str, Tensor], outside: dict[str, Tensor])
     rest: tensors beside the network's own; outside: everything in the file without the network's
     prefix. Raises ValueError for parts that may affect the outputs.
     """
-    features = max(t.shape[0] for key, t in found.tensors.items() if key.endswith("bn3.bias"))
+    biases = (t for key, t in found.tensors.items() if key.endswith("bn3.bias"))
+    features = max(bias.numel() for bias in biases)
     if bad := [key for key in rest if _first(key) not in HEADS | PROJECTIONS]:
         raise ValueError(
             f"these weights are not this model's: unexpected {', '.join(bad[:3])}; {OURS}"
@@ -354,12 +371,28 @@ def _first(key: str) -> str:
     return key.partition(".")[0]
 
 
+def refuse_unusable(tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Raise ValueError naming the first of the network's tensors that does not hold plain values
+    of floating point, which the functions above could not even compare."""
+    for key, tensor in tensors.items():
+        if not key.startswith(prefix) or key.endswith("num_batches_tracked"):
+            continue
+        if tensor.is_meta:
+            raise ValueError(f"{key} is on the meta device, without values: save a loaded model")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{key} is {tensor.layout}: save it with .to_dense()")
+        if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in PRECISIONS):
+            raise ValueError(f"{key} is {tensor.dtype}: give the weights before quantization")
+
+
 def refuse_bad_numbers(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError naming the first tensor with NaN or infinity, or not of floating point."""
+    """Raise ValueError naming the first of the network's tensors whose values cannot be right."""
     for key, tensor in tensors.items():
         if key.endswith("num_batches_tracked"):
             continue
-        if tensor.is_quantized or not tensor.is_floating_point():
+        if not tensor.is_floating_point():
             raise ValueError(f"{key} is {tensor.dtype}: give the weights before quantization")
         if not tensor.isfinite().all():
             raise ValueError(f"{key} has values that are not finite (NaN or infinity)")
+        if key.endswith("running_var") and (tensor < 0).any():
+            raise ValueError(f"{key} has negative variances: the file is damaged, or edited")

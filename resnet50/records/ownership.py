@@ -75,6 +75,10 @@ def refuse_foreign(run_dir: Path) -> None:
     if foreign is None and not has_mark(run_dir):
         names = ((LOG, b'{"kind": "'), (METRICS, b"epoch,step,"))
         foreign = next((run_dir / n for n, begin in names if not _begins(run_dir / n, begin)), None)
+        # Pictures and tables made from the log are a run's if the log is.
+        made_from_log = (run_dir / METRICS).with_suffix(".md"), run_dir / "curves.png"
+        if foreign is None and not any(_exists(run_dir / name) for name, _ in names):
+            foreign = next(filter(_exists, made_from_log), None)
     if foreign is not None:
         raise ValueError(
             f"--run_dir {run_dir}: its {foreign.relative_to(run_dir)} is not from a run of this "

@@ -78,6 +78,8 @@ def read(path: Path, option: str = "--weights") -> dict:
     option: of the command line, for the message. Raises ValueError naming option and file if it is
     neither, incomplete, or needs code to load; the message says what the file is.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{option} {path} is a pipe or a device: give a file")
     try:
         with open(path, "rb") as file:
             contents = _contents(path, file)

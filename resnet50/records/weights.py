@@ -24,6 +24,7 @@ from resnet50.records.model_folders import CONFIG, PREPROCESSOR, WEIGHTS_NAMES, 
 TORCHVISION = "torchvision"
 WEIGHTS = model_folders.WEIGHTS
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+MAX_NAME = 255  # characters of a file's name on most disks
 # Names that end like this are files, and are never looked up on the Hub.
 FILE_ENDS = (
     *(".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar", ".pkl", ".pickle", ".h5", ".onnx"),
@@ -88,6 +89,8 @@ def load(source: str, option: str = "--weights", raw: bool = False) -> Weights:
     if source == TORCHVISION:
         return from_torchvision(option)
     path = Path(source)
+    if max(map(len, path.parts), default=0) > MAX_NAME:  # of which Path's methods raise OSError
+        raise ValueError(f"{option} {source[:40]}...: too long to be a file, folder or repository")
     if path.is_dir():
         return from_folder(path, source, option, raw)
     if path.exists():
@@ -163,7 +166,14 @@ def from_file(path: Path, option: str, raw: bool) -> Weights:
         return from_described(path, str(path), option, raw)
     contents = weight_files.read(path, option)
     if is_ours(contents):
-        return from_checkpoint(contents, str(path), option, raw)
+        found = from_checkpoint(contents, str(path), option, raw)
+        if checkpoint.has_trailer(path):
+            return found
+        note = (
+            "warning: this checkpoint does not end with its sha256, so it could not be verified: "
+            "it was cut, or saved again by another program"
+        )
+        return replace(found, notes=(*found.notes, note))
     found = found_in(contents, str(path), option, raw)
     names, notes = names_in(contents, found.num_classes), list(found.notes)
     if found.is_average and option == "--weights":  # the commands that have --raw
@@ -256,7 +266,7 @@ def from_checkpoint(contents: Mapping, name: str, option: str, raw: bool) -> Wei
 
 def describe(contents: Mapping) -> dict[str, object]:
     """What our checkpoint tells about its run: figures of the last row that has them."""
-    trained, rows = contents["config"], contents.get("rows", [])
+    trained, rows = contents["config"], contents.get("rows") or []
     row = next((row for row in reversed(rows) if row.get("val_top1") is not None), {})
     figures = {name: row[key] for name, key in FIGURES.items() if key in row}
     if "hours" in figures:

@@ -21,7 +21,7 @@ from resnet50.config.fields import AUTO
 from resnet50.config.train_config import TrainConfig
 from resnet50.data import class_folders
 from resnet50.data.batch import Batch
-from resnet50.data.splits import open_dataset, passed_over, unused_line
+from resnet50.data.splits import deep_gray_line, open_dataset, passed_over, unused_line
 from resnet50.records import checkpoint, run_folder
 from resnet50.records.checkpoint_writer import CheckpointWriter
 from resnet50.records.log import RunLog
@@ -180,9 +180,9 @@ def log_start(run: Run) -> None:
         f"{cfg.data_dir}: {len(train_set)} training and {len(val_set)} validation images, "
         f"{len(train_set.classes)} classes: {class_folders.described(train_set.classes)}"
     )
-    for line in (unused_line(train_set, val_set), *passed_over(Path(cfg.data_dir), parts.splits)):
-        if line:
-            log.say(line)
+    not_used = unused_line(train_set, val_set), *passed_over(Path(cfg.data_dir), parts.splits)
+    for line in filter(None, (*not_used, deep_gray_line(train_set))):
+        log.say(line)
     # Some mirrors of ImageNet lack hundreds of images, which changes what validation measures.
     if missing := dataset_paths.missing_images(train_set.classes, len(train_set), len(val_set)):
         log.say(f"warning: {missing}: results cannot be compared with published ones")

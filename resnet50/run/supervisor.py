@@ -62,11 +62,13 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
         and stored
         and not is_prolonged(cfg, stored, ended.get("step", 0))
     ):
+        has_checkpoint = checkpoint.files_in(run_folder.checkpoints_dir(run_dir))
+        is_limited = cfg.max_minutes or cfg.max_steps or cfg.target_top1
         no_limit = f"; without a limit: python train.py --run_dir {run_dir} {NO_LIMIT}"
         print(
             f"train.py: the run in {run_dir} is done at step {ended.get('step')}, best top-1 "
             f"{ended.get('best_top1') or 0:.2f}%. Give a new --run_dir to train another one"
-            f"{no_limit if cfg.max_minutes or cfg.max_steps or cfg.target_top1 else ''}"
+            f"{no_limit if is_limited and has_checkpoint else ''}"
         )
         return 0
     # The ranks get the same words, and so the same settings, but not those that delete.

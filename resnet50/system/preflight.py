@@ -68,7 +68,11 @@ def hidden_module() -> str:
 
 
 def on_uncaught(kind: type, error: BaseException, traceback: object) -> None:
-    """Replaces the traceback of a failed import by the name of the missing package."""
+    """Replaces the traceback of a failed import by the name of the missing package, and that of a
+    Ctrl-C during the imports, which take seconds, by a line."""
+    if kind is KeyboardInterrupt:
+        print(f"{command()}: interrupted", file=sys.stderr, flush=True)
+        return
     name = (getattr(error, "name", None) or "").partition(".")[0]
     is_ours = os.path.exists(os.path.join(TOP, name)) or os.path.exists(f"{TOP}/{name}.py")
     if kind is not ModuleNotFoundError or not name or is_ours:

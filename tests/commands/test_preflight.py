@@ -1,6 +1,7 @@
 """Each command reports a Python that cannot run it, at once and in one line."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,18 @@ def test_an_environment_that_is_not_activated_is_named(tmp_path, command):
     line = said([sys.executable, "-S", REPOSITORY / f"{command}.py", "--help"], tmp_path)
     assert line.startswith(f"{command}.py: error: this Python ({sys.executable}) has no package ")
     assert "requirements.txt" in line or "bin/python" in line
+
+
+def test_ctrl_c_while_packages_load_is_a_line_and_no_traceback(tmp_path):
+    """Imports take seconds, and the command's own handling begins after them."""
+    (tmp_path / "numpy.py").write_text("import signal; signal.raise_signal(signal.SIGINT)\n")
+    result = subprocess.run(
+        [sys.executable, REPOSITORY / "evaluate.py", "--help"],
+        env=environment(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, "evaluate.py: interrupted\n")
 
 
 @pytest.fixture

@@ -64,6 +64,8 @@ def test_habits_of_other_programs_are_answered(capsys, command, words, text):
 def test_nothing_is_suggested_for_what_is_like_nothing(capsys):
     line = error_of(capsys, "train", "--xyzzy", "1", "-q")
     assert line.endswith("unrecognized arguments: --xyzzy 1 -q")
+    line = error_of(capsys, "evaluate", "--data_dir", "x", "--weights", "y", "--lr", "1")
+    assert line.endswith("unrecognized arguments: --lr 1"), "evaluation has no learning rate"
 
 
 def test_what_is_suggested_exists():

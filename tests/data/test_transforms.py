@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -129,6 +130,13 @@ def test_gray_of_more_than_8_bits_keeps_its_shades(kind):
     assert (gray[..., 0].min(), gray[..., 0].max()) == (low, high)
     assert (np.diff(gray[..., 1].ravel().astype(int)) >= 0).all()
     assert str(transforms.gray_range(values)).startswith("gray of ")
+
+
+def test_what_is_not_finite_in_gray_is_the_darkest_or_the_brightest():
+    values = np.array([[np.nan, -np.inf, 0.0, 300.0, np.inf]], dtype=np.float32)
+    with warnings.catch_warnings(action="error"):
+        gray = transforms.deep_gray(values)[0]
+    assert list(gray) == [0, 0, 0, 75, 75]
 
 
 @settings(max_examples=100, deadline=None)

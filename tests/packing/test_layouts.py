@@ -161,8 +161,18 @@ REFUSED = {
     ),
     "parts of an archive": (
         files("a.zip.{001,002}"),
-        r"cat src/a.zip.\[0-9\]\* > src/a.zip",
+        r"cat src/a.zip.\[0-9\]\[0-9\]\[0-9\] > src/a.zip",
         "neither train.pack",
+    ),
+    "ten parts and more": (
+        files("a.tar.{0,1,9,10}"),
+        r"cat src/a.tar.\[0-9\] src/a.tar.\[0-9\]\[0-9\] > src/a.tar`",
+        "neither train.pack",
+    ),
+    "one of several parquet files": (
+        files("train.parquet"),
+        "python -m resnet50.packing.parquet src --out .*src-images",
+        "python -m resnet50.packing.parquet src --out .*src-images",
     ),
     "unpacked with backslashes": (
         files(r"train\a\1.jpg", r"val\a\1.jpg"),

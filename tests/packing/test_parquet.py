@@ -82,6 +82,28 @@ def test_two_labels_never_share_a_folder(tmp_path, capsys):
     assert "row 0 has the label -2" in capsys.readouterr().err
 
 
+def test_names_that_no_disk_takes_are_made_anew_or_refused(tmp_path, capsys):
+    names = ["a\0b.jpg", "x" * 300 + ".jpg", "é" * 150, "fits.jpg"]
+    write(tmp_path / "a" / "train.parquet", [(jpeg(k), n, 0) for k, n in enumerate(names)], NAMES)
+    assert parquet.main([str(tmp_path / "a"), "--out", str(tmp_path / "x")]) == 0
+    made = [f"train/{NAMES[0]}/a_train_00000{row}.jpg" for row in range(3)]
+    assert sorted(written(tmp_path / "x")) == [*made, f"train/{NAMES[0]}/fits.jpg"]
+    write(tmp_path / "b" / "train.parquet", [(jpeg(0), None, 0)], ("x" * 300, "b"))
+    assert parquet.main([str(tmp_path / "b"), "--out", str(tmp_path / "y")]) == 2
+    assert "'... is too long for a folder's name: shorten it" in capsys.readouterr().err
+
+
+def test_larger_labels_that_come_later_do_not_split_a_class(tmp_path, capsys):
+    words = [str(tmp_path / "a"), "--out", str(tmp_path / "out")]
+    write(tmp_path / "a" / "train-0.parquet", [(jpeg(k), f"{k}.jpg", k) for k in range(3)])
+    assert parquet.main(words) == 0
+    before = written(tmp_path / "out")
+    write(tmp_path / "a" / "train-1.parquet", [(jpeg(k), f"{k}.jpg", 10) for k in range(3, 5)])
+    assert parquet.main(words) == 2
+    assert "has folders for labels of 1 digits" in capsys.readouterr().err
+    assert written(tmp_path / "out") == before
+
+
 def test_a_file_that_is_downloaded_later_takes_nobodys_name(tmp_path):
     """Its place is before the one that was written first."""
     for number in (1, 0):

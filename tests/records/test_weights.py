@@ -3,6 +3,7 @@ code in a file ever runs."""
 
 import argparse
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -313,6 +314,31 @@ def test_odd_class_numbers_are_no_names(here):
     assert weights.load("it.pth").classes == []
 
 
+def test_a_pipe_is_not_waited_for(here):
+    os.mkfifo("a.pth")
+    with pytest.raises(ValueError, match=r"--weights a\.pth is a pipe or a device: give a file"):
+        weights.load("a.pth")
+
+
+def test_a_name_that_is_too_long_is_refused_without_its_length(here):
+    with pytest.raises(ValueError, match="too long to be a file, folder or repository") as refused:
+        weights.load("x" * 300)
+    assert len(str(refused.value)) < 120
+
+
+def test_an_average_without_names_is_said_to_be_left(here):
+    torch.save({"model": W, "ema": {"decay": 0.9, "shadow_params": list(V.values())}}, "a.pth")
+    loaded = pretrained.load("a.pth")
+    assert torch.equal(loaded.model(IMAGES), NETWORK(IMAGES))
+    assert "shadow_params" in loaded.notes[0]
+
+
+def test_a_counter_of_another_shape_changes_nothing(here):
+    counters = {key: t.reshape(1) for key, t in W.items() if key.endswith("num_batches_tracked")}
+    torch.save(W | counters, "a.pth")
+    assert torch.equal(pretrained.load("a.pth").model(IMAGES), NETWORK(IMAGES))
+
+
 PATHS = {
     "runs/frist": "no such file or folder: there is no runs in .* the Hub was not asked",
     "weights/last.ckpt": "no such file or folder: there is no weights in",
@@ -346,6 +372,9 @@ def test_only_a_checkpoint_with_all_of_our_keys_counts_as_ours(here):
     torch.save(ours, "a.pt")
     loaded = pretrained.load("a.pt")
     assert loaded.kind == "EMA" and loaded.image_size == 64 and loaded.about["step"] == 3
+    assert "does not end with its sha256" in loaded.notes[0], "written by torch.save alone"
+    torch.save(ours | {"rows": None}, "a.pt")
+    assert pretrained.load("a.pt").kind == "EMA"
     with pytest.raises(ValueError, match=r"--v1_strides: --weights a\.pt is our own model"):
         pretrained.load("a.pt", v1_strides=True)
     for key in ("config", "step", "data"):

@@ -92,6 +92,16 @@ def test_a_folder_of_another_program_is_refused_and_left_as_it_was(
         assert tree(tmp_path) == before
 
 
+def test_a_picture_beside_a_copied_checkpoint_is_not_ours(in_process, image_folder, copied):
+    for name in (*ownership.FILES, "status.json"):
+        (copied / name).unlink(missing_ok=True)
+    (copied / "curves.png").write_text("mine")
+    before = tree(copied)
+    result = in_process(train, *tiny_flags(image_folder, copied))
+    assert_refused(result, "its curves.png is")
+    assert tree(copied) == before
+
+
 @pytest.mark.parametrize("start", ["supervised", "overwrite", "a rank"])
 def test_a_copied_checkpoint_does_not_make_the_files_around_it_ours(
     in_process, image_folder, copied, start

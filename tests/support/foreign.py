@@ -236,6 +236,30 @@ REFUSED: dict[str, tuple[Callable[[State], object], str]] = {
         "several networks, 'left', 'right': save only",
     ),
     "NaN": (lambda w: broken(w, torch.nan), "layer1.0.bn1.weight has values that are not finite"),
+    "negative variances": (
+        lambda w: w | {f"{LAYER}.bn1.running_var": -w[f"{LAYER}.bn1.running_var"]},
+        "layer1.0.bn1.running_var has negative variances",
+    ),
+    "float8": (
+        lambda w: {key: t.to(torch.float8_e4m3fn) for key, t in w.items()},
+        "conv1.weight is torch.float8_e4m3fn: give the weights before quantization",
+    ),
+    "no values": (
+        lambda w: w | {"conv1.weight": w["conv1.weight"].to("meta")},
+        "conv1.weight is on the meta device, without values",
+    ),
+    "sparse": (
+        lambda w: w | {"fc.weight": w["fc.weight"].to_sparse()},
+        r"fc.weight is torch.sparse_coo: save it with .to_dense\(\)",
+    ),
+    "a number in a tensor's place": (
+        lambda w: w | {f"{LAYER}.conv2.weight": torch.tensor(1.0)},
+        r"layer1.0.conv2.weight",
+    ),
+    "numbers for biases": (
+        lambda w: {k: torch.tensor(0.0) if k.endswith("bn3.bias") else t for k, t in w.items()},
+        "bn3.bias",
+    ),
     "infinity": (lambda w: {"model": broken(w, torch.inf)}, "layer1.0.bn1.weight has values that"),
     "quantized": (quantized, "bn1.weight is torch.int8"),
     "a list": (lambda w: list(w.values()), "holds a list, not a state dict"),
