@@ -198,7 +198,8 @@ def build_page(loaded: Pretrained) -> "gradio.Blocks":
             raise gradio.Error(str(error), print_exception=False) from error
         return predict(loaded, picture)
 
-    title, every_and_age = loaded.architecture, (KEEP_UPLOADS_S, KEEP_UPLOADS_S)
+    title = loaded.architecture
+    every_and_age = (KEEP_UPLOADS_S, KEEP_UPLOADS_S)
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=every_and_age) as page:
         gradio.Markdown(describe(loaded))
         with gradio.Row():  # one below the other on a phone

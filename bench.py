@@ -67,7 +67,8 @@ def project(
     rates: images/s of the loop by size in pixels. An epoch that reads the disk is no faster than
     the disk: that is the first epoch, or all of them if the split does not fit into memory.
     """
-    sizes, images = epoch_sizes(cfg), num_train // cfg.total_batch_size * cfg.total_batch_size
+    sizes = epoch_sizes(cfg)
+    images = num_train // cfg.total_batch_size * cfg.total_batch_size
     disk_rate = disk["images_per_s"] or math.inf
     train_s = sum(
         images / (rates[size] if disk["fits_in_memory"] and epoch else min(rates[size], disk_rate))
@@ -141,7 +142,9 @@ def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[s
 
 def describe(result: Mapping[str, object]) -> str:
     """The result on one screen."""
-    about, settings, machine = result["data"], result["settings"], result["machine"]
+    about = result["data"]
+    settings = result["settings"]
+    machine = result["machine"]
     per_step = settings["total_batch_size"] // settings["device_batch_size"]
     lines = [
         f"{settings['data_dir']}: {about['num_train_images']:,} training and "

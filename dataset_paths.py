@@ -195,7 +195,8 @@ def missing_images(classes: Sequence[str], num_train: int, num_val: int) -> str:
     if dataset is None or (num_train, num_val) == (dataset.num_train, dataset.num_val):
         return ""
     if not dataset.num_val:
-        total, here = dataset.num_train, num_train + num_val
+        total = dataset.num_train
+        here = num_train + num_val
         return "" if here == total else f"{dataset.title} has {total:,} images, not {here:,}"
     return (
         f"{dataset.title} has {dataset.num_train:,} training and {dataset.num_val:,} validation "

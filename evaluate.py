@@ -182,7 +182,8 @@ def write_files(
     args: argparse.Namespace, views: Views, loaded: Pretrained, predicted: Predictions
 ) -> list[str]:
     """Write what --report, --csv and --submission ask for; returns a message per failure, or ""."""
-    split, numbers = views.split, range(len(views.split))
+    split = views.split
+    numbers = range(len(views.split))
     names = [split.name(index) for index in numbers]
     is_named = split.classes and not class_order.are_numbers(split.classes)
     classes = class_names.readable(split.classes) if is_named else loaded.classes

@@ -54,7 +54,7 @@ PRUNED = "pruned.pt"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """What can be asked for, and the text of --help."""
     parser = Parser("export.py", __doc__)
     add = parser.add_argument
     add(
@@ -303,7 +303,8 @@ def write_checked(
     args: argparse.Namespace, formats: Sequence[str], folder: Path
 ) -> tuple[Pretrained, dict[str, object]]:
     """Write into `folder`, check, time, and publish to --out: the model and its table."""
-    loaded, split = load_model(args.weights, args.raw, args.v1_strides), None
+    loaded = load_model(args.weights, args.raw, args.v1_strides)
+    split = None
     if args.data_dir:
         split = splits.open_split(args.data_dir, args.split, loaded.upright)
         split = splits.relabeled(split, loaded.labels_of(split.classes, split.root))

@@ -88,7 +88,8 @@ class Bottleneck(nn.Module):
         out_channels = width * self.expansion
         strided_conv = BlurConv2d if blurpool and stride > 1 else nn.Conv2d
         first_conv, second_conv = nn.Conv2d, strided_conv
-        first_stride, second_stride = 1, stride
+        first_stride = 1
+        second_stride = stride
         if v1_strides:
             first_conv, second_conv = second_conv, first_conv
             first_stride, second_stride = second_stride, first_stride
@@ -218,7 +219,8 @@ def load_backbone(model: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
 
     Returns whether the classifier was loaded too. Raises ValueError as `load_weights` does.
     """
-    tensors, head = strip_prefixes(state_dict), {"fc.weight", "fc.bias"}
+    tensors = strip_prefixes(state_dict)
+    head = {"fc.weight", "fc.bias"}
     own = model.state_dict()
     fits = all(key in tensors and tensors[key].shape == own[key].shape for key in head)
     load_weights(model, tensors if fits else tensors | {key: own[key] for key in head})

@@ -57,7 +57,7 @@ SPLIT_DIRS = ("train_dir", "val_dir")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """What can be asked for, and the text of --help."""
     parser = Parser(
         "prepare_data.py",
         __doc__,
@@ -225,7 +225,8 @@ def check_room(jobs: Sequence[SplitJob], out: Path) -> None:
 def pack(args: argparse.Namespace) -> int:
     """Pack a source into args.out. Raises ValueError or OSError if something must be changed."""
     request = request_of(args)
-    out, work_dir = args.out, args.out / ".work"
+    out = args.out
+    work_dir = args.out / ".work"
     if args.search and all(output_folder.is_whole(out / f"{split}{SUFFIX}") for split in SPLITS):
         print(f"{out} is packed already")  # from whatever source
         return 0
@@ -312,7 +313,8 @@ def pack_one(
         if result["way"] == job.encoding.settings():
             what = "its files have changed since it was packed"
             print(f"{job.split}: packing it again: {what}", file=sys.stderr)
-    start, done_before = time.monotonic(), []
+    start = time.monotonic()
+    done_before = []
     with tqdm(
         total=len(job.pictures), desc=job.split, unit="img", disable=None, leave=False
     ) as bar:

@@ -66,7 +66,8 @@ def train(run: Run) -> str:
         # saved at this step and resumed has the row already, and must not evaluate twice.
         if (is_end or plan.ends_epoch(state.step)) and not results.has_row(state.step):
             finished = finish_epoch(run, is_end)
-            stop, save_now = stop or not finished, True
+            stop = stop or not finished
+            save_now = True
 
         # Save before stopping as well, so that no finished step has to be repeated.
         if stop or save_now:
@@ -212,7 +213,8 @@ def evaluate(run: Run) -> torch.Tensor | None:
     model = parts.state.eval_model.eval()
     predict = partial(engine.predict, model, precision=parts.precision)
     predict = batch_fit.MemoryNoted(predict, parts.state.num_classes)
-    batches, sums = with_heartbeat(parts.loader.batches(build.EVAL, keys)), None
+    batches = with_heartbeat(parts.loader.batches(build.EVAL, keys))
+    sums = None
     try:
         sums = engine.evaluate(predict, batches, num_images, ranks, should_stop)
     except RuntimeError as error:

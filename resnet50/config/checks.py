@@ -129,7 +129,8 @@ def check_plateau(cfg: "TrainConfig") -> None:
             f"{cfg.epochs}: use fewer, or --schedule plateau"
         )
     begins = cfg.curve_epochs if cfg.plateau_epochs else cfg.warmup_epochs
-    every, needed = cfg.eval_every_epochs, cfg.plateau_patience + 2
+    every = cfg.eval_every_epochs
+    needed = cfg.plateau_patience + 2
     count = (cfg.epochs - 1) // every - int(begins // every) if every else 0
     if count < needed:
         raise ValueError(

@@ -39,7 +39,8 @@ class Recipe:
 def sizes(recipe: Recipe) -> str:
     """Sides of training and evaluation crops in pixels, such as 160->192 px, tested at 256 px."""
     settings = recipe.settings
-    size, start = settings["image_size"], settings.get("start_image_size")
+    size = settings["image_size"]
+    start = settings.get("start_image_size")
     train = f"{start}->{size} px" if start else f"{size} px"
     return f"{train}, tested at {settings.get('eval_image_size') or size} px"
 

@@ -62,7 +62,8 @@ def add_settings(parser: argparse.ArgumentParser, presets: Mapping[str, str]) ->
     group = parser
     for item in dataclasses.fields(TrainConfig):
         group = parser.add_argument_group(GROUPS[item.name]) if item.name in GROUPS else group
-        text, rules = item.metadata["text"].replace("%", "%%"), item.metadata
+        text = item.metadata["text"].replace("%", "%%")
+        rules = item.metadata
         if item.name == "recipe":
             group.add_argument("--recipe", choices=list(presets), help=f"preset. {recipes}")
         elif isinstance(item.default, bool):

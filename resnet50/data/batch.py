@@ -61,9 +61,11 @@ class Slot:
 
     def set_key(self, key: BatchKey) -> None:
         """Say which batch goes here; the previous one is gone."""
-        record, count = self._record, len(key.indices)
+        record = self._record
+        count = len(key.indices)
         record["epoch"], record["image_size"] = key.epoch, key.image_size
-        record["num_images"], record["num_faults"] = count, 0
+        record["num_images"] = count
+        record["num_faults"] = 0
         record["indices"][:count] = key.indices
         self.is_filled = False
 

@@ -61,7 +61,8 @@ def decode(data: bytes, is_legacy: bool = False) -> np.ndarray:
 
 def without_metadata(png: bytes) -> bytes:
     """A PNG without its texts and its color profile, neither of which changes a pixel here."""
-    parts, at = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    parts = [PNG_SIGNATURE]
+    at = len(PNG_SIGNATURE)
     while at + 12 <= len(png):  # length, kind, that many bytes, checksum
         length, kind = struct.unpack_from(">I4s", png, at)
         if kind not in PNG_METADATA:

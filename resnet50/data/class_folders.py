@@ -99,7 +99,8 @@ def check_val_pictures(names: Iterable[tuple[str, str]], where: object) -> None:
     """Raise ValueError if ImageNet's validation pictures, whose classes are all known, are in
     folders of other classes. names: class and file name of each picture."""
     found = [(wnid, file) for wnid, file in names if file.startswith(VAL_PICTURE)]
-    labels, wrong = class_names.imagenet_val_labels() if found else {}, []
+    labels = class_names.imagenet_val_labels() if found else {}
+    wrong = []
     for wnid, file in found:
         label = labels.get(file[: len(VAL_PICTURE) + 8])
         if label is not None and label != wnid:

@@ -89,7 +89,8 @@ class TrainImages:
         # A picture's size is in its header, and a crop's rectangle depends on nothing else: it is
         # known before a pixel is decoded.
         sizes = np.array([picture.size if picture else (1, 1) for picture in pictures])
-        crop_draws, min_crop_scale = draws[:, :FLIP], self._augmentation.min_crop_scale
+        crop_draws = draws[:, :FLIP]
+        min_crop_scale = self._augmentation.min_crop_scale
         boxes = crop_boxes(crop_draws, sizes, min_crop_scale)
         boxes, shrinks = (array.tolist() for array in reduce_boxes(boxes, images.shape[1]))
         for place, picture in enumerate(pictures):
@@ -184,7 +185,9 @@ def reduce_boxes(boxes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         first = (boxes[:, :2] + shrink - 1) // shrink * shrink
         last = boxes[:, 2:] // shrink * shrink
         fits = (last - first).min(axis=1) >= shrink * size
-        boxes[fits, :2], boxes[fits, 2:], shrinks[fits] = first[fits], last[fits], shrink
+        boxes[fits, :2] = first[fits]
+        boxes[fits, 2:] = last[fits]
+        shrinks[fits] = shrink
     return boxes, shrinks
 
 

@@ -83,7 +83,8 @@ def list_split(data_dir: Path, root: Path, ends: frozenset[str] = PICTURE_ENDS) 
     """
     passed, entries = Unused(), _scan(root)
     classes = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
-    loose, folders = [], set(classes)
+    loose = []
+    folders = set(classes)
     for entry in entries:
         reason = "" if entry.name in folders else _reason(entry, ends)
         if reason == unused.DANGLING:
@@ -102,7 +103,9 @@ def list_split(data_dir: Path, root: Path, ends: frozenset[str] = PICTURE_ENDS) 
     for name in sorted(loose):
         passed.add(unused.LOOSE, f"{root.name}/{name}")
     class_names.check_spelling(classes, root)
-    paths, labels, empty = [], [], []
+    paths = []
+    labels = []
+    empty = []
     for label, name in enumerate(classes):
         files = _pictures_of(root, name, passed, ends)
         if not files:
@@ -165,7 +168,8 @@ def _pictures_of(
 def _no_images(data_dir: Path, root: Path, empty: Sequence[str]) -> str:
     """The message for class folders without images, by the contents of the first one."""
     name = empty[0]
-    place, own = root / name, Unused()
+    place = root / name
+    own = Unused()
     what = f"{printable(str(place))} has no images"
     _pictures_of(root, name, own)
     inner = sorted(path.rstrip("/").rpartition("/")[2] for path in own.names.get(unused.DEEPER, ()))
@@ -192,7 +196,10 @@ def _no_images(data_dir: Path, root: Path, empty: Sequence[str]) -> str:
 
 def list_pictures(folder: Path) -> tuple[list[bytes], Unused]:
     """Paths of all pictures in a folder or below it, relative, sorted, and what is not used."""
-    found, passed, pending, seen = [], Unused(), [(folder, "")], set()
+    found = []
+    passed = Unused()
+    pending = [(folder, "")]
+    seen = set()
     while pending:
         place, prefix = pending.pop()
         status = place.stat()

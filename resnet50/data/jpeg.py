@@ -77,7 +77,8 @@ def find_frame(data: bytes) -> Frame | None:
 
 def orientation_of(data: bytes) -> int:
     """EXIF's orientation of a JPEG, 1 to 8, from its EXIF segment, or else from XMP."""
-    in_exif, in_xmp = None, orientation.UPRIGHT
+    in_exif = None
+    in_xmp = orientation.UPRIGHT
     for marker, start, end in segments(data):
         if marker != APP1:
             continue
@@ -151,7 +152,8 @@ class WholePicture:
             and frame.width * frame.height > 0
             and data.rfind(END_MARKER, frame.offset) > 0
         )
-        self._data, self._frame = data, frame if is_plain else None
+        self._data = data
+        self._frame = frame if is_plain else None
         open_picture = by_pillow.open_picture if self._is_legacy else by_pillow.open_any_png
         image = None if is_plain else open_picture(data)
         self._orientation = orientation.UPRIGHT
@@ -189,7 +191,8 @@ class WholePicture:
             return by_pillow.decode(data, self._is_legacy), 1
         height = frame.height
         if frame.is_sequential and bottom + EDGE < height:
-            height, data = bottom + EDGE, bytearray(data)
+            height = bottom + EDGE
+            data = bytearray(data)
             struct.pack_into(">H", data, frame.offset, height)
         try:
             return decode(data, frame.width, height, shrink, strict=False), shrink
@@ -302,7 +305,8 @@ class TiledPicture:
         self, first_row: int, last_row: int, first_column: int, last_column: int
     ) -> bytearray:
         """A JPEG of the tiles from first to last, without the last."""
-        lengths, rows = self._lengths, slice(first_row, last_row)
+        lengths = self._lengths
+        rows = slice(first_row, last_row)
         # Tiles of a row are side by side: one slice of bytes per row.
         ends = lengths.ravel().cumsum(dtype=np.int64).reshape(lengths.shape)[rows]
         starts = ends[:, first_column] - lengths[rows, first_column]

@@ -60,7 +60,9 @@ class Loader:
         self._memory = mmap.mmap(-1, num_slots * dtype.itemsize)
         records = np.frombuffer(self._memory, dtype)
         self._slots = [Slot(number, records[number]) for number in range(num_slots)]
-        self._fills, self._device, self._is_pinned = fills, device, False
+        self._fills = fills
+        self._device = device
+        self._is_pinned = False
         self._tasks, self._results = os.pipe(), os.pipe()
         parent_pid = os.getpid()
         # Forked, not spawned: a worker shares the lists of 1.28 million files, and starts at once.
@@ -158,7 +160,9 @@ class Stream:
     """Iterator over batches, each on the device, in the order of its keys."""
 
     def __init__(self, loader: Loader, slots: Sequence[Slot], keys: Iterable[BatchKey]) -> None:
-        self._loader, self._free, self._keys = loader, deque(slots), iter(keys)
+        self._loader = loader
+        self._free = deque(slots)
+        self._keys = iter(keys)
         self._requested: deque[Slot] = deque()
         self._in_copy: deque[tuple[Slot, torch.cuda.Event]] = deque()
         self._request_all()

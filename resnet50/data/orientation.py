@@ -30,7 +30,9 @@ INTEGERS = {1: "B", 3: "H", 4: "I"}  # types of a TIFF field: BYTE, SHORT, LONG
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 # What makes a stored picture upright, in this order: rows and columns change places; columns, then
 # rows, are reversed.
-TRANSPOSED, COLUMNS_REVERSED, ROWS_REVERSED = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
+TRANSPOSED = (5, 6, 7, 8)
+COLUMNS_REVERSED = (2, 3, 6, 7)
+ROWS_REVERSED = (3, 4, 7, 8)
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 

@@ -46,7 +46,8 @@ TRTEXEC = (  # S: side of the pictures in pixels
 OPSET = 18  # what torch's exporter writes without converting
 INPUT, OUTPUT = "images", "logits"
 # timm's resnets have 64 channels after the stem whatever else they are told (1.0.31, resnet.py).
-TIMM_WIDTH, TIMM_LAYERS = 64, (3, 4, 6, 3)
+TIMM_WIDTH = 64
+TIMM_LAYERS = (3, 4, 6, 3)
 # What a predictor is: normalized images float32 (B, 3, S, S), contiguous -> logits (B, K).
 Predictor = Callable[[Tensor], Tensor]
 

@@ -192,7 +192,8 @@ def send(name: str, shipment: Shipment, private: bool) -> None:
     there under our file names. Raises ValueError."""
     from huggingface_hub import HfApi
 
-    api, kind = HfApi(), shipment.kind
+    api = HfApi()
+    kind = shipment.kind
     sdk = "gradio" if kind == "space" else None
     with one_line_errors(name):
         api.create_repo(name, repo_type=kind, private=private, exist_ok=True, space_sdk=sdk)

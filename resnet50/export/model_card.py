@@ -207,7 +207,8 @@ def usage_section(name: str, loaded: Pretrained, config: Mapping, files: Collect
 
 def classes_line(loaded: Pretrained) -> str:
     """How many classes there are, and the first of them by name."""
-    names, more = loaded.classes[:NUM_NAMES], len(loaded.classes) - NUM_NAMES
+    names = loaded.classes[:NUM_NAMES]
+    more = len(loaded.classes) - NUM_NAMES
     text = f"{len(loaded.classes)}: {', '.join(names)}"
     listed = (
         "; all in `config.json` (`label_names`, `label_descriptions`)" if loaded.folders else ""

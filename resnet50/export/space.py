@@ -69,7 +69,9 @@ def module_file(name: str) -> Path | None:
 def files_and_packages() -> tuple[list[str], set[str]]:
     """This project's files that the page needs, relative to its folder, and the packages that all
     of them import."""
-    files, packages, waiting = set(), set(), {module_file(PAGE)}
+    files = set()
+    packages = set()
+    waiting = {module_file(PAGE)}
     while waiting:
         path = waiting.pop()
         files.add(path)

@@ -49,7 +49,8 @@ def overlay(crop: np.ndarray, heat_map: Tensor, side: int) -> Image.Image:
 
     The coldest places show the picture alone, the hottest the brightest color.
     """
-    size, cubic = (side, side), Image.Resampling.BICUBIC
+    size = (side, side)
+    cubic = Image.Resampling.BICUBIC
     picture = np.asarray(Image.fromarray(crop).resize(size, cubic))
     relative = (heat_map / heat_map.max().clamp_min(1e-12)).float().numpy()
     values = np.asarray(Image.fromarray(relative).resize(size, cubic)).clip(0, 1)[..., None]

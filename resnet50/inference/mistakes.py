@@ -38,7 +38,8 @@ def per_class(
     """
     matrix = confusion(labels, top[:, 0], len(classes))
     hits5 = np.bincount(labels, weights=(top == labels[:, None]).any(1), minlength=len(classes))
-    counts, rows = matrix.sum(1), []
+    counts = matrix.sum(1)
+    rows = []
     for number, name in enumerate(classes):
         if not counts[number]:
             continue

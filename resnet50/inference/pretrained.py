@@ -145,13 +145,15 @@ def build(found: weights.Weights, variant: Mapping[str, bool], notes: Sequence[s
         load_weights(model, found.tensors)
     except ValueError as error:
         raise ValueError(f"--weights {found.name}: {error}") from None
-    num_classes, folders = architecture["num_classes"], found.classes
+    num_classes = architecture["num_classes"]
+    folders = found.classes
     if folders and len(folders) != num_classes:
         raise ValueError(
             f"--weights {found.name}: {len(folders)} class names for {num_classes} classes"
         )
     model.eval().requires_grad_(False)
-    looks, is_foreign = found.preprocessing, found.kind == weights.FOREIGN
+    looks = found.preprocessing
+    is_foreign = found.kind == weights.FOREIGN
     return Pretrained(
         model,
         folders,

@@ -59,7 +59,8 @@ def list_members(source: Path, work_dir: Path, passed: Passed | None = None) -> 
     decompressed to work_dir, and left there for the next start. passed: collects what is left out.
     Raises ValueError naming archive, member and remedy.
     """
-    source, passed = source.absolute(), passed or Passed()
+    source = source.absolute()
+    passed = passed or Passed()
     if source.is_dir():
         # What is being made may lie in the source, and is no part of it.
         return list(folder_members(source, passed, leave_out=work_dir.absolute().parent))
@@ -332,10 +333,12 @@ def _zip_infos(file: Path) -> list[zipfile.ZipInfo]:
         raise ValueError(_damaged(file, f"cut short or broken ({error})")) from error
     # zipfile does not count: one wrong length in the directory would hide all that follows it.
     end = tail.rfind(b"PK\x05\x06")
-    count, bits = int.from_bytes(tail[end + 10 : end + 12], "little"), 16
+    count = int.from_bytes(tail[end + 10 : end + 12], "little")
+    bits = 16
     end64 = tail.rfind(b"PK\x06\x06", 0, end)
     if count == 0xFFFF and end64 >= 0:
-        count, bits = int.from_bytes(tail[end64 + 32 : end64 + 40], "little"), 64
+        count = int.from_bytes(tail[end64 + 32 : end64 + 40], "little")
+        bits = 64
     if count != len(infos) % (1 << bits):  # some writers let 16 bits overflow
         raise ValueError(_damaged(file, f"its directory lists {len(infos):,} of {count:,} files"))
     return infos
@@ -343,7 +346,8 @@ def _zip_infos(file: Path) -> list[zipfile.ZipInfo]:
 
 def _zip_members(file: Path, passed: Passed, hidden: set[str]) -> list[Member]:
     """Files of a zip, by its directory. hidden: collects their paths."""
-    members, end = [], file.stat().st_size
+    members = []
+    end = file.stat().st_size
     infos = _zip_infos(file)
     # Some Windows programs separate folders by backslashes, which the format forbids.
     is_windows = not any("/" in info.filename for info in infos)

@@ -64,7 +64,8 @@ def read(source: Path) -> tuple[ByClass, ByClass, list[Path]]:
     """Training and validation pictures by class, and the tables read; the classes are those
     of train.csv or of classes.txt. Raises ValueError naming file and line."""
     train_file, val_file, file = (source / f"{n}" for n in ("train.csv", "val.csv", "classes.txt"))
-    named, files = None, [train_file, val_file]
+    named = None
+    files = [train_file, val_file]
     if file.is_file():
         text = file.read_bytes().decode("utf-8-sig", ANY_BYTES)
         named = {line.rstrip("\r") for line in text.split("\n")} - {""}
@@ -91,7 +92,9 @@ def check_label(label: str, where: str) -> None:
 def _split(file: Path, classes: set[str] | None, said_by: Path) -> ByClass:
     """Listed pictures by class, any class if none are given. Raises ValueError naming a line."""
     by_class: ByClass = defaultdict(list)
-    folder, seen, missing = str(file.parent.absolute()), set(), []
+    folder = str(file.parent.absolute())
+    seen = set()
+    missing = []
     for line, (path, label) in rows(file.read_bytes(), file, CSV_HEADER):
         place = posixpath.join(folder, path)
         if (plain := posixpath.normpath(place)) in seen:

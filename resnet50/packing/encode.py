@@ -78,7 +78,8 @@ def encode(picture: Picture, data: bytes, encoding: Encoding) -> tuple[Record, N
         note = Note("repaired", picture.name, f"{what}: {how}")
     height, width = pixels.shape[:2]
     if encoding.store == ORIGINAL:
-        size, lengths = (width, height), None
+        size = (width, height)
+        lengths = None
     else:
         pixels = shrink(pixels, encoding)
         height, width = pixels.shape[:2]
@@ -123,7 +124,9 @@ def encode_chunk(
     pictures: Sequence[Picture], read: Callable[[object], bytes], encoding: Encoding
 ) -> Chunk:
     """Read and encode pictures; a bad one is noted and left out."""
-    records, notes, dropped = [], [], []
+    records = []
+    notes = []
+    dropped = []
     for position, picture in enumerate(pictures):
         try:
             data = read(picture.member)

@@ -101,7 +101,8 @@ def open_table(path: Path, source: Path, reader: ModuleType) -> Table:
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         what = f"{path}: not a complete parquet file ({str(error).splitlines()[0]})"
         raise ValueError(f"{what}; download it again") from error
-    features, names = features_of(schema), schema.names
+    features = features_of(schema)
+    names = schema.names
     image = column(
         path,
         "picture",
@@ -223,7 +224,8 @@ def convert(source: Path, out: Path) -> None:
         tqdm(tables, unit="file", disable=None, leave=False), names, strict=True
     ):
         status = table.path.stat()
-        key, mark = str(table.path.absolute()), [status.st_size, status.st_mtime_ns]
+        key = str(table.path.absolute())
+        mark = [status.st_size, status.st_mtime_ns]
         if state.get(key) == mark:
             continue
         write_table(table, of_rows, out, reader)
@@ -262,7 +264,7 @@ def report(out: Path, tables: Sequence[Table], names: Sequence[Sequence[str]]) -
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """What can be asked for, and the text of --help."""
     parser = Parser(PROGRAM, __doc__)
     parser.add_argument("source", type=Path, metavar="FOLDER", help="with .parquet files, or one")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER2", help="to write")

@@ -76,7 +76,9 @@ def print_notes(split: str, kind: str, notes: Sequence[Note]) -> None:
 
 def verify(data_dir: Path, num_workers: int) -> int:
     """Decode every image of both packs; 0 if all is well, 2 if not. Raises ValueError."""
-    num_faults, counts, classes = 0, [], ()
+    num_faults = 0
+    counts = []
+    classes = ()
     for split in SPLITS:
         path = data_dir / f"{split}{SUFFIX}"
         if not path.exists():

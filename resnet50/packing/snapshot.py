@@ -83,7 +83,8 @@ def _packed(marks: Iterable[bytes]) -> str:
 
 def _marks(root: Path, stamps: Stamps) -> dict[bytes, str]:
     """Path, relative to the source, by its mark."""
-    marks, begin = {}, f"{root.absolute()}/"
+    marks = {}
+    begin = f"{root.absolute()}/"
     for path, stamped in stamps.items():
         name = path.removeprefix(begin)
         parts = (name.encode(errors="surrogateescape"), repr(stamped).encode())
@@ -112,7 +113,8 @@ def files_changed(kept: Mapping[str, object], root: Path, stamps: Stamps) -> str
         return ""
     if not kept["marks"]:
         return f"{kept['files']:,} files then, {len(marks):,} now, or different ones"
-    raw, half = base64.b64decode(kept["marks"]), MARK_BYTES // 2
+    raw = base64.b64decode(kept["marks"])
+    half = MARK_BYTES // 2
     before = {raw[i : i + MARK_BYTES] for i in range(0, len(raw), MARK_BYTES)}
     paths_before = {mark[:half] for mark in before}
     other = {mark: name for mark, name in marks.items() if mark not in before}

@@ -90,7 +90,8 @@ def _from_our_tables(source: Path, work_dir: Path) -> Source:
     """train.csv and val.csv of path,label; whatever else is in their folder is counted."""
     train, val, tables = csv_splits.read(source)
     made = make_source("csv", source, train, val)
-    passed, inside = Passed(), f"{source.absolute()}/"
+    passed = Passed()
+    inside = f"{source.absolute()}/"
     tree = Tree(source, archives.list_members(source, work_dir, passed), passed)
     listed = [m for part in (train, val) for members in part.values() for m in members]
     # Paths in a table may be absolute, and so are those of its own files.
@@ -112,7 +113,8 @@ def _in_both(train: ByClass, val: ByClass) -> tuple[str, ...]:
 
 def _from_imagenet_tars(source: Path, work_dir: Path) -> Source:
     """The two archives of image-net.org: a tar for each class, and one flat tar."""
-    paths, trees = (source / TRAIN_TAR, source / VAL_TAR), []
+    paths = (source / TRAIN_TAR, source / VAL_TAR)
+    trees = []
     for path in paths:
         passed = Passed()
         trees.append(Tree(path, archives.list_members(path, work_dir, passed), passed))
@@ -165,7 +167,8 @@ FEW_SHOT = (
 
 def _from_split_folders(tree: Tree, train_dir: str, val_dir: str, val_pct: float) -> Source:
     """train/CLASS/* with val/CLASS/*, or with a flat val/ whose labels are known."""
-    folder, remarks = posixpath.dirname(train_dir), []
+    folder = posixpath.dirname(train_dir)
+    remarks = []
     if few_shot := _few_shot_dirs(tree, folder, train_dir, val_dir):
         made = _from_named_folders(tree, SplitDirs(few_shot), val_pct)
         names = ", ".join(f"{posixpath.basename(name)}/" for name in few_shot)
@@ -227,11 +230,14 @@ def _from_folders(tree: Tree, train_dirs: Sequence[str], val_dirs: Sequence[str]
         # Checked before the search for empty folders: labels/ of a detection set has no images.
         class_folders.check_names(sorted(tree.folders.get(folder, ())), tree.where(folder))
     train = merged(tree.classes(folder) for folder in train_dirs)
-    val, layout, tables = defaultdict(list), "image-folder", []
+    val = defaultdict(list)
+    layout = "image-folder"
+    tables = []
     for folder in val_dirs:
         tiny = next((m for m in tree.members if m.path == f"{folder}/val_annotations.txt"), None)
         if tiny is not None and tree.subfolders.get(folder) == {"images"}:
-            found, layout = _from_tiny(tree, folder, tiny), "tiny-imagenet"
+            found = _from_tiny(tree, folder, tiny)
+            layout = "tiny-imagenet"
             tables.append(tiny)
         else:
             found, own_tables = _val_by_class(tree, folder, train)
@@ -268,10 +274,13 @@ def _val_by_class(tree: Tree, folder: str, train: ByClass) -> tuple[ByClass, lis
     if not is_flat:
         class_folders.check_names(sorted(tree.folders.get(folder, ())), tree.where(folder))
         return tree.classes(folder), None
-    labels, where, tables = imagenet_val_labels(), IMAGENET_CLASSES, []
+    labels = imagenet_val_labels()
+    where = IMAGENET_CLASSES
+    tables = []
     kaggle = next((m for m in tree.members if m.path.endswith("LOC_val_solution.csv")), None)
     if kaggle is not None:
-        where, tables = tree.where(kaggle.path), [kaggle]
+        where = tree.where(kaggle.path)
+        tables = [kaggle]
         rows = csv_splits.rows(archives.read(kaggle), where, ("ImageId", "PredictionString"))
         # A prediction is "WNID x y w h" of each object in the picture, all of one class.
         labels = {image: prediction.partition(" ")[0] for _, (image, prediction) in rows}

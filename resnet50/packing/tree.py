@@ -127,7 +127,8 @@ class Tree:
             flags += [f"--val_dir {remedies.quoted(name)}" for names in vals for name in names]
         if flags:
             command = remedies.pack_command(self.source, " ".join(flags))
-            outer, inner = self.nested(folder)[0], sorted(self.subfolders[self.nested(folder)[0]])
+            outer = self.nested(folder)[0]
+            inner = sorted(self.subfolders[self.nested(folder)[0]])
             return (
                 f"A class folder holds its pictures directly. If {inner[0]} is a class, name the "
                 f"folders above the classes: {command}. If {posixpath.basename(outer)} is one, "
@@ -165,7 +166,8 @@ class Tree:
 
     def not_taken(self, taken: Iterable[Member], roots: Sequence[str]) -> Unused:
         """All files there that are not these members. roots: folders that hold classes."""
-        found, used = Unused().include([self.passed.unused]), {member.path for member in taken}
+        found = Unused().include([self.passed.unused])
+        used = {member.path for member in taken}
         for member in self.members:
             if member.path not in used:
                 found.add(reason(member.path, roots), member.path)

@@ -51,8 +51,11 @@ class PackWriter:
         self, path: Path, about: dict, job: str, mark: Callable[[int], bytes] | None = None
     ) -> None:
         """mark: identifies a picture's file, by number, and differs once the file has changed."""
-        self.path, self._about, self._job = path, about | {"sha256": "0" * 64}, job
-        self._mark, self._digest = mark or (lambda index: b""), hashlib.sha256()
+        self.path = path
+        self._about = about | {"sha256": "0" * 64}
+        self._job = job
+        self._mark = mark or (lambda index: b"")
+        self._digest = hashlib.sha256()
         self.anew = ""
         self._parts = {end: path.with_name(path.name + end) for end in PART_NAMES}
         self.num_done, self.num_images = 0, 0

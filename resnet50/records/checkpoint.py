@@ -149,7 +149,8 @@ def has_trailer(path: Path) -> bool:
 def put_aside(path: Path) -> Path:
     """Rename a file that is not a whole checkpoint to NAME.corrupt, or NAME.corrupt.2 and so on;
     returns the new path."""
-    aside, number = path.with_name(f"{path.name}.corrupt"), 1
+    aside = path.with_name(f"{path.name}.corrupt")
+    number = 1
     # Not over an earlier one: whoever looks into the damage may need both.
     while os.path.lexists(aside):
         number += 1

@@ -63,7 +63,8 @@ class CheckpointWriter:
         """The failure of the last checkpoint, if it could not be written; given only once."""
         if self._bug is not None:
             raise self._bug
-        failure, self._failure = self._failure, None
+        failure = self._failure
+        self._failure = None
         return failure
 
     def _write(self, step: int, state: dict, is_best: bool) -> None:

@@ -54,7 +54,8 @@ class RunLog:
         self.is_main, self.attempt = is_main, attempt
         self.run_dir = Path(cfg.run_dir)
         self.display = Display(cfg, plan, is_main, clock)
-        self._clock, self._throttle = clock, Throttle(clock)
+        self._clock = clock
+        self._throttle = Throttle(clock)
         self._steps: list[dict] = []  # training records, for the curves
         self._tensorboard: TensorBoardLog | None = None
         self._started_s = clock()

@@ -75,7 +75,8 @@ def as_markdown(rows: list[dict]) -> str:
 
 def summary(results: Results, paid_s: float, price_per_hour: float, run_dir: Path) -> str:
     """The summary of a finished run; paid_s: seconds of machine time."""
-    last, best = results.rows[-1], results.best
+    last = results.rows[-1]
+    best = results.best
     average = ""
     if last["epoch"] >= 1:  # a part of one says little: most of its time may be an evaluation's
         average = f", {clock(last['seconds'] / last['epoch'])} an epoch on average"

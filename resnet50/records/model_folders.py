@@ -186,7 +186,8 @@ def of_transformers(config: Mapping, folder: Path) -> FolderInfo:
     classes = [labels.get(str(number), "") for number in range(len(labels))]
     if not all(isinstance(n, str) and n and not n.startswith("LABEL_") for n in classes):
         classes = []
-    found, notes = Preprocessing(), []
+    found = Preprocessing()
+    notes = []
     if (folder / PREPROCESSOR).exists():
         found, notes = of_processor(read_object(folder / PREPROCESSOR))
     else:
@@ -201,7 +202,8 @@ def of_processor(values: Mapping) -> tuple[Preprocessing, list[str]]:
     size = size.get("shortest_edge") if isinstance(size, dict) else size
     image_size = pixels({"size": size}, "size", 224)
     share = share_of(values, "crop_pct", 224 / 256)
-    resize_size, notes = int(image_size / share), []
+    resize_size = int(image_size / share)
+    notes = []
     if image_size >= SQUASHED_FROM:
         resize_size = image_size
         notes = [f"warning: {PREPROCESSOR} squashes pictures to a square: cut from the center"]

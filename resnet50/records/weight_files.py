@@ -101,7 +101,8 @@ def is_average(name: str) -> bool:
 
 def _contents(path: Path, file: BinaryIO) -> object:
     """What the file holds. Raises ValueError saying what it is, without its name."""
-    size, head = os.fstat(file.fileno()).st_size, file.read(512)
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(512)
     # Ours ends with its hash, and is verified; anything else is whatever torch makes of it.
     file.seek(-min(checkpoint.TRAILER_BYTES, size), os.SEEK_END)
     if file.read(8) == b"\nsha256 ":
@@ -208,7 +209,9 @@ def _words_of_pickle(path: Path, head: bytes) -> tuple[list[tuple[str, bool]], s
         operations = [op for op in _operations(path, head) if op[0] not in MEMORIES]
     except Exception:  # damaged files raise anything
         return [], set()
-    texts, classes, recent = [], set(), ["", ""]
+    texts = []
+    classes = set()
+    recent = ["", ""]
     for (name, value), (following, _) in pairwise([*operations, ("STOP", None)]):
         if name == "STACK_GLOBAL":  # newer pickles: module and name are the two texts before
             classes.add(".".join(recent))

@@ -266,7 +266,8 @@ def from_checkpoint(contents: Mapping, name: str, option: str, raw: bool) -> Wei
 
 def describe(contents: Mapping) -> dict[str, object]:
     """What our checkpoint tells about its run: figures of the last row that has them."""
-    trained, rows = contents["config"], contents.get("rows") or []
+    trained = contents["config"]
+    rows = contents.get("rows") or []
     row = next((row for row in reversed(rows) if row.get("val_top1") is not None), {})
     figures = {name: row[key] for name, key in FIGURES.items() if key in row}
     if "hours" in figures:

@@ -43,7 +43,8 @@ def check(cfg: TrainConfig, ranks: Ranks, attempt: str, data: Splits, saved_step
         who = f"rank {rank} on {other['host']}"
         refuse_other_settings(who, other["settings"], theirs[0]["settings"])
         refuse_other_data(who, other["data"], theirs[0]["data"], cfg)
-    step, run_dir = theirs[0]["step"], Path(cfg.run_dir)
+    step = theirs[0]["step"]
+    run_dir = Path(cfg.run_dir)
     mine |= {"is_shared": sees_rank_0(run_dir, theirs[0]["attempt"], step)}
     mine["step"] = checkpoint.newest_step(run_folder.checkpoints_dir(run_dir))
     theirs = exchange(mine, ranks)

@@ -34,7 +34,8 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     processes.die_with_launcher()
     stop = Interruption()
     attempt = os.environ.get(ATTEMPT) or uuid.uuid4().hex
-    ranks, lock = Ranks(), None
+    ranks = Ranks()
+    lock = None
     try:
         ranks = distributed.read_ranks(use_gpus=request.device != CPU)
         cfg = with_data(resolve(request, ranks.world_size))
@@ -47,7 +48,8 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
             status.write_status(run_dir, state=status.RUNNING, attempt=attempt, message="")
         run = start(cfg, ranks, attempt, stop)
         if ranks.is_main:  # only now: a refused start must leave no settings to resume
-            settings, precision = run.parts.cfg.to_json(), run.parts.precision.name
+            settings = run.parts.cfg.to_json()
+            precision = run.parts.precision.name
             run_folder.write_config(run_dir, settings, sys.argv, ranks.device.type, precision)
     except Interrupted as interrupted:
         text = "interrupted before the first step; the same command starts again"

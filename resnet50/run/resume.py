@@ -119,7 +119,8 @@ def changes_of_machine(contents: dict, parts: Parts) -> list[str]:
         texts.append(f"trained on {then} up to here, on {now} from here on")
     # Older checkpoints do not name their precision, but only fp16 has a gradient scaler's state.
     unnamed = "fp16" if contents["scaler"] else "no gradient scaling"
-    then, now = contents.get("precision", unnamed), parts.precision.name
+    then = contents.get("precision", unnamed)
+    now = parts.precision.name
     if then != now and (then != "no gradient scaling" or now == "fp16"):
         begins = "; its gradient scale starts over" if now == "fp16" else ""
         texts.append(

@@ -121,7 +121,8 @@ class SpotWatch:
         token = body.decode("ascii", "replace").strip()
         if code != 200 or not TOKEN.fullmatch(token):
             return False
-        self._token, self._token_until = token, self._clock() + TOKEN_S - RENEW_S
+        self._token = token
+        self._token_until = self._clock() + TOKEN_S - RENEW_S
         return True
 
 

@@ -87,7 +87,8 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     # its batches.
     first_step = None if cfg.max_lr == AUTO else max(saved_step, 0)
     # A resume has its own weights: the file of --init_from need no longer exist.
-    weights, init_lines = None, []
+    weights = None
+    init_lines = []
     if saved_step < 0:
         weights, init_lines = initial_weights.read(cfg, splits.train.classes)
     parts = build.set_up(cfg, ranks, splits, first_step, weights)

@@ -62,7 +62,9 @@ class MemoryNoted:
     """
 
     def __init__(self, predict: Callable[[Batch], Tensor], num_classes: int) -> None:
-        self._predict, self._num_classes, self.lack = predict, num_classes, ""
+        self._predict = predict
+        self._num_classes = num_classes
+        self.lack = ""
 
     def __call__(self, batch: Batch) -> Tensor:
         """Logits (B, K); zeros if there was not enough memory."""

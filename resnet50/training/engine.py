@@ -146,7 +146,8 @@ def forward(
     """
     cfg = context.cfg
     # Bytes came over the bus, a quarter of the size of floats; the GPU converts them to floats.
-    images, targets = normalize(batch.images, batch.flips), batch.labels
+    images = normalize(batch.images, batch.flips)
+    targets = batch.labels
     if cfg.mixup_alpha or cfg.cutmix_alpha:
         images, targets = losses.mix(
             images, targets, num_classes, cfg.mixup_alpha, cfg.cutmix_alpha, key

@@ -69,7 +69,8 @@ def smooth(losses: np.ndarray, beta: float = 0.98) -> np.ndarray:
 
     Returns float64 (N,); 0 <= beta < 1. From the first non-finite loss on nothing is finite.
     """
-    average, smoothed = 0.0, []
+    average = 0.0
+    smoothed = []
     for count, loss in enumerate(np.asarray(losses, dtype=np.float64).tolist(), start=1):
         average = beta * average + (1 - beta) * loss
         smoothed.append(average / (1 - beta**count))
@@ -105,7 +106,8 @@ def suggest(lrs: Floats, losses: Floats, total_batch_size: int | None) -> Sugges
     lowest = int(np.flatnonzero(inner <= inner.min() + noise * SMOOTHED_NOISE)[-1])
     fell = inner[0] - inner.min() > CLEAR_FALL * noise / math.sqrt(start + 1)
 
-    tenth, valley = float(inner_lrs[lowest]) / 10, float(inner_lrs[_valley(inner)])
+    tenth = float(inner_lrs[lowest]) / 10
+    valley = float(inner_lrs[_valley(inner)])
     steepest = _steepest(inner_lrs, inner, lowest) if fell else None
     # Goyal et al. 2017, "Accurate, Large Minibatch SGD": 0.1 for every 256 images of a batch.
     anchor = None if total_batch_size is None else 0.1 * total_batch_size / 256
@@ -136,7 +138,9 @@ def draw(
     lrs, losses = _finite(lrs, losses)
     rates = {key: value for key, value in asdict(suggestions).items() if key in LINES and value}
     everything = (min(lrs[0], *rates.values()), max(lrs[-1], *rates.values()))
-    chosen, first, last = suggestions.recommended, lrs[0], lrs[-1]
+    chosen = suggestions.recommended
+    first = lrs[0]
+    last = lrs[-1]
     pictures = (
         ("full_range", "everything", *everything),
         ("high_range", "from the recommendation up", max(chosen / 10**0.5, first), last),
@@ -178,7 +182,8 @@ def _warnings(
     found: Suggestions, fell: bool, exploded: bool, low_end: bool, high_end: bool
 ) -> tuple[str, ...]:
     """What to know before using the recommendation; *_end: where the range cut the curve off."""
-    chosen, anchor = found.recommended, found.anchor or found.recommended
+    chosen = found.recommended
+    anchor = found.anchor or found.recommended
     by_rule = found.anchor is not None and not exploded
     far_apart = max(chosen / anchor, anchor / chosen) > FAR_APART
     steepest = "none" if found.steepest is None else f"{found.steepest:.3g}"
@@ -256,7 +261,8 @@ def _lines(axis: Axes, rates: dict[str, float]) -> None:
         axis.axvline(rates[name], color=color, linestyle=dashes, linewidth=width, alpha=0.9)
         text = f"{label}\n{rates[name]:.3g}"
         leader = {"arrowstyle": "-", "color": color, "relpos": (0.5, 0), "shrinkB": 0}
-        foot, frame = (rates[name], 1), axis.get_xaxis_transform()
+        foot = (rates[name], 1)
+        frame = axis.get_xaxis_transform()
         style = {"ha": "center", "fontsize": 12, "color": color, "weight": "bold"}
         axis.annotate(text, foot, (place, 1.07), frame, "axes fraction", leader, **style)
 

@@ -70,7 +70,9 @@ class MovingAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.module, self.decay, self.num_updates = copy.deepcopy(model), decay, 0
+        self.module = copy.deepcopy(model)
+        self.decay = decay
+        self.num_updates = 0
         self._averages, self._counters = _floating_and_whole(self.module)
         self._model_tensors, self._model_counters = _floating_and_whole(model)
 

@@ -66,7 +66,8 @@ class Plan:
 
         image_size_at: side of an epoch's crops; time is proportional to their area.
         """
-        now, left = step // self.steps_per_epoch, 0.0
+        now = step // self.steps_per_epoch
+        left = 0.0
         for epoch in range(now, math.ceil(self.stop_step / self.steps_per_epoch)):
             first = max(step, epoch * self.steps_per_epoch)
             last = min(self.stop_step, (epoch + 1) * self.steps_per_epoch)
@@ -150,11 +151,13 @@ def train_keys(
     Micro-batch m of a step belongs to rank m % world_size, whatever the number of ranks.
     """
     total, device = plan.total_batch_size, plan.device_batch_size
-    order, order_epoch = None, -1
+    order = None
+    order_epoch = -1
     for step in range(first_step, last_step):
         epoch, batch = divmod(step, plan.steps_per_epoch)
         if epoch != order_epoch:
-            order, order_epoch = epoch_order(cfg.seed, epoch, plan.num_images), epoch
+            order = epoch_order(cfg.seed, epoch, plan.num_images)
+            order_epoch = epoch
         size = image_size_at(cfg, epoch)
         first = batch * total + rank * device
         for start in range(first, (batch + 1) * total, plan.world_size * device):

@@ -119,7 +119,8 @@ class RangeTest(LRFinder):
         """The loss, printed now and then if there is no terminal for a bar."""
         if not sys.stderr.isatty() and time.monotonic() - self._said_s >= SAY_EVERY_S:
             self._said_s = time.monotonic()
-            number, lr = len(self.history["loss"]) + 1, self._state.lr
+            number = len(self.history["loss"]) + 1
+            lr = self._state.lr
             self._say(f"range test: step {number}, learning rate {lr:.3g}, loss {loss:.3f}")
         return loss
 

@@ -117,7 +117,9 @@ def measure(
 
     def chunk(max_steps: int, max_s: float) -> tuple[int, float, float]:
         """Images, seconds waited for batches, seconds; of whole steps, until the device is done."""
-        num_images, wait_s, start = 0, 0.0, time.perf_counter()
+        num_images = 0
+        wait_s = 0.0
+        start = time.perf_counter()
         for _ in range(max_steps):
             asked = time.perf_counter()
             step = list(islice(batches, per_step))
@@ -132,7 +134,8 @@ def measure(
 
     num_ready = bench.num_workers + SPARE_SLOTS
     chunk(2 + math.ceil(num_ready / per_step), bench.seconds)
-    chunks, end = [], time.perf_counter() + bench.seconds
+    chunks = []
+    end = time.perf_counter() + bench.seconds
     while not chunks or time.perf_counter() < end:
         chunks.append(chunk(ENDLESS, bench.seconds / NUM_CHUNKS))
     images, waits_s, seconds = zip(*chunks, strict=True)
@@ -198,7 +201,8 @@ def memory_advice(cfg: TrainConfig, size: int) -> Iterator[None]:
 
 def measure_evaluation(bench: Bench) -> float:
     """Images/s of train.py's evaluation: the first validation images, again and again."""
-    cfg, model = bench.parts.cfg, bench.parts.state.eval_model.eval()
+    cfg = bench.parts.cfg
+    model = bench.parts.state.eval_model.eval()
     num_images = min(len(bench.val_set), SAMPLE_IMAGES)
     keys = eval_keys(num_images, cfg.device_batch_size, cfg.eval_crop)
 
