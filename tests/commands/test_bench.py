@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import REPOSITORY, finish, run, start
+from support.in_process import run_here
 
 import bench
 from resnet50.config.recipes import RECIPES
@@ -44,7 +45,7 @@ def pack_folder(image_folder, tmp_path_factory) -> Path:
     """The training images in a pack, without any for validation."""
     folder = tmp_path_factory.mktemp("packed")
     words = [sys.executable, REPOSITORY / "prepare_data.py", image_folder, f"--out={folder}"]
-    result = run(words, folder)
+    result = run_here(words, folder)
     assert result.code == 0, result.err
     (folder / "val.pack").unlink()
     return folder

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 from support.commands import (
-    ONE_RANK,
     REPOSITORY,
     Result,
     run,
@@ -25,6 +24,7 @@ from support.commands import (
     torchrun_words,
     train_words,
 )
+from support.in_process import run_here
 from support.pictures import CLASSES, VAL_PER_CLASS, make_picture
 from support.runs import newest_checkpoint
 
@@ -40,13 +40,13 @@ NUM_IMAGES = len(CLASSES) * VAL_PER_CLASS
 @pytest.fixture(scope="module")
 def run_dir(image_folder, tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("trained") / "run"
-    result = run(train_words(*tiny_flags(image_folder, run_dir)), run_dir.parent, **ONE_RANK)
+    result = run_here(train_words(*tiny_flags(image_folder, run_dir)), run_dir.parent)
     assert result.code == 0, result.err
     return run_dir
 
 
 def evaluate(cwd: Path, *flags: object) -> Result:
-    return run([sys.executable, REPOSITORY / "evaluate.py", "--num_workers=1", *flags], cwd)
+    return run_here([sys.executable, REPOSITORY / "evaluate.py", "--num_workers=1", *flags], cwd)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

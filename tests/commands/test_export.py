@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.commands import ONE_RANK, REPOSITORY, run, tiny_flags, train_words
+from support.commands import REPOSITORY, run, tiny_flags, train_words
+from support.in_process import run_here
 from support.pictures import CLASSES
 
 import evaluate
@@ -35,7 +36,7 @@ def run_dir(image_folder, tmp_path_factory) -> Path:
     """A finished run whose averaged weights differ from the trained ones."""
     run_dir = tmp_path_factory.mktemp("done") / "run"
     flags = [*tiny_flags(image_folder, run_dir), "--epochs=8", "--save_every_steps=0"]
-    result = run(train_words(*flags), run_dir.parent, **ONE_RANK)
+    result = run_here(train_words(*flags), run_dir.parent)
     assert result.code == 0, result.err
     return run_dir
 

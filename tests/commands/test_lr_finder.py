@@ -23,6 +23,7 @@ from support.commands import (
     train_words,
     wait_for,
 )
+from support.in_process import run_here
 from support.runs import assert_same_end, status_of
 
 import lr_finder
@@ -100,14 +101,14 @@ def test_max_lr_auto_is_found_once_and_the_run_is_one_of_that_rate(
     assert status_of(run_dir)["state"] == "interrupted"
     assert not folder.exists() and not (run_dir / "config.json").exists()
 
-    result = run([*words, "--max_steps=4"], tmp_path, **ONE_RANK)
+    result = run_here([*words, "--max_steps=4"], tmp_path)
     assert result.code == 0, result.err
     max_lr = json.loads((folder / "result.json").read_text())["max_lr"]
     event = f"--max_lr auto: {max_lr:g} ("
     assert event in result.out
     assert {path.name for path in folder.iterdir()} == {"result.json", "curve.csv", *PICTURES}
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    result = run([*words, "--max_steps=0"], tmp_path, **ONE_RANK)
+    result = run_here([*words, "--max_steps=0"], tmp_path)
     assert result.code == 0 and "resuming at step 4" in result.out, result.err
     assert "range test" not in result.out and event not in result.out
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
@@ -117,7 +118,7 @@ def test_max_lr_auto_is_found_once_and_the_run_is_one_of_that_rate(
     assert log.count(f'{{"kind": "event", "step": 0, "text": "{event}') == 1
 
     words = train_words(*tiny_flags(image_folder, tmp_path / "given"), *sizes, f"--max_lr={max_lr}")
-    assert run(words, tmp_path, **ONE_RANK).code == 0
+    assert run_here(words, tmp_path).code == 0
     assert_same_end(run_dir, tmp_path / "given")
 
 

@@ -22,6 +22,7 @@ from support.commands import (
     train_words,
     wait_for,
 )
+from support.in_process import run_here
 from support.needs import needs_root
 from support.pictures import make_folder
 from support.runs import newest_checkpoint, status_of, steps_logged
@@ -227,7 +228,7 @@ def test_class_mismatch_and_tiny_data_are_refused_by_the_supervised_run(image_fo
     assert status_of(tmp_path / "runs" / "tiny")["state"] == "config error"
     (tmp_path / "data" / "val" / "dog").rename(tmp_path / "data" / "val" / "cat")
     words += ["--epochs=1", "--amp=fp32"]  # the refused start has left no settings behind
-    assert run(words, tmp_path, **ONE_RANK).code == 0
+    assert run_here(words, tmp_path).code == 0
 
 
 def test_other_data_schedules_and_files_are_refused_and_the_run_stands(
@@ -273,7 +274,7 @@ def test_fresh_with_overwrite_replaces_the_run_and_nothing_else(done, image_fold
 def test_divergence_stops_all_ranks_with_3_and_keeps_the_good_checkpoint(image_folder, tmp_path):
     run_dir = tmp_path / "run"
     flags = [*tiny_flags(image_folder, run_dir), "--num_workers=1"]
-    assert run(train_words(*flags, "--max_steps=3"), tmp_path, **ONE_RANK).code == 0
+    assert run_here(train_words(*flags, "--max_steps=3"), tmp_path).code == 0
     good = newest_checkpoint(run_dir)
     state = torch.load(good, weights_only=True)
     state["optimizer"]["param_groups"][0]["weight_decay"] = 1e30  # the next step explodes
@@ -292,7 +293,7 @@ def test_too_many_bad_images_stop_the_run_and_few_do_not(tmp_path):
     for i in (1, 5, 9):
         (root / "train" / "bee" / f"{i:03d}.jpg").write_bytes(b"\xff\xd8 broken")
     flags = tiny_flags(root, tmp_path / "few")
-    result = run(train_words(*flags, "--epochs=2"), tmp_path, **ONE_RANK)
+    result = run_here(train_words(*flags, "--epochs=2"), tmp_path)
     assert result.code == 0, result.err
     assert result.out.count("warning: cannot be decoded, replaced: ") == 3
     events = (tmp_path / "few" / "log.jsonl").read_text()

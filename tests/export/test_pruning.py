@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.commands import ONE_RANK, REPOSITORY, run, tiny_flags, train_words
+from support.commands import REPOSITORY, tiny_flags, train_words
+from support.in_process import run_here
 from torch import nn
 
 from model import Bottleneck, ResNet, architecture_of
@@ -91,24 +92,26 @@ def export_words(*flags: object) -> list[object]:
 def test_from_a_run_to_a_smaller_one_and_its_table(image_folder, tmp_path):
     """Prune, train on, resume, export: as docs/publishing.md has it."""
     full, half = tmp_path / "full", tmp_path / "half"
-    assert run(train_words(*tiny_flags(image_folder, full)), tmp_path, **ONE_RANK).code == 0
-    result = run(export_words(f"--weights={full}", f"--out={tmp_path}/out", "--prune=80"), tmp_path)
+    assert run_here(train_words(*tiny_flags(image_folder, full)), tmp_path).code == 0
+    result = run_here(
+        export_words(f"--weights={full}", f"--out={tmp_path}/out", "--prune=80"), tmp_path
+    )
     assert result.code == 0 and "multiply-adds at 32 px" in result.out, result.err
     pruned = tmp_path / "out/pruned.pt"
     weights = weight_files.read(pruned)
     base_width = architecture_of(weights)["base_width"]
     assert base_width < 64 and f"--init_from {pruned} --base_width {base_width}" in result.out
     flags = [*tiny_flags(image_folder, half), f"--init_from={pruned}"]
-    refused = run(train_words(*flags), tmp_path, **ONE_RANK)
+    refused = run_here(train_words(*flags), tmp_path)
     assert refused.code == 2 and f"give --base_width {base_width} too" in refused.err
     flags.append(f"--base_width={base_width}")
     for steps in (5, 0):
-        result = run(train_words(*flags, f"--max_steps={steps}"), tmp_path, **ONE_RANK)
+        result = run_here(train_words(*flags, f"--max_steps={steps}"), tmp_path)
         assert result.code == 0, result.err
     table, out = tmp_path / "table.json", tmp_path / "exported"
     words = [f"--weights={half}", f"--out={out}", f"--data_dir={image_folder}", f"--json={table}"]
     more = ["--formats=safetensors", "--num_rounds=1", f"--compare={full}"]
-    result = run(export_words(*words, *more), tmp_path)
+    result = run_here(export_words(*words, *more), tmp_path)
     assert result.code == 0, result.err
     last = json.loads(table.read_text())["models"][-1]
     assert last["model"].startswith(str(full)) and last["top1"] is not None
@@ -121,6 +124,6 @@ def test_shares_that_make_no_sense_are_refused(value, tmp_path):
     weights: Path = tmp_path / "tiny.pt"
     torch.save(ResNet(*TINY).state_dict(), weights)
     words = [f"--weights={weights}", f"--out={tmp_path}/out", f"--prune={value}"]
-    result = run(export_words(*words), tmp_path)
+    result = run_here(export_words(*words), tmp_path)
     assert result.code == 2 and f"--prune {value}" in result.err and "Traceback" not in result.err
     assert not (tmp_path / "out").exists()

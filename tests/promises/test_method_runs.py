@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import ONE_RANK, run, tiny_flags, train_words
+from support.commands import run, tiny_flags, train_words
+from support.in_process import run_here
 from support.pictures import STEPS_PER_EPOCH
 from support.runs import assert_same, newest_checkpoint, status_of
 from torch import Tensor
@@ -46,7 +47,7 @@ def test_a_target_ends_the_run_as_done_and_a_higher_one_lets_it_go_on(image_fold
     """Both as a rank and as users call it, where the supervisor must see that it may continue."""
     run_dir = tmp_path / "run"
     words = train_words(*tiny_flags(image_folder, run_dir), "--num_workers=1")
-    first = run([*words, "--target_top1=1"], tmp_path, **ONE_RANK)
+    first = run_here([*words, "--target_top1=1"], tmp_path)
     assert first.code == 0, first.err
     status, rows = status_of(run_dir), contents_of(run_dir)["rows"]
     assert status["state"] == "done" and status["step"] == STEPS_PER_EPOCH
@@ -107,15 +108,15 @@ def test_wrong_files_are_named_with_their_option(image_folder, tmp_path):
 def test_weights_are_needed_once_and_a_resume_does_without(image_folder, tmp_path):
     path, run_dir = tmp_path / "weights.pt", tmp_path / "run"
     words = train_words(*tiny_flags(image_folder, run_dir), f"--init_from={path}")
-    missing = run(words, tmp_path, **ONE_RANK)
+    missing = run_here(words, tmp_path)
     assert missing.code == 2 and "Traceback" not in missing.err
     assert f"error: --init_from {path}: no such file or folder" in missing.err
     assert status_of(run_dir)["state"] == "config error"
     torch.save(ResNet((1, 1, 1, 1), 8, 10).state_dict(), path)
-    first = run([*words, "--max_steps=2"], tmp_path, **ONE_RANK)
+    first = run_here([*words, "--max_steps=2"], tmp_path)
     assert first.code == 0, first.err
     path.unlink()
-    again = run([*words, "--max_steps=3"], tmp_path, **ONE_RANK)
+    again = run_here([*words, "--max_steps=3"], tmp_path)
     assert again.code == 0 and "resuming at step 2" in again.out, again.err
     assert contents_of(run_dir)["step"] == 3
 
@@ -125,7 +126,7 @@ def source(image_folder, tmp_path_factory) -> Path:
     """The run folder of a finished run with blurpool and averaged weights, two epochs."""
     run_dir = tmp_path_factory.mktemp("source") / "run"
     flags = [*tiny_flags(image_folder, run_dir), "--blurpool", "--epochs=2"]
-    result = run(train_words(*flags), run_dir.parent, **ONE_RANK)
+    result = run_here(train_words(*flags), run_dir.parent)
     assert result.code == 0, result.err
     return run_dir
 

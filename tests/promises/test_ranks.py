@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from support.commands import (
-    ONE_RANK,
     PROGRAM_PATH,
     PROGRAMS,
     Result,
@@ -16,6 +15,7 @@ from support.commands import (
     torchrun_words,
     train_words,
 )
+from support.in_process import run_here
 from support.runs import assert_same, newest_checkpoint, steps_logged
 
 PLAIN = ("--clip_grad_norm=0", "--weight_decay=0")  # so that momentum begins as the gradient
@@ -26,7 +26,7 @@ FLAGS = (*PLAIN, *MIXED)
 def run_ranks(num_ranks: int, flags: list[object], cwd: Path) -> Result:
     """train.py as this many gloo processes; a single one runs without torchrun."""
     if num_ranks == 1:
-        return run(train_words(*flags), cwd, **ONE_RANK)
+        return run_here(train_words(*flags), cwd)
     return run(torchrun_words(num_ranks, "train.py", *flags), cwd)
 
 

@@ -18,6 +18,7 @@ from support.commands import (
     train_words,
     wait_for,
 )
+from support.in_process import run_here
 from support.pictures import STEPS_PER_EPOCH
 from support.runs import assert_same_end, newest_checkpoint, status_of, steps_logged
 
@@ -30,7 +31,7 @@ LAST_STEP = 3 * STEPS_PER_EPOCH
 def straight(image_folder, tmp_path_factory) -> Path:
     """A run that nothing interrupts."""
     run_dir = tmp_path_factory.mktemp("straight") / "run"
-    result = run(train_words(*tiny_flags(image_folder, run_dir)), run_dir.parent, **ONE_RANK)
+    result = run_here(train_words(*tiny_flags(image_folder, run_dir)), run_dir.parent)
     assert result.code == 0, result.err
     return run_dir
 
@@ -61,7 +62,7 @@ def test_killed_and_resumed_equals_straight(straight, image_folder, tmp_path, ki
     process = start(words, tmp_path, **ONE_RANK)
     wait_for(lambda: len(steps_logged(tmp_path / "run")) >= kill_at)
     kill(process)
-    result = run(words, tmp_path, **ONE_RANK)
+    result = run_here(words, tmp_path)
     assert result.code == 0, result.err
     assert "resuming at step" in result.out
     assert_same_end(straight, tmp_path / "run")
@@ -108,16 +109,16 @@ def test_a_signal_saves_the_step_it_came_in(straight, image_folder, tmp_path):
     assert status["state"] == "interrupted"
     saved = torch.load(newest_checkpoint(tmp_path / "run"), weights_only=True)["step"]
     assert saved == status["step"] >= logged
-    assert run(words, tmp_path, **ONE_RANK).code == 0
+    assert run_here(words, tmp_path).code == 0
     assert_same_end(straight, tmp_path / "run")
 
 
 def test_longer_runs_go_on_from_where_a_limit_ended_them(straight, image_folder, tmp_path):
     words = train_words(*tiny_flags(image_folder, tmp_path / "run"))
-    first = run([*words, "--max_steps=8"], tmp_path, **ONE_RANK)
+    first = run_here([*words, "--max_steps=8"], tmp_path)
     assert first.code == 0 and "done: 2 epochs" in first.out
     assert status_of(tmp_path / "run")["state"] == "done"
-    assert run([*words, "--max_steps=0"], tmp_path, **ONE_RANK).code == 0
+    assert run_here([*words, "--max_steps=0"], tmp_path).code == 0
     assert_same_end(straight, tmp_path / "run")
 
 
@@ -126,13 +127,13 @@ def test_a_resnet50_resumes_to_the_bit_as_well(image_folder, tmp_path):
     flags += ["--total_batch_size=16", "--device_batch_size=8", "--num_workers=2", "--amp=fp32"]
     flags += ["--log_every_steps=1", "--eval_every_epochs=2", "--max_lr=0.02", "--max_steps=6"]
     words = train_words(*flags, f"--run_dir={tmp_path / 'straight'}")
-    assert run(words, tmp_path, **ONE_RANK).code == 0
+    assert run_here(words, tmp_path).code == 0
     words = train_words(*flags, f"--run_dir={tmp_path / 'killed'}")
     process = start(words, tmp_path, **ONE_RANK)
     first = tmp_path / "killed/checkpoints/step_000000004.pt"  # the epoch's, in the background
     wait_for(lambda: len(steps_logged(tmp_path / "killed")) >= 5 and first.exists())
     kill(process)
-    result = run(words, tmp_path, **ONE_RANK)
+    result = run_here(words, tmp_path)
     assert result.code == 0 and "resuming at step 4" in result.out
     assert_same_end(tmp_path / "straight", tmp_path / "killed")
     state = torch.load(newest_checkpoint(tmp_path / "killed"), weights_only=True)
@@ -143,11 +144,11 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
     straight, image_folder, tmp_path
 ):
     words = train_words(*tiny_flags(image_folder, tmp_path / "run"))
-    assert run([*words, "--max_steps=7"], tmp_path, **ONE_RANK).code == 0
+    assert run_here([*words, "--max_steps=7"], tmp_path).code == 0
     newest = newest_checkpoint(tmp_path / "run")
     assert newest.name == "step_000000007.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
-    result = run([*words, "--max_steps=0"], tmp_path, **ONE_RANK)
+    result = run_here([*words, "--max_steps=0"], tmp_path)
     assert result.code == 0 and "is damaged" in result.out and "resuming at step 6" in result.out
     assert newest.with_name("step_000000007.pt.corrupt").exists()
     assert_same_end(straight, tmp_path / "run")
@@ -168,12 +169,12 @@ def test_growing_images_out_of_a_pack_resume_bit_for_bit(image_folder, tmp_path)
         ]
         return train_words(*flags)
 
-    assert run(words("straight", 0), tmp_path, **ONE_RANK).code == 0
+    assert run_here(words("straight", 0), tmp_path).code == 0
     for kill_at in (3, 6):
         process = start(words("killed", 2), tmp_path, **ONE_RANK)
         wait_for(lambda goal=kill_at: len(steps_logged(tmp_path / "killed")) >= goal)
         kill(process)
-    result = run(words("killed", 1), tmp_path, **ONE_RANK)
+    result = run_here(words("killed", 1), tmp_path)
     assert result.code == 0 and "resuming at step" in result.out, result.err
     assert_same_end(tmp_path / "straight", tmp_path / "killed")
 
@@ -191,6 +192,6 @@ def test_a_killed_loader_ends_the_rank_and_the_run_resumes_as_if_nothing_was(
     result = finish(process)
     if result.code:  # otherwise all its batches were ready already
         assert "a loader process ended with code -9" in result.err
-    result = run(words, tmp_path, **ONE_RANK)
+    result = run_here(words, tmp_path)
     assert result.code == 0, result.err
     assert_same_end(straight, tmp_path / "run")

@@ -6,7 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.commands import ONE_RANK, run, start, tiny_flags, train_words, wait_for
+from support.commands import ONE_RANK, start, tiny_flags, train_words, wait_for
+from support.in_process import run_here
 from support.runs import assert_same_end, status_of, steps_logged
 
 RUNS = {
@@ -71,7 +72,7 @@ def test_killed_and_resumed_equals_straight(name, image_folder, tmp_path, reques
     """SIGKILL of every process after two thirds of the steps, in the long form after a third too;
     each start with another number of loader processes."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    result = run(train_words(*flags_of(name, image_folder, straight, 1)), tmp_path, **ONE_RANK)
+    result = run_here(train_words(*flags_of(name, image_folder, straight, 1)), tmp_path)
     assert result.code == 0, result.err
     last_step = status_of(straight)["step"]
     kills = ((1, 2), (2, 0)) if request.config.getoption("--long") else ((2, 0),)
@@ -88,7 +89,7 @@ def test_killed_and_resumed_equals_straight(name, image_folder, tmp_path, reques
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     words = train_words(*flags_of(name, image_folder, killed, 2))
-    result = run(words, tmp_path, **ONE_RANK)
+    result = run_here(words, tmp_path)
     assert result.code == 0 and "resuming at step" in result.out, result.err
     assert_same_end(straight, killed)
     if "plateau" in name:
@@ -105,7 +106,7 @@ def test_a_limit_in_between_leaves_a_plateau_alone(image_folder, tmp_path):
         for stop in stops:
             flags = flags_of(name, image_folder, run_dir, 0)
             words = train_words(*flags, f"--max_steps={stop}")
-            result = run(words, tmp_path, **ONE_RANK)
+            result = run_here(words, tmp_path)
             assert result.code == 0, result.err
         ends.append([(s["step"], s["lr"], s["loss"]) for s in steps_logged(run_dir)])
     assert ends[0] == ends[1]

@@ -10,13 +10,13 @@ from support.commands import (
     ONE_RANK,
     finish,
     processes_mentioning,
-    run,
     start,
     tiny_flags,
     torchrun_words,
     train_words,
     wait_for,
 )
+from support.in_process import run_here
 from support.pictures import training_gate, validation_gate
 from support.runs import assert_same_end, events_of, saved_steps, status_of, steps_logged
 
@@ -38,9 +38,7 @@ def test_it_saves_in_start_up_training_and_evaluation_and_ends_with_the_same_bit
 ):
     images, run_dir = tmp_path / "images", tmp_path / "run"
     shutil.copytree(image_folder, images)
-    assert (
-        run(train_words(*flags_of(images, tmp_path / "straight")), tmp_path, **ONE_RANK).code == 0
-    )
+    assert run_here(train_words(*flags_of(images, tmp_path / "straight")), tmp_path).code == 0
 
     in_training, in_evaluation = training_gate(images, step=2), validation_gate(images)
     process = start(train_words(*flags_of(images, run_dir)), tmp_path, **ONE_RANK)

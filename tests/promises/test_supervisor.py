@@ -20,6 +20,7 @@ from support.commands import (
     train_words,
     wait_for,
 )
+from support.in_process import run_here
 from support.metadata_service import serve
 from support.runs import events_of, newest_checkpoint, status_of, steps_logged
 
@@ -43,7 +44,7 @@ def assert_free(data_dir: Path, run_dir: Path, cwd: Path) -> None:
     wait_for(lambda: not processes_mentioning(str(run_dir)), 20, "the end of all processes")
     step = status_of(run_dir)["step"]
     words = train_words(*long_flags(data_dir, run_dir, f"--max_steps={step + 1}"))
-    result = run(words, cwd, **ONE_RANK)
+    result = run_here(words, cwd)
     assert result.code == 0, result.err
 
 

@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.commands import ONE_RANK, run, tiny_flags, train_words
+from support.commands import run, tiny_flags, train_words
+from support.in_process import run_here
 from support.logs import fill, make_log
 from support.needs import needs_root
 
@@ -36,7 +37,7 @@ def logged(run_dir: Path, kind: str, name: str) -> list[tuple[int, float]]:
 def test_a_run_in_two_parts_has_every_step_once(image_folder, tmp_path):
     flags = [*tiny_flags(image_folder, tmp_path / "run"), "--tensorboard"]
     for more in (["--max_steps=5"], ["--max_steps=0"]):
-        result = run(train_words(*flags, *more), tmp_path, **ONE_RANK)
+        result = run_here(train_words(*flags, *more), tmp_path)
         assert result.code == 0, result.err
     found = curves(tmp_path / "run")
     for kind, name in (("train", "loss"), ("train", "lr"), ("epoch", "val_top1")):

@@ -1,14 +1,17 @@
 """Commands called in this process: a subprocess would take seconds to import torch."""
 
 import hashlib
+import importlib
+import io
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support.commands import ONE_RANK, Result
+from support.commands import ONE_RANK, REPOSITORY, Result
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
@@ -22,8 +25,38 @@ def be_rank(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("resnet50.records.curves.draw", lambda *_: None)  # half of a tiny run's time
 
 
+def called(command: ModuleType, flags: Sequence[object]) -> int:
+    """The exit code of a command's main(), which may replace signal handlers: they are restored."""
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        return command.main([str(flag) for flag in flags])
+    except SystemExit as end:  # argparse's
+        return end.code
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+def run_here(words: Sequence[object], cwd: Path) -> Result:
+    """`run` of support/commands.py in this process; train.py is a lone rank.
+
+    For what nothing interrupts: a run to compare with, or the resume after a kill.
+    """
+    _, script, *flags = words
+    assert script.parent == REPOSITORY
+    command = importlib.import_module(script.stem)
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        if script.stem == "train":
+            be_rank(patch)
+        code = called(command, flags)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
 class InProcess:
-    """Calls main() of a command, and restores the signal handlers that it replaces."""
+    """Calls main() of a command, as the fixture `in_process`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
         self.monkeypatch, self._capsys = monkeypatch, capsys
@@ -31,18 +64,11 @@ class InProcess:
 
     def __call__(self, command: ModuleType, *flags: object, as_rank: bool = False) -> Result:
         """as_rank: as a lone rank of torchrun; else train.py would start torchrun."""
-        handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
         self._capsys.readouterr()
         with self.monkeypatch.context() as patch:
             if as_rank:
                 be_rank(patch)
-            try:
-                code = command.main([str(flag) for flag in flags])
-            except SystemExit as end:  # argparse's
-                code = end.code
-            finally:
-                for signum, handler in handlers.items():
-                    signal.signal(signum, handler)
+            code = called(command, flags)
         said = self._capsys.readouterr()
         return Result(code, said.out, said.err)
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from support.commands import (
     ONE_RANK,
     processes_mentioning,
-    run,
     start,
     tiny_flags,
     torchrun_words,
     train_words,
     wait_for,
 )
+from support.in_process import run_here
 from support.pictures import STEPS_PER_EPOCH
 from support.runs import assert_same_end, status_of, steps_logged
 
@@ -40,7 +40,7 @@ def straight_run(data_dir: Path) -> Path:
     """A run of one rank that nothing interrupts, made once in each test process."""
     run_dir = data_dir.parent / "straight" / "run"
     run_dir.parent.mkdir()
-    result = run(train_words(*flags_of(data_dir, run_dir)), run_dir.parent, **ONE_RANK)
+    result = run_here(train_words(*flags_of(data_dir, run_dir)), run_dir.parent)
     assert result.code == 0, result.err
     return run_dir
 

@@ -23,6 +23,7 @@ from support.commands import (
     train_words,
     wait_for,
 )
+from support.in_process import run_here
 from support.pictures import make_folder
 from support.runs import status_of
 
@@ -88,7 +89,7 @@ def test_under_a_limit_a_smaller_batch_trains_and_stays_the_runs(
     assert recorded(run_dir)["device_batch_size"] == SMALLER
     assert (status_of(run_dir)["state"], status_of(run_dir)["step"]) == ("done", 1)
 
-    result = run(words, tmp_path, **ONE_RANK)  # now the larger one would fit
+    result = run_here(words, tmp_path)  # now the larger one would fit
     assert result.code == 0 and "resuming at step 1" in result.out, result.err
     assert "trying" not in result.out and f"x 3 micro-batches x {SMALLER} images" in result.out
     assert recorded(run_dir)["device_batch_size"] == SMALLER

@@ -22,6 +22,7 @@ from support.commands import (
     train_words,
     wait_for,
 )
+from support.in_process import run_here
 from support.kills import LAST_STEP, assert_as_if_nothing_was, flags_of
 from support.needs import needs, needs_root
 from support.runs import events_of, saved_steps
@@ -75,7 +76,7 @@ def test_a_call_that_fails_costs_its_checkpoints_only(image_folder, tmp_path, ca
     before = sums(folder)
     for name in before:
         checkpoint.load(folder / name)
-    result = run(words, tmp_path, **ONE_RANK)
+    result = run_here(words, tmp_path)
     assert result.code == 0, result.err
     after = sums(folder)
     assert all(after[name] == before[name] for name in before if name != checkpoint.BEST)

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 from support.commands import (
-    ONE_RANK,
     finish,
     processes_mentioning,
-    run,
     start,
     torchrun_words,
     train_words,
     wait_for,
 )
+from support.in_process import run_here
 from support.kills import assert_as_if_nothing_was, assert_no_orphans, flags_of, reach
 from support.runs import events_of, status_of, steps_logged
 
@@ -43,7 +42,7 @@ def ranks_and_loaders(run_dir: Path) -> dict[str, list[int]]:
 
 def assert_resumes(words: list[object], data_dir: Path, run_dir: Path) -> None:
     """The same command, with one rank this time, runs to the end."""
-    result = run(words, run_dir.parent, **ONE_RANK)
+    result = run_here(words, run_dir.parent)
     assert result.code == 0, result.err
     assert_as_if_nothing_was(data_dir, run_dir)
 

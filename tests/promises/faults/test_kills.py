@@ -14,6 +14,7 @@ import signal
 import pytest
 import torch
 from support.commands import ONE_RANK, run, start, train_words, wait_for
+from support.in_process import run_here
 from support.kills import KINDS, Killer, assert_as_if_nothing_was, flags_of, is_saving, words_of
 from support.runs import assert_same_end, newest_checkpoint
 
@@ -75,7 +76,7 @@ def test_a_resnet50_killed_while_it_saves_ends_with_the_same_bits(image_folder, 
     flags += ["--log_every_steps=1", "--eval_every_epochs=2", "--max_lr=0.02", "--max_steps=4"]
     flags += ["--save_every_steps=2"]
     words = train_words(*flags, f"--run_dir={tmp_path / 'straight'}")
-    assert run(words, tmp_path, **ONE_RANK).code == 0
+    assert run_here(words, tmp_path).code == 0
     words = train_words(*flags, f"--run_dir={tmp_path / 'killed'}")
     process = start(words, tmp_path, **ONE_RANK)
     folder = tmp_path / "killed" / "checkpoints"
@@ -83,7 +84,7 @@ def test_a_resnet50_killed_while_it_saves_ends_with_the_same_bits(image_folder, 
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert is_saving(tmp_path / "killed"), "the checkpoint was whole before the kill"
-    result = run(words, tmp_path, **ONE_RANK)
+    result = run_here(words, tmp_path)
     assert result.code == 0 and "resuming at step 2" in result.out
     assert_same_end(tmp_path / "straight", tmp_path / "killed")
     assert not is_saving(tmp_path / "killed")
