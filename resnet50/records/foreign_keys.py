@@ -328,8 +328,7 @@ def take_head(found: Found, rest: dict[str, Tensor], outside: dict[str, Tensor])
     rest: tensors beside the network's own; outside: everything in the file without the network's
     prefix. Raises ValueError for parts that may affect the outputs.
     """
-    biases = (t for key, t in found.tensors.items() if key.endswith("bn3.bias"))
-    features = max(bias.numel() for bias in biases)
+    features = max(t.shape[0] for key, t in found.tensors.items() if key.endswith("bn3.bias"))
     if bad := [key for key in rest if _first(key) not in HEADS | PROJECTIONS]:
         raise ValueError(
             f"these weights are not this model's: unexpected {', '.join(bad[:3])}; {OURS}"
@@ -381,6 +380,8 @@ def refuse_unusable(tensors: Mapping[str, Tensor], prefix: str) -> None:
             raise ValueError(f"{key} is on the meta device, without values: save a loaded model")
         if tensor.layout != torch.strided:
             raise ValueError(f"{key} is {tensor.layout}: save it with .to_dense()")
+        if tensor.dim() == 0 and key.endswith((".weight", ".bias", "_mean", "_var")):
+            raise ValueError(f"{key} is a single number: the file is damaged, or edited")
         if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in PRECISIONS):
             raise ValueError(f"{key} is {tensor.dtype}: give the weights before quantization")
 
