@@ -262,6 +262,7 @@ OTHERS = {
     "datasets/imagenet.py",
     "datasets/imagenette.py",
     "imagenet/main.py",
+    "numpy.py",
     "references/classification/presets.py",
     "references/classification/train.py",
     "resnet.py",

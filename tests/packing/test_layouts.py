@@ -18,7 +18,7 @@ from PIL import Image
 from support.data_sources import WNIDS, Files, jpeg, tar_bytes, val_name, write_folder
 
 import prepare_data
-from resnet50.data import splits, unused
+from resnet50.data import orientation, splits, unused
 from resnet50.packing import archives, sources
 from resnet50.packing.members import Passed
 from resnet50.packing.sources import SplitDirs
@@ -300,6 +300,17 @@ def test_what_can_be_read_is_read_and_the_rest_is_counted(name, tmp_path):
     assert all(f"{count} {'of ' * (r == unused.UNKNOWN)}{r}" in line for r, count in said.items())
     for _, label, member in (p for pictures in found.splits.values() for p in pictures):
         assert found.classes[label] in member.path or VAL in member.path
+
+
+def test_training_warns_of_deep_gray(tmp_path):
+    for place in ("train/a/1.jpg", "train/b/2.png", "val/a/3.jpg", "val/b/4.jpg"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("I;16" if place.endswith("png") else "L", (40, 40)).save(tmp_path / place)
+    train, val = splits.open_dataset(tmp_path)
+    assert f"{tmp_path}/train/b/2.png has gray values of more" in splits.deep_gray_line(train)
+    assert not splits.deep_gray_line(val), "JPEG has 8 bits"
+    begun_before = splits.open_dataset(tmp_path, orientation.LEGACY).train
+    assert not splits.deep_gray_line(begun_before), "which reads the upper 8 bits"
 
 
 def test_training_says_what_its_listing_shows(tmp_path):

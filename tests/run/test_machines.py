@@ -138,6 +138,22 @@ def test_variables_of_another_program_are_named_at_once(
     assert "Traceback" not in result.err and not (tmp_path / "run").exists()
 
 
+def test_in_another_thread_the_remedy_is_said(capsys):
+    codes = []
+
+    def call() -> None:
+        try:
+            train.main(["--recipe=tiny"])
+        except SystemExit as end:
+            codes.append(end.code)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert codes == [2]
+    assert "it needs the main thread: start it as a program" in capsys.readouterr().err
+
+
 def test_empty_variables_are_none(monkeypatch):
     for name in distributed.VARIABLES:
         monkeypatch.setenv(name, "")
