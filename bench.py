@@ -260,7 +260,7 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
     """The settings of the run to measure. Raises ValueError if the user must change something."""
     if not 0 < args.seconds < math.inf:
         raise ValueError(f"--seconds {args.seconds:g}: must be above 0")
-    outputs.check({"json": args.json})
+    outputs.check({"json": args.json}, {"json": ("machine", "sizes")})
     given = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
     settings = {**RECIPES[args.recipe].settings, **given}
     if args.image_size:

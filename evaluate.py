@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from resnet50.config.command_line import Parser, print_error
-from resnet50.data import class_names, crops, orientation, transforms
+from resnet50.data import class_names, class_order, crops, orientation, transforms
 from resnet50.data.batch import Batch, normalize
 from resnet50.data.loader import Loader, choose_num_workers
 from resnet50.data.splits import (
@@ -41,7 +41,7 @@ from resnet50.data.splits import (
     relabeled,
     unused_line,
 )
-from resnet50.inference import class_order, mistakes, predictions, pretrained
+from resnet50.inference import mistakes, predictions, pretrained
 from resnet50.inference.predictions import Predictions
 from resnet50.inference.pretrained import Pretrained
 from resnet50.system import outputs, processes
@@ -126,8 +126,15 @@ def check_outputs(args: argparse.Namespace) -> None:
     if args.images and not (args.csv or args.submission):
         raise ValueError("--images needs an output file: --csv FILE or --submission FILE")
     files = {option: getattr(args, option) for option in ("json", "csv", "submission")}
-    outputs.check(files, {"weights": args.weights, "images": args.images})
+    marks = {"csv": predictions.TABLE_BEGIN, "submission": predictions.SUBMISSION_BEGIN}
+    marks["json"] = ("num_images", "num_bad_images", "weights")  # of `evaluate`'s result
+    outputs.check(files, marks, {"weights": args.weights, "images": args.images})
     if args.report:
+        if foreign := mistakes.foreign_file(args.report):
+            raise ValueError(
+                f"--report {args.report}: its {foreign.name} is not from a report, and would be "
+                "replaced: give another folder"
+            )
         outputs.check_folder("report", args.report)
 
 

@@ -33,7 +33,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -49,6 +49,7 @@ from resnet50.export.hub import Target
 from resnet50.inference import pretrained
 from resnet50.inference.pretrained import Pretrained
 from resnet50.records import checkpoint, ownership
+from resnet50.system import outputs
 
 PRUNED = "pruned.pt"
 
@@ -146,8 +147,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in ("num_calibration", "batch_size", "num_rounds"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)}: must be at least 1")
-    if args.json and not args.json.parent.is_dir():
-        raise ValueError(f"--json {args.json} cannot be written: give a file in an existing folder")
+    outputs.check({"json": args.json}, {"json": ("models", "conditions")})
     if args.num_images < 0:
         raise ValueError(f"--num_images {args.num_images}: must be at least 1, or 0 for all")
     if args.prune is not None and not 0 < args.prune < 100:
@@ -341,6 +341,15 @@ def write_checked(
     }
 
 
+def write_json(path: Path, result: Mapping[str, object]) -> str:
+    """Write the table; returns the message for the user if that failed, or ""."""
+
+    def write(place: Path) -> None:
+        place.write_text(json.dumps(result, indent=2) + "\n")
+
+    return outputs.write_or_keep("json", path, write)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Export and print the table; returns 0, or 2 if the user must change something."""
     args = build_parser().parse_args(argv)
@@ -351,8 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             prune(args)
             return 0
         loaded, result = export(args)
-        if args.json:
-            args.json.write_text(json.dumps(result, indent=2) + "\n")
+        problem = write_json(args.json, result) if args.json else ""
         print(f"\n{comparison.as_table(result['models'])}\n\n{result['conditions']}")
         print(f"{named(result['kind'])} written to {args.out}")
         if args.hub:
@@ -363,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, OSError) as error:
         return print_error("export.py", error)
-    return 0
+    return print_error("export.py", problem) if problem else 0
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
 def check_outputs(args: argparse.Namespace) -> None:
     """Raise ValueError now for outputs that could not be written at the end, or that would replace
     a file of another program."""
-    outputs.check({"json": args.json})
+    outputs.check({"json": args.json}, {"json": ("max_lr", "suggestions")})
     if foreign := ownership.foreign_range_test(args.out):
         raise ValueError(
             f"--out {args.out}: its {foreign.name} is not from a range test, and would be "

@@ -49,7 +49,7 @@ MEANINGS: Mapping[str, tuple[str, ...]] = {
     "config cfg preset": ("recipe",),
     "image picture input input_dir": ("images",),
     "push_to_hub hub_model_id repo_id": ("hub",),
-    "server_name address ip": ("host",),
+    "server_name address ip share": ("host",),
     "resume r auto_resume resume_from resume_from_checkpoint continue": ("weights", SAME_COMMAND),
     "pretrained use_pretrained": ("--init_from torchvision", "--weights torchvision"),
     "evaluate eval test eval_only val_only test_only validate": (
@@ -60,7 +60,10 @@ MEANINGS: Mapping[str, tuple[str, ...]] = {
     ),
     "local_rank rank world_size dist_url dist_backend multiprocessing_distributed distributed ddp "
     "strategy": (EVERY_GPU,),
-    "device cpu no_cuda accelerator": ("--device cpu", "CUDA_VISIBLE_DEVICES= hides the GPUs"),
+    "device cpu no_cuda accelerator": (
+        "--device cpu",
+        "a GPU is used if there is one; CUDA_VISIBLE_DEVICES= hides it",
+    ),
     "arch a model model_name backbone net": (
         "--recipe NAME, or --layers and --width: the model is a ResNet50",
         "no option is needed: the weights tell which network it is",

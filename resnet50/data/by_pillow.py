@@ -29,6 +29,12 @@ def open_picture(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data))
 
 
+def loses_bits(image: Image.Image, data: bytes) -> bool:
+    """Whether Pillow keeps only the upper 8 of 16 bits: of PNG's color, and of gray with alpha."""
+    # A PNG begins with its signature, a length, IHDR, width and height, and the number of bits.
+    return image.format == "PNG" and image.mode in ("LA", "RGB", "RGBA") and data[24] == 16
+
+
 def load(data: bytes) -> Image.Image:
     """A picture in its own mode, decoded; PNG metadata may have any size."""
     try:
@@ -56,7 +62,8 @@ def open_any_png(data: bytes) -> Image.Image:
 
 def decode(data: bytes, is_legacy: bool = False) -> np.ndarray:
     """All pixels, uint8 (H, W, 3); is_legacy: as `orientation.LEGACY` says."""
-    return np.asarray(to_rgb(open_picture(data) if is_legacy else load(data), is_legacy))
+    # A copy, since torch warns of Pillow's own memory, which must not be written.
+    return np.array(to_rgb(open_picture(data) if is_legacy else load(data), is_legacy))
 
 
 def without_metadata(png: bytes) -> bytes:

@@ -1,8 +1,8 @@
 """Which class names and folders are accepted, for every reader of a data set.
 
-Classes are refused if most of them have names of splits or parts of a data set: train, test1,
-images, labels (remedies.is_part_name has the words). A single such name among others is a class
-like any other: a set of vehicles has bus, car and train.
+Classes are refused if they have names of splits or parts of a data set: train, test1, images,
+labels (remedies.py has the words). A single such name among others is a class like any other: a set
+of vehicles has bus, car and train.
 """
 
 import re
@@ -36,14 +36,27 @@ def check_names(classes: Sequence[str], where: object, remedy: str = "") -> None
         other = by_form.setdefault(unicodedata.normalize("NFC", name), name)
         if other != name:
             raise ValueError(f"{where}: two classes are called {name}: {_forms(other, name)}")
-    parts = [name for name in classes if remedies.is_part_name(name)]
-    if 2 * len(parts) > len(classes):
+    if are_parts(classes):
         raise ValueError(
             f"{where}: the classes would be {described(classes)}, but these name splits or "
             "parts of a data set, such as a detection set, and not classes. Every picture "
             "must be in a folder of its class, train/CLASS/* and val/CLASS/*, or be listed with "
             f"its class in train.csv and val.csv of path,label{remedy}"
         )
+
+
+def are_parts(classes: Sequence[str]) -> bool:
+    """Whether folders are parts of a data set rather than classes: most are called so, or one of
+    two images, labels and the like, or half are splits of something (trainA, testA)."""
+    parts = [name for name in classes if remedies.is_part_name(name)]
+    if 2 * len(parts) > len(classes):
+        return True
+    # images beside gt; but train may be one of two classes of vehicles.
+    if len(classes) == 2 and not all(map(remedies.is_split_name, parts)):
+        return True
+    splits = [remedies.split_words_in(name) for name in classes]
+    named = [words for words in splits if words]
+    return len(set().union(*named)) > 1 and 2 * len(named) >= len(classes)
 
 
 def check_number(classes: Sequence[str], where: object) -> None:

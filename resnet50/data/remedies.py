@@ -42,6 +42,13 @@ def is_split_name(name: str) -> bool:
     return is_part_name(name) and bool(re.search(_SPLIT, name.lower()))
 
 
+def split_words_in(name: str) -> set[str]:
+    """The kinds of split that a name mentions: "train" for trainA, "val" for DIV2K_valid_HR."""
+    words = set(map(str.lower, re.findall("[A-Z]?[a-z]+|[A-Z]+", name)))
+    kinds = {"train": TRAIN_WORDS, "val": VAL_WORDS, "test": TEST_WORDS}
+    return {kind for kind, known in kinds.items() if words & set(known)}
+
+
 def split_flags(names: Iterable[str]) -> str:
     """--train_dir and --val_dir for folders with names of splits; "" without any to train
     on. A test split is used for validation if there is no other."""
@@ -112,6 +119,9 @@ def other_splits(data_dir: Path) -> str:
         nested = [name for name in splits if _has_folders(data_dir / name)]
         if flags := split_flags(nested):
             return f". Splits with other names must be named: {then_train(data_dir, flags)}"
+        if len(nested) == 1:
+            own = then_train(data_dir, f"--train_dir {quoted(nested[0])}")
+            return f". To take a validation split out of {nested[0]}/ and train on the rest, {own}"
         if not nested:
             return f". {data_dir / splits[0]} holds no folders, and every class needs one"
     if any("\\" in name for name in names):

@@ -35,11 +35,12 @@ class Splits(NamedTuple):
 def find_split(data_dir: Path, split: str) -> Path:
     """Pack or folder of a split. Raises ValueError if there is none, with a remedy for what is
     there."""
+    if not data_dir.is_dir():
+        raise ValueError(remedies.no_such_folder(data_dir))
     try:
         return dataset_paths.split_path(data_dir, split)
     except ValueError as error:
-        what = remedies.other_splits(data_dir) if data_dir.is_dir() else ""
-        raise ValueError(f"{error}{what}") from error
+        raise ValueError(f"{error}{remedies.other_splits(data_dir)}") from error
 
 
 def _if_packed(data_dir: Path, train: "Split", val: "Split") -> str:
@@ -144,8 +145,6 @@ def open_dataset(data_dir: Path, upright: str = orientation.AUTO) -> Splits:
     upright: one of data/orientation.py's ways. Raises ValueError naming what differs, and for
     a single class.
     """
-    if not data_dir.is_dir():
-        raise ValueError(remedies.no_such_folder(data_dir))
     for split in ("train", "val"):  # a missing split is reported before faults of the other
         find_split(data_dir, split)
     train, val = (_open(data_dir, split, upright) for split in ("train", "val"))
@@ -176,10 +175,13 @@ def deep_gray_line(split: Split) -> str:
         if path.suffix.lower() in JPEG_ENDS:  # which have 8 bits
             continue
         try:
-            is_deep = is_deep_gray(by_pillow.open_picture(path.read_bytes()).mode)
+            data = path.read_bytes()
+            image = by_pillow.open_picture(data)
         except Exception:  # counted when it is decoded
             continue
-        if is_deep:
+        if by_pillow.loses_bits(image, data):
+            return f"warning: {path} has 16 bits a channel, of which the upper 8 are read"
+        if is_deep_gray(image.mode):
             return (
                 f"warning: {path} has gray values of more than 8 bits; each such picture is scaled "
                 "by the bits that its own values need (docs/recipes.md, Data)"

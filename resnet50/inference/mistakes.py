@@ -13,11 +13,19 @@ import numpy as np
 from resnet50.records import metrics
 from resnet50.system import figures
 from resnet50.system.figures import Figure
+from resnet50.system.outputs import may_replace
 
 ORANGE = "#D55E00"
 CLASS_COLUMNS = ("class", "images", "top1", "top5", "mostly_taken_for", "times")
 PAIR_COLUMNS = ("class", "taken_for", "times", "pct_of_class")
 MOST_PAIRS, MOST_CLASSES, MOST_PICTURES = 50, 20, 12
+FILES = (
+    "per_class.csv",
+    "confused_pairs.csv",
+    "confusion.png",
+    "worst_classes.png",
+    "mistakes.png",
+)
 MOST_NAMED = 30  # classes of which a matrix still shows the names
 NAME_LENGTH = 22  # characters of a class's name in a picture
 
@@ -83,6 +91,14 @@ def confident_mistakes(
     return wrong[np.argsort(-confidences[wrong], kind="stable")][:MOST_PICTURES]
 
 
+def foreign_file(folder: Path) -> Path | None:
+    """A file there that a report would replace, if the folder holds no earlier report."""
+    table = folder / FILES[0]
+    is_report = table.is_file() and may_replace(table, ",".join(CLASS_COLUMNS).encode())
+    there = (folder / name for name in FILES if (folder / name).exists())
+    return None if is_report else next(there, None)
+
+
 def write_report(
     folder: Path,
     classes: Sequence[str],
@@ -119,8 +135,7 @@ def write_report(
             "as Debian's fonts-noto-cjk has them",
             file=sys.stderr,
         )
-    names = ("per_class.csv", "confused_pairs.csv", "confusion.png", "worst_classes.png")
-    return [folder / name for name in (*names, "mistakes.png")]
+    return [folder / name for name in FILES]
 
 
 def short(name: str) -> str:

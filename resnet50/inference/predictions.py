@@ -14,6 +14,8 @@ from resnet50.training import distributed
 from resnet50.training.distributed import Ranks
 
 TOP = 5
+# What the two tables begin with.
+TABLE_BEGIN, SUBMISSION_BEGIN = b"image,class1,", b"ImageId,PredictionString\n"
 ANY_BYTES = "surrogateescape"  # how Python decodes file names that are not UTF-8
 
 

@@ -19,11 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from model import ResNet, architecture_of, load_weights
-from resnet50.data import orientation, transforms
+from resnet50.data import class_order, orientation, transforms
 from resnet50.data.batch import normalize
 from resnet50.data.class_names import default_names, imagenet_names, readable
 from resnet50.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from resnet50.inference import class_order
 from resnet50.records import weights
 
 TORCHVISION, WEIGHTS, CONFIG = weights.TORCHVISION, weights.WEIGHTS, weights.CONFIG

@@ -45,7 +45,7 @@ LISTING_THREADS = 16
 # of zip itself a.z01.
 PART_OF_ARCHIVE = re.compile(
     r"(?P<whole>.+\.(?:zip|tar|tgz|gz|bz2|xz|zst|7z|rar))"
-    r"(?P<mark>\.\d{1,3}|[._-]?part[._-]?(?:\d+|[a-z]{2,3})|[._-][ab][a-y])",
+    r"(?P<mark>[._-]\d{1,4}|[._-]?part[._-]?(?:\d+|[a-z]{2,3})|[._-]?(?:a[a-z]|b[a-y]))",
     re.IGNORECASE,
 )
 SPLIT_ZIP = re.compile(r"\.z\d{2,3}")
@@ -137,7 +137,7 @@ def refuse_parts(paths: Sequence[Path]) -> None:
         if match := PART_OF_ARCHIVE.fullmatch(path.name):
             whole, mark = match["whole"], match["mark"]
             # Not "whole.*", which would take a checksum file along.
-            begin = re.match(r"[._-](?:part[._-]?)?", mark, re.IGNORECASE)[0]
+            begin = re.match(r"[._-]?(?:part[._-]?)?", mark, re.IGNORECASE)[0]
             parts = _parts_in_order(path.with_name(f"{whole}{begin}"), mark[len(begin) :])
             joined = shlex.quote(str(path.with_name(whole)))
             raise ValueError(
@@ -157,7 +157,7 @@ def _parts_in_order(begin: Path, last: str) -> str:
     """
     name = shlex.quote(str(begin))
     if not last.isdigit():
-        return f"{name}*"
+        return name + "[a-z]" * len(last)
     ends = (
         path.name.removeprefix(begin.name)
         for path in begin.parent.glob(f"{glob.escape(begin.name)}*")

@@ -3,6 +3,7 @@
 import csv
 import io
 import posixpath
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 def rows(data: bytes, where: Path, header: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Line numbers and rows of a CSV file. Raises ValueError naming the line."""
-    reader = csv.reader(io.StringIO(data.decode("utf-8-sig", ANY_BYTES), newline=""), strict=True)
+    text = io.StringIO(data.decode("utf-8-sig", ANY_BYTES), newline="")
+    reader = csv.reader(text, strict=True, skipinitialspace=True)
     try:
         first = next(reader, None)
         if first is None or [field.strip().lower() for field in first] != [
@@ -50,7 +52,7 @@ def are_there(source: Path) -> bool:
         fields = [field.strip().strip('"').lower() for field in text.split(",")]
         ours.append(fields == list(CSV_HEADER))
         if not ours[-1] and {*CSV_HEADER} <= {
-            word.strip().strip('"').lower() for part in text.split(";") for word in part.split(",")
+            word.strip().strip('"').lower() for word in re.split("[;,\t]", text)
         }:
             what = f"{file}: its first line is {printable(text)!r}"
             raise ValueError(f"{what}, but must be path,label: these two columns, with a comma")

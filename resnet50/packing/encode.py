@@ -103,6 +103,8 @@ def unusual(name: str, data: bytes) -> str:
     found = [f"a {image.format}, not a JPEG"] if is_liar else []
     if transforms.is_deep_gray(image.mode):
         found.append(str(transforms.gray_range(np.asarray(image))))
+    if by_pillow.loses_bits(image, data):
+        found.append("16 bits a channel, of which the upper 8 are read")
     return "; ".join(found)
 
 

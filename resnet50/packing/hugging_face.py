@@ -16,6 +16,7 @@ from resnet50.packing.members import Passed
 from resnet50.packing.tree import ByClass, Tree
 
 ARCHIVE = re.compile(r"(train|val|test)_images(_\d+)?\.(tar\.gz|tgz|tar)")
+NUMBER, ALL = re.compile(r"train_images_(\d+)\."), set(range(5))
 TRAIN_NAME = class_folders.HUGGING_FACE_TRAIN
 VAL_NAME = re.compile(r"ILSVRC2012_val_\d{8}_(n\d{8})\.JPEG")
 TEST_NAME = re.compile(r"ILSVRC2012_test_\d+.*\.JPEG")
@@ -38,7 +39,9 @@ def find_archives(source: Path) -> list[Path]:
         # A .tar beside its .tar.gz has the same pictures.
         found = [p for p in found if p.suffix == ".tar" or p.with_suffix("") not in found]
         if found:
-            if len({path.name[:3] for path in found}) < 2:
+            numbers = {int(match[1]) for p in found if (match := NUMBER.match(p.name))}
+            # Each of the five has pictures of every class, so the classes would not tell.
+            if len({path.name[:3] for path in found}) < 2 or numbers < ALL:
                 raise ValueError(_both(source, ", ".join(path.name for path in found) + ": some"))
             return found
     return []

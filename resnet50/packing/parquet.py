@@ -74,12 +74,15 @@ def find_files(source: Path) -> list[Path]:
 
 def split_of(path: Path, source: Path) -> str:
     """train, val or test, by a file's name or a folder's: train-00000-of-00257.parquet,
-    default/train/0000.parquet. Raises ValueError if neither says it."""
+    default/train/0000.parquet. A file given alone is train's, whatever its name. Raises ValueError
+    if nothing says it."""
     relative = path.relative_to(source if source.is_dir() else source.parent)
     for part in reversed(relative.with_suffix("").parts):
         for word in re.findall(r"[a-z]+", part.lower()):
             if word in SPLIT_NAMES:
                 return SPLIT_NAMES[word]
+    if path == source:
+        return "train"
     what = f"{path}: neither its name nor its folder's says which split it is"
     raise ValueError(f"{what}: call it train-{path.name} or validation-{path.name}")
 
@@ -117,10 +120,13 @@ def open_table(path: Path, source: Path, reader: ModuleType) -> Table:
         lambda n: (features.get(n) or {}).get("_type") == "ClassLabel",
         LABEL_COLUMNS,
     )
+    check_labels_type(path, label, schema.field(label).type)
     kind = schema.field(image).type
     fields = [kind.field(i).name for i in range(kind.num_fields)]
     if fields and "bytes" not in fields:
         raise ValueError(f"{path}: its column {image} has no bytes, so it holds no pictures")
+    if not fields and "binary" not in str(kind):
+        raise ValueError(f"{path}: its column {image} is {kind}, so it holds no pictures")
     has_paths = "path" in fields
     rows = file.read(columns=[label, *([f"{image}.path"] if has_paths else [])])
     labels = rows.column(label).to_pylist()
@@ -134,6 +140,15 @@ def open_table(path: Path, source: Path, reader: ModuleType) -> Table:
         paths or [""] * len(labels),
         labels,
     )
+
+
+def check_labels_type(path: Path, label: str, kind: Any) -> None:
+    """Raise ValueError for labels that are neither whole numbers nor texts."""
+    if not re.fullmatch(r"u?int\d+|(large_)?string|dictionary<values=string.*", str(kind)):
+        raise ValueError(
+            f"{path}: its column {label} is {kind}: one class for each picture is needed, a whole "
+            "number or a text"
+        )
 
 
 def column(path: Path, what: str, names: Sequence[str], is_one: Any, usual: Sequence[str]) -> str:
@@ -228,6 +243,11 @@ def convert(source: Path, out: Path) -> None:
         mark = [status.st_size, status.st_mtime_ns]
         if state.get(key) == mark:
             continue
+        if key in state:
+            raise ValueError(
+                f"{table.path} has changed since its pictures were written to {out}, where they "
+                "would stay: give an empty or a new folder"
+            )
         write_table(table, of_rows, out, reader)
         state[key] = mark
         files.write_text(out / STATE, json.dumps(state), sync=False)

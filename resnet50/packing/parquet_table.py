@@ -69,10 +69,10 @@ def check_labels(tables: Sequence[Table]) -> None:
     label_of: dict[str, str] = {}
     for table in tables:
         texts = (label for label in {*table.names, *table.labels} if isinstance(label, str))
-        if too_long := next((text for text in texts if not fits_a_disk(text)), ""):
+        if odd := next((text for text in texts if not fits_a_disk(folder_name(text))), ""):
             raise ValueError(
-                f"{table.path}: the label {too_long[:40]!r}... is too long for a folder's name: "
-                "shorten it"
+                f"{table.path}: the label {odd[:40]!r}... is too long for a folder's name: shorten "
+                "it"
             )
         for row, label in enumerate(table.labels):
             if isinstance(label, int) and label < -1:
@@ -103,8 +103,9 @@ def folder_name(label: str) -> str:
 
 
 def fits_a_disk(name: str) -> bool:
-    """Whether a disk takes this as a file's or a folder's name."""
-    return "\0" not in name and len(name.encode(errors="surrogatepass")) <= MAX_NAME_BYTES
+    """Whether a disk takes this as the name of a file or folder, and it is not a hidden one."""
+    num_bytes = len(name.encode(errors="surrogatepass"))
+    return "\0" not in name and num_bytes <= MAX_NAME_BYTES and not dataset_paths.is_hidden(name)
 
 
 def wnid_of(path: str) -> str:

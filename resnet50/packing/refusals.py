@@ -10,6 +10,7 @@ from resnet50.data.unused import is_archive, printable
 from resnet50.packing import archives
 from resnet50.packing.tree import Tree
 
+SHARD = re.compile(r"\d{4,}\.tar$")
 UNDERSTOOD = """\
   a folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar
   a folder with Hugging Face's train_images_0.tar.gz to train_images_4.tar.gz and val_images.tar.gz
@@ -47,11 +48,14 @@ def other_splits(tree: Tree, root: str, names: Sequence[str]) -> str:
         flags = remedies.split_flags(posixpath.join(root, name) for name in names)
         command = remedies.pack_command(tree.source, flags)
         return f"{what}; {known}. Name yours: {command}"
-    first = remedies.quoted(posixpath.join(root, names[0]))
-    command = remedies.pack_command(tree.source, f"--train_dir {first}")
+    places = [remedies.quoted(posixpath.join(root, name)) for name in names]
+    flags = " ".join(f"--train_dir {place}" for place in places[:3])
+    command = remedies.pack_command(tree.source, flags)
+    more = " (and so on for the other folders)" if len(places) > 3 else ""
     return (
-        f"{what}; {known}. Name the folder whose subfolders are the classes, as in {command}, "
-        "and --val_dir if there is one to validate on; both can be repeated"
+        f"{what}; {known}. If the subfolders are the classes, name the folders above them: "
+        f"{command}{more}, with --val_dir for those to validate on. If {printable(names[0])} is a "
+        "class, list all pictures in a train.csv and a val.csv of path,label"
     )
 
 
@@ -99,11 +103,25 @@ def too_few(tree: Tree, root: str) -> str:
             return (
                 f"{tree.source}: a single class, {printable(posixpath.basename(root))}: any "
                 "answer would be right; two or more classes are needed, with a folder each"
+                f"{unused_tables(tree)}"
             )
     if tree.pictures.get(root):
         names = sorted(posixpath.basename(member.path) for member in tree.pictures[root])
         return f"{class_folders.flat(tree.where(root), names)}. {unknown(tree)}"
     return unknown(tree)
+
+
+def unused_tables(tree: Tree) -> str:
+    """The hint that there are tables, and that they are not ours; "" without any."""
+    tables = [
+        m.path for ms in tree.others.values() for m in ms if m.path.endswith((".csv", ".tsv"))
+    ]
+    if not tables:
+        return ""
+    return (
+        f". {printable(min(tables))} was not used: tables of classes are called train.csv and "
+        "val.csv, and their first line is path,label"
+    )
 
 
 def unknown(tree: Tree) -> str:
@@ -122,6 +140,17 @@ def unknown(tree: Tree) -> str:
             "Windows zip that was unpacked without its folders: give the zip itself"
         )
     inner = sorted(name for name in names if is_archive(name))
+    if inner and all(SHARD.search(name) for name in inner):
+        return (
+            f"{tree.source}: {printable(inner[0])} is a shard, as WebDataset has them, which are "
+            "not read: write their pictures into a folder for each class"
+        )
+    if any("ilsvrc2012" in name.lower() for name in inner):
+        return (
+            f"{tree.source}: ImageNet's archives are called ILSVRC2012_img_train.tar and "
+            f"ILSVRC2012_img_val.tar, and here there are {printable(', '.join(inner[:3]))}: rename "
+            "them, and give the folder that holds both"
+        )
     if inner and not tree.pictures:
         shown = ", ".join(map(printable, inner[:3])) + (", ..." if len(inner) > 3 else "")
         what = f"{tree.source}: holds archives ({shown}), which are not opened"

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from resnet50.records.tensor_checks import is_number, refuse_bad_numbers, refuse_unusable
 from resnet50.records.weight_files import PLACES, is_average
 
 # These keys mark a network: the first block's first convolution, under any prefix.
@@ -38,7 +39,6 @@ LIGHTNINGS_AVERAGE = {"state_dict", "current_model_state", "averaging_state"}
 STAGE_KEY = re.compile(r"layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01])\.\w+")
 STEM_KEY = re.compile(r"(conv1|bn1)\.\w+")
 BLOCKS = {(2, 2, 2, 2): "ResNet18", (3, 4, 6, 3): "ResNet34"}
-PRECISIONS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 OURS = "this program has ResNets of bottlenecks (50, 101, 152, Wide)"
 
 
@@ -104,8 +104,7 @@ def find(contents: Mapping, raw: bool = False) -> Found:
         # A counter since PyTorch 0.4.1 that does not affect outputs.
         counter = key.replace("running_mean", "num_batches_tracked")
         count = found.tensors.get(counter)
-        is_usable = count is not None and count.numel() == 1 and not count.is_meta
-        found.tensors[counter] = count.reshape(()) if is_usable else torch.tensor(0)
+        found.tensors[counter] = count if is_number(count) else torch.tensor(0)
     refuse_bad_numbers(found.tensors)
     if has_nameless_average(contents):
         found.notes.append(
@@ -368,32 +367,3 @@ def left_aside(found: Found, keys: Iterable[str]) -> None:
 
 def _first(key: str) -> str:
     return key.partition(".")[0]
-
-
-def refuse_unusable(tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Raise ValueError naming the first of the network's tensors that does not hold plain values
-    of floating point, which the functions above could not even compare."""
-    for key, tensor in tensors.items():
-        if not key.startswith(prefix) or key.endswith("num_batches_tracked"):
-            continue
-        if tensor.is_meta:
-            raise ValueError(f"{key} is on the meta device, without values: save a loaded model")
-        if tensor.layout != torch.strided:
-            raise ValueError(f"{key} is {tensor.layout}: save it with .to_dense()")
-        if tensor.dim() == 0 and key.endswith((".weight", ".bias", "_mean", "_var")):
-            raise ValueError(f"{key} is a single number: the file is damaged, or edited")
-        if tensor.is_quantized or (tensor.is_floating_point() and tensor.dtype not in PRECISIONS):
-            raise ValueError(f"{key} is {tensor.dtype}: give the weights before quantization")
-
-
-def refuse_bad_numbers(tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError naming the first of the network's tensors whose values cannot be right."""
-    for key, tensor in tensors.items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        if not tensor.is_floating_point():
-            raise ValueError(f"{key} is {tensor.dtype}: give the weights before quantization")
-        if not tensor.isfinite().all():
-            raise ValueError(f"{key} has values that are not finite (NaN or infinity)")
-        if key.endswith("running_var") and (tensor < 0).any():
-            raise ValueError(f"{key} has negative variances: the file is damaged, or edited")

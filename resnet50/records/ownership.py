@@ -25,6 +25,7 @@ IN_RANGE_TEST = tuple(f"{RANGE_TEST}/{name}" for name in RANGE_TEST_FILES)
 # What a refused start may leave: locks and a heartbeat, each holding a number.
 HEARTBEAT = ".heartbeat"  # run/heartbeat.py writes it
 NUMBERS = (LOCK, status.SUPERVISOR_LOCK, HEARTBEAT)
+BEGINNINGS = {LOG: b'{"kind": "', METRICS: b"epoch,step,"}
 SOME_SETTINGS = {"total_batch_size", "max_lr", "epochs"}  # of every config.json of ours
 
 
@@ -73,11 +74,11 @@ def refuse_foreign(run_dir: Path) -> None:
         foreign = next(filter(_is_foreign, _written(run_dir)), None)
     # A checkpoint of ours alone, such as a copied best.pt, says nothing about the files around it.
     if foreign is None and not has_mark(run_dir):
-        names = ((LOG, b'{"kind": "'), (METRICS, b"epoch,step,"))
-        foreign = next((run_dir / n for n, begin in names if not _begins(run_dir / n, begin)), None)
+        files = ((run_dir / name, begin) for name, begin in BEGINNINGS.items())
+        foreign = next((path for path, begin in files if not _begins(path, begin)), None)
         # Pictures and tables made from the log are a run's if the log is.
         made_from_log = (run_dir / METRICS).with_suffix(".md"), run_dir / "curves.png"
-        if foreign is None and not any(_exists(run_dir / name) for name, _ in names):
+        if foreign is None and not any(_exists(run_dir / name) for name in BEGINNINGS):
             foreign = next(filter(_exists, made_from_log), None)
     if foreign is not None:
         raise ValueError(
@@ -96,8 +97,10 @@ def remove_run(run_dir: Path) -> None:
         else:
             checkpoint.put_aside(path)
     checkpoint.remove_partial(folder)
-    events = (run_dir / TENSORBOARD).glob(EVENTS)
-    for path in (*events, *(run_dir / name for name in (*FILES, *IN_RANGE_TEST))):
+    had_tensorboard = _json_object(run_dir / CONFIG).get("settings", {}).get("tensorboard")
+    events = (run_dir / TENSORBOARD).glob(EVENTS) if had_tensorboard else ()
+    found = () if foreign_range_test(run_dir / RANGE_TEST) else IN_RANGE_TEST
+    for path in (*events, *(run_dir / name for name in (*FILES, *found))):
         path.unlink(missing_ok=True)
     for inner in (folder, run_dir / TENSORBOARD, run_dir / RANGE_TEST):
         if inner.is_dir() and not inner.is_symlink() and not any(inner.iterdir()):
@@ -119,6 +122,8 @@ def _is_foreign(path: Path) -> bool:
     if path.name in NUMBERS:
         text = path.read_bytes()[:64].strip()
         return bool(text) and not text.lstrip(b"-").isdigit()
+    if path.name in BEGINNINGS:  # a start may end before it has written its settings
+        return not _begins(path, BEGINNINGS[path.name])
     if path.name == status.FILE:
         return not _json_object(path).keys() >= {"attempt", "state"}
     if path.parent.name == RANGE_TEST:  # lr_finder.py may have run before the first start

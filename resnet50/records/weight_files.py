@@ -155,6 +155,8 @@ def _named_by_first_bytes(head: bytes) -> str:
     for magic, what in KINDS.items():
         if head.startswith(magic):
             return what
+    if not head.strip(b"\0"):
+        return "begins with zeros alone: the copy or the download has not finished"
     if HTML.match(head):
         return "is a web page, saved in the file's place: download the file itself"
     if head.lstrip()[:1] in (b"{", b"["):

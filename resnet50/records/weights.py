@@ -23,7 +23,7 @@ from resnet50.records.model_folders import CONFIG, PREPROCESSOR, WEIGHTS_NAMES, 
 
 TORCHVISION = "torchvision"
 WEIGHTS = model_folders.WEIGHTS
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 MAX_NAME = 255  # characters of a file's name on most disks
 # Names that end like this are files, and are never looked up on the Hub.
 FILE_ENDS = (

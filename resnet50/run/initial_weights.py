@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from resnet50.config.train_config import TrainConfig
+from resnet50.data import class_order
 from resnet50.data.class_names import imagenet_names, readable
 from resnet50.records import weights
 from resnet50.records.weights import Weights
@@ -53,8 +54,10 @@ def why_fresh_head(found: Weights, classes: Sequence[str]) -> str:
     if found.num_classes != len(classes):
         return f"the old one has {found.num_classes}"
     theirs, ours = readable(found.classes), readable(classes)
-    if not theirs or theirs == ours:
+    if theirs == ours:
         return ""
+    if not theirs:
+        return why_other_order(classes)
     # ImageNet's class names are spelled in many ways; their order is the same.
     if found.kind == weights.FOREIGN and list(classes) == list(imagenet_names()):
         return ""
@@ -62,6 +65,17 @@ def why_fresh_head(found: Weights, classes: Sequence[str]) -> str:
         i for i, names in enumerate(zip(theirs, ours, strict=True)) if len(set(names)) > 1
     )
     return f"the names differ: class {number} is {theirs[number]} there, {ours[number]} here"
+
+
+def why_other_order(classes: Sequence[str]) -> str:
+    """Why folders without the names of the weights' classes are in another order than these; empty
+    if they may be in the same."""
+    try:
+        labels = class_order.labels_of(classes, (), "the data")
+    except ValueError:
+        return "nothing says which of its classes each folder is"
+    is_same = labels == sorted(labels)
+    return "" if is_same else "the folders' numbers are in another order than its classes"
 
 
 def differences(found: Weights, cfg: TrainConfig) -> list[str]:

@@ -41,5 +41,5 @@ def save(figure: Figure, file: Path | BinaryIO) -> bool:
 
 
 def plain(text: str) -> str:
-    """Escape text for matplotlib, so that "$a$" is not taken for math."""
-    return text.replace("$", r"\$")
+    """Escape text for matplotlib, which takes "$a$" for math, and draws nothing but Unicode."""
+    return text.encode(errors="replace").decode().replace("$", r"\$")

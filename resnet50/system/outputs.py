@@ -1,20 +1,27 @@
 """What a command writes at its end: tried before the work, and saved elsewhere on failure."""
 
+import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
+# How an earlier output is recognized: a JSON object by some of its keys, a table by its beginning.
+Mark = Collection[str] | bytes
+
 
 def check(
-    files: Mapping[str, Path | None], inputs: Mapping[str, object] = MappingProxyType({})
+    files: Mapping[str, Path | None],
+    marks: Mapping[str, Mark],
+    inputs: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Raise ValueError, naming the option, for a file that could not be written.
+    """Raise ValueError, naming the option, for a file that could not be written, or that exists
+    and is not an earlier output.
 
-    files: path by option, None if not requested; inputs: what is read, by option, which no output
-    may replace. Existing files are left unchanged.
+    files: path by option, None if not requested; marks: of the outputs, by option; inputs: what is
+    read, by option, which no output may replace. Existing files are left unchanged.
     """
     seen: dict[Path, str] = {
         Path(str(value)).resolve(): option for option, value in inputs.items() if value
@@ -28,6 +35,25 @@ def check(
         other = seen.setdefault(path.resolve(), option)
         if other != option and not _is_special(path):
             raise ValueError(f"--{option} and --{other} are both {path}: give different files")
+        if not may_replace(path, marks[option]):
+            raise ValueError(
+                f"--{option} {path} exists, and is not an earlier output of this option: give "
+                "another name, or move that file away"
+            )
+
+
+def may_replace(path: Path, mark: Mark) -> bool:
+    """Whether nothing is lost by writing there: no file yet, an empty one, or an earlier output."""
+    if _is_special(path) or not path.is_file() or not path.stat().st_size:
+        return True
+    if isinstance(mark, bytes):
+        with open(path, "rb") as file:
+            return file.read(len(mark)) == mark
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.keys() >= set(mark)
 
 
 def _error_of_opening(path: Path) -> OSError | None:

@@ -94,6 +94,10 @@ def check() -> None:
     if problem:
         end(problem)
     sys.excepthook = on_uncaught
+    # A file name that is not UTF-8 must not end the command that prints it.
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", "") == "strict":
+            stream.reconfigure(errors="backslashreplace")
     # Processes that Python starts with -c or -m (multiprocessing's) search the current folder
     # first, where a file may shadow Python's own. Ranks start without it (run/supervisor.py).
     os.environ["PYTHONSAFEPATH"] = "1"

@@ -31,7 +31,9 @@ from support.runs import newest_checkpoint
 import evaluate as evaluate_command
 from evaluate import main
 from model import ResNet
-from resnet50.inference import class_order, mistakes, pretrained
+from resnet50.data import class_order
+from resnet50.data.class_names import imagenet_names
+from resnet50.inference import mistakes, pretrained
 from resnet50.training.distributed import Ranks
 
 NUM_IMAGES = len(CLASSES) * VAL_PER_CLASS
@@ -319,18 +321,25 @@ def test_a_class_folder_whose_name_is_no_text_is_named(run_dir, tmp_path, capfd)
         (["--csv={here}"], "--csv {here} cannot be written: Is a directory"),
         (["--json={here}/" + "n" * 300], "cannot be written: File name too long"),
         (["--submission=/proc/new"], "--submission /proc/new cannot be written"),
+        (["--csv={here}/best.pt"], "--csv {here}/best.pt exists, and is not an earlier output"),
+        (["--json={here}/config.json"], "--json {here}/config.json exists, and is not an earlier"),
+        (["--submission={here}/best.pt"], "--submission {here}/best.pt exists, and is not"),
+        (["--report={here}"], "--report {here}: its mistakes.png is not from a report"),
         (["--csv={here}/a", "--json={here}/a"], "--csv and --json are both {here}/a"),
         (["--report={here}/file"], "--report {here}/file cannot be written: it is a file"),
         (["--report={here}/file/below"], "below cannot be written: Not a directory"),
     ],
 )
 def test_outputs_are_tried_before_anything_is_done(tmp_path, capfd, flags, text):
-    (tmp_path / "file").write_text("kept")
+    theirs = ("best.pt", "config.json", "file", "mistakes.png")
+    for name in theirs:
+        (tmp_path / name).write_text("kept")
     words = [word.format(here=tmp_path) for word in flags]
     result = in_process(capfd, f"--data_dir={tmp_path}", "--weights=nothing", *words)
     assert result.code == 2 and text.format(here=tmp_path) in result.err, result.err
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert (tmp_path / "file").read_text() == "kept"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        theirs, "kept"
+    )
 
 
 def test_what_the_disk_refuses_is_kept_elsewhere(
@@ -355,6 +364,8 @@ NUMBERS = {  # class folders, names that the weights have; the logit of each fol
     "the kit's": (map(str, range(1, 1001)), (), "the numbers of ImageNet's development kit"),
     "the kit's, padded": ((f"{n:04}" for n in range(1, 1001)), (), "development kit"),
     "with gaps": (("5", "10", "20"), (), "from 5 to 20, and nothing"),
+    "ImageNet's words": (imagenet_names().values(), (), "named after ImageNet's classes"),
+    "ImageNet's ids": (imagenet_names(), (), list(range(1000))),
     "words": (("bee", "ant", "cat"), (), [0, 1, 2]),
     "the weights' words": (("bee", "ant", "cat"), ("cat", "ant", "bee"), [1, 2, 0]),
     "the weights' numbers": (("1", "2", "10"), ("1", "2", "10"), [0, 2, 1]),

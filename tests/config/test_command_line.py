@@ -53,6 +53,7 @@ def error_of(capsys, command: str, *words: str) -> str:
         ("evaluate", ["--resume", "y"], "did you mean --weights?"),
         ("export", ["--checkpoint", "y"], "did you mean --weights?"),
         ("prepare_data", ["x", "--output", "y"], "did you mean --out?"),
+        ("evaluate", ["--device", "cuda"], "--device: a GPU is used if there is one"),
         ("bench", ["--workers", "2"], "did you mean --num_workers?"),
         ("lr_finder", ["--lr", "1"], "did you mean --max_lr?"),
     ],

@@ -41,13 +41,17 @@ MODEL_FILES = {
 MODULES = {
     "": {"__init__"},
     "config": {"__init__", "command_line", "habits"},
-    "data": {"__init__", "batch", "class_names", "orientation", "sampling", "transforms"},
-    "inference": {"__init__", "class_order", "grad_cam", "pretrained", "uploads"},
+    "data": {
+        *("__init__", "batch", "class_names", "class_order", "orientation", "sampling"),
+        "transforms",
+    },
+    "inference": {"__init__", "grad_cam", "pretrained", "uploads"},
     "records": {
         "__init__",
         "checkpoint",
         "foreign_keys",
         "model_folders",
+        "tensor_checks",
         "weight_files",
         "weights",
     },

@@ -61,10 +61,10 @@ ROOMS = {
     "training": {"data", "config", "system", "model", "dataset_paths"},
     "records": {"training.plan", "config", "system"},
     "run": {"records", "training", "data", "config", "system", "dataset_paths"},
-    "inference": {"records", "training", "data", "system.figures", "model"},
+    "inference": {"records", "training", "data", "system.figures", "system.outputs", "model"},
     "export": {
         *("inference", "records", "training", "data", "config", "model", "dataset_paths"),
-        "system.preflight",  # of the command of that name
+        *("system.preflight", "system.outputs"),
     },
     "host": {"records.status", "config.command_line", "system"},
 }
@@ -74,7 +74,7 @@ IMPORTED_AS = {
     "opencv-python-headless": "cv2",
     "torch-lr-finder": "torch_lr_finder",
 }
-NUM_MODULES = 118
+NUM_MODULES = 119
 
 
 def room_of(name: str) -> str:

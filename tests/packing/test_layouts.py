@@ -79,6 +79,32 @@ REFUSED = {
         "classes would be images, but",
         "classes would be images, but",
     ),
+    "two parts": (
+        files("{train,val}/{images,gt}/{1,2}.jpg"),
+        "classes would be gt, images, but",
+        "classes would be gt, images, but",
+    ),
+    "splits of two sets": (
+        files("{trainA,trainB,testA,testB}/{1,2}.jpg"),
+        "classes would be testA, testB, trainA, trainB, but",
+        "neither train.pack",
+    ),
+    "shards": (files("shard-{000000,000001}.tar"), "is a shard, as WebDataset", "neither train.p"),
+    "ImageNet's archives by another name": (
+        files("ILSVRC2012.img_{train,val}.tar"),
+        "ImageNet's archives are called ILSVRC2012_img_train.tar and",
+        "neither train.pack",
+    ),
+    "a table without a header": (
+        files("i/{1,2}.jpg") | {"train.csv": b"i/1.jpg\tcat\n"},
+        "a single class, i: .*train.csv was not used: .* first line is path,label",
+        "neither train.pack",
+    ),
+    "folders of folders": (
+        files("{a,b}/{s1,s2}/{1,2}.jpg"),
+        "--train_dir a --train_dir b --out .*If a is a class, list",
+        "neither train.pack",
+    ),
     "one class": (files("{train,val}/cat/{1,2}.jpg"), "a single class, cat", "a single class, cat"),
     "one class without splits": (files("cat/{1,2}.jpg"), "a single class, cat", "neither train.p"),
     "Training and Testing": (
@@ -103,7 +129,7 @@ REFUSED = {
     ),
     "sets beside each other": (
         files("{color,grayscale}/{a,b}/{1,2}.jpg"),
-        "color, grayscale.* hold folders of pictures.*src --train_dir color --out",
+        "color, grayscale.* hold folders of pictures.* color --train_dir grayscale --out",
         "neither train.pack",
     ),
     "classes one level deeper": (
@@ -348,8 +374,10 @@ def test_a_zip_of_windows_is_read_with_its_backslashes(tmp_path):
     "name, remedy",
     [
         ("a.zip.001", r"cat .*/a.zip.(\[0-9\]){3} > .*/a.zip"),
-        ("a.tar.part_aa", r"cat .*/a.tar.part_\* > .*/a.tar"),
-        ("a.tar.gz.aa", r"cat .*/a.tar.gz.\* > .*/a.tar.gz"),
+        ("a.tar.part_aa", r"cat .*/a.tar.part_\[a-z\]\[a-z\] > .*/a.tar"),
+        ("a.tar.gz.aa", r"cat .*/a.tar.gz.\[a-z\]\[a-z\] > .*/a.tar.gz"),
+        ("a.tgzaz", r"cat .*/a.tgz\[a-z\]\[a-z\] > .*/a.tgz"),
+        ("a.tar_0001", r"cat .*/a.tar_(\[0-9\]){4} > .*/a.tar"),
         ("a.z01", r"zip -s 0 .*/a.zip"),
         ("train_images_0.tar.gz", "give the folder that holds all of train_images_0"),
         ("a.parquet", "python -m resnet50.packing.parquet"),
@@ -372,14 +400,21 @@ def test_hugging_faces_archives_are_read_as_one_set(tmp_path):
 
     names = list(hugging_face())
     train = [name for name in names if name.startswith("train")]
-    write("train_images_0.tar.gz", *train[:4])
-    write("train_images_1.tar.gz", *train[4:])
-    with pytest.raises(ValueError, match="give the folder that holds all"):
-        sources.recognize(tmp_path, tmp_path / "work")
+
+    def assert_refused() -> None:
+        with pytest.raises(ValueError, match="give the folder that holds all"):
+            sources.recognize(tmp_path, tmp_path / "work")
+
+    for number in range(5):
+        write(f"train_images_{number}.tar.gz", *train[number : number + 1 if number < 4 else None])
+        assert_refused()
     write("val_images.tar.gz", *(name for name in names if name.startswith("val")))
     found = sources.recognize(tmp_path, tmp_path / "work")
     assert [len(pictures) for pictures in found.splits.values()] == [6, 3]
-    assert found.classes == WNIDS and len(found.archives) == 3
+    assert found.classes == WNIDS and len(found.archives) == 6
+    (tmp_path / "train_images_3.tar.gz").unlink()
+    assert_refused()  # each has pictures of every class: nothing else would tell
+    write("train_images_3.tar.gz", train[3])
     assert {found.classes[label] in name for name, label, _ in found.splits["train"]} == {True}
 
 

@@ -4,6 +4,7 @@ import importlib
 import json
 from pathlib import Path
 
+import pytest
 from support.data_sources import WNIDS, jpeg, val_name
 from support.needs import package
 
@@ -102,6 +103,36 @@ def test_larger_labels_that_come_later_do_not_split_a_class(tmp_path, capsys):
     assert parquet.main(words) == 2
     assert "has folders for labels of 1 digits" in capsys.readouterr().err
     assert written(tmp_path / "out") == before
+
+
+def test_a_file_that_was_replaced_does_not_mix_with_the_one_before(tmp_path, capsys):
+    words = [str(tmp_path / "food.parquet"), "--out", str(tmp_path / "out")]
+    write(tmp_path / "food.parquet", [(jpeg(k), "..", k) for k in range(2)])
+    assert parquet.main(words) == 0
+    before = written(tmp_path / "out")
+    assert sorted(before) == [f"train/{k}/{tmp_path.name}_food_00000{k}.jpg" for k in range(2)]
+    write(tmp_path / "food.parquet", [(jpeg(k), "a.jpg", 1) for k in range(3)])
+    assert parquet.main(words) == 2
+    assert "food.parquet has changed since" in capsys.readouterr().err
+    assert written(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    "column, values, message",
+    [
+        ("label", [[1, 2]], "its column label is list<"),
+        ("label", [0.5], "its column label is double"),
+        ("label", [True], "its column label is bool"),
+        ("image", ["a.jpg"], "its column image is string, so it holds no pictures"),
+    ],
+)
+def test_columns_of_other_kinds_are_named(column, values, message, tmp_path, capsys):
+    arrow, writer = package("pyarrow"), package("pyarrow.parquet")
+    columns = {"image": arrow.array([jpeg(0)]), "label": arrow.array([0])}
+    columns[column] = arrow.array(values)
+    writer.write_table(arrow.table(columns), tmp_path / "train.parquet")
+    assert parquet.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_file_that_is_downloaded_later_takes_nobodys_name(tmp_path):

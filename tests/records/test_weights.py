@@ -174,6 +174,7 @@ def tensors_cut() -> bytes:
 
 FILES = {
     "empty": (lambda: b"", "is empty"),
+    "zeros": (lambda: bytes(5000), "begins with zeros alone"),
     "LFS": (lambda: b"version https://git-lfs.github.com/spec/v1\noid", "is a Git LFS pointer"),
     "page": (lambda: b"\n<!DOCTYPE html>\n<html>", "is a web page"),
     "page of a login": (lambda: b"<html lang=en>" + b" " * 600, "is a web page"),
@@ -334,9 +335,10 @@ def test_an_average_without_names_is_said_to_be_left(here):
 
 
 def test_a_counter_of_another_shape_changes_nothing(here):
-    counters = {key: t.reshape(1) for key, t in W.items() if key.endswith("num_batches_tracked")}
-    torch.save(W | counters, "a.pth")
-    assert torch.equal(pretrained.load("a.pth").model(IMAGES), NETWORK(IMAGES))
+    counters = [key for key in W if key.endswith("num_batches_tracked")]
+    for counter in (torch.tensor([3]), torch.tensor([3]).to_sparse(), torch.tensor(3.0)):
+        torch.save(W | dict.fromkeys(counters, counter), "a.pth")
+        assert torch.equal(pretrained.load("a.pth").model(IMAGES), NETWORK(IMAGES))
 
 
 PATHS = {
@@ -346,6 +348,7 @@ PATHS = {
     "mine/fisrt": "no such file or folder; there is mine/first",
     "mines/first": "no such file or folder; there is mine in .*The Hub was not asked",
     "nothing": "no such file or folder, nor a repository's name",
+    "./best": "no such file or folder, nor a repository's name",
     "a/b/c": "no such file or folder, nor a repository's name",
     "mine/first": "is neither a run with a checkpoint nor an export .*name a file in it, such as ",
 }

@@ -218,6 +218,27 @@ def test_without_settings_and_checkpoints_the_remedy_is_named(in_process, copied
     assert_refused(go_on(in_process, copied), "config.json cannot be read", "--fresh --overwrite")
 
 
+def test_a_start_that_ended_before_its_settings_were_written_may_be_repeated(
+    in_process, image_folder, tmp_path
+):
+    """A spot notice in the range test of --max_lr auto leaves a log and nothing else."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "log.jsonl").write_text('{"kind": "event", "step": 0, "text": "spot notice"}\n')
+    flags = [*tiny_flags(image_folder, run_dir), "--max_steps=1"]
+    assert in_process(train, *flags, as_rank=True).code == 0
+    assert events_of(run_dir)[0] == "spot notice"
+
+
+def test_replacing_a_run_keeps_what_other_programs_put_beside_it(copied):
+    theirs = ("lr_finder/curve.csv", "lr_finder/result.json", "tensorboard/events.out.tfevents.1")
+    for name in theirs:
+        (copied / name).parent.mkdir(exist_ok=True)
+        (copied / name).write_text('{"lr": 1}')
+    ownership.remove_run(copied)
+    assert set(theirs) <= tree(copied).keys() and not ownership.has_run(copied)
+
+
 def test_a_disk_that_syncs_no_folders_keeps_checkpoints_and_says_so(in_process, copied):
     real, number = os.fsync, errno.EINVAL
 

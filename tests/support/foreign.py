@@ -248,6 +248,14 @@ REFUSED: dict[str, tuple[Callable[[State], object], str]] = {
         lambda w: w | {"conv1.weight": w["conv1.weight"].to("meta")},
         "conv1.weight is on the meta device, without values",
     ),
+    "nothing in a tensor": (
+        lambda w: w | {"conv1.weight": torch.ones(0, 3, 7, 7)},
+        r"conv1.weight has the shape \(0, 3, 7, 7\)",
+    ),
+    "a number for the classifier's biases": (
+        lambda w: w | {"fc.bias": torch.tensor(1.0)},
+        r"fc.bias has the shape \(\)",
+    ),
     "sparse": (
         lambda w: w | {"fc.weight": w["fc.weight"].to_sparse()},
         r"fc.weight is torch.sparse_coo: save it with .to_dense\(\)",
