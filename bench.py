@@ -32,7 +32,7 @@ from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.records import metrics
 from resnet50.run.resolve import with_data
-from resnet50.system import outputs
+from resnet50.system import limits, outputs
 from resnet50.system.interruption import Interrupted
 from resnet50.training import batch_fit, throughput
 from resnet50.training.plan import epoch_sizes
@@ -129,7 +129,7 @@ def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[s
         "seconds": seconds,
         "machine": {
             "cpu": throughput.cpu_name(),
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": limits.num_cores(),
             "gpu": torch.cuda.get_device_name(bench.parts.ranks.device) if num_gpus else None,
             "num_gpus": num_gpus,
             "torch": str(torch.__version__),

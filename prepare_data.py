@@ -50,6 +50,7 @@ from resnet50.packing.encode import Encoding, SplitJob
 from resnet50.packing.report import SPLITS
 from resnet50.packing.sources import SplitDirs
 from resnet50.records import status
+from resnet50.system import limits
 from resnet50.system.interruption import Interruption
 from resnet50.system.locking import FolderLock
 
@@ -144,7 +145,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Fill in defaults; ends the program with exit code 2 on a mistake."""
     if (args.verify is None) == (args.source is None):
         parser.error("give a SOURCE to pack, or --verify DIR")
-    args.num_workers = encode.num_cores() if args.num_workers is None else args.num_workers
+    args.num_workers = limits.num_cores() if args.num_workers is None else args.num_workers
     if not 1 <= args.num_workers <= 512:
         parser.error(f"--num_workers {args.num_workers}: must be from 1 to 512")
     if args.long_side is None:

@@ -9,6 +9,11 @@
 # Every step first checks whether it is done, so the same command, run again, continues where the last
 # one was interrupted. Without a terminal, it never waits for an answer. Exit codes: 0 done or
 # training, 1 something failed, 2 change something.
+if [ -z "${BASH_VERSION:-}" ]; then
+    echo "setup_and_train.sh: error: this is a bash script: bash setup_and_train.sh" >&2
+    exit 2
+fi
+set +o posix # which bash is if it was called as sh
 set -Eeuo pipefail
 
 readonly DATASETS="imagenet tiny-imagenet mini-imagenet imagenette demo"
@@ -24,7 +29,7 @@ usage: ./setup_and_train.sh [options] [-- train.py's options]
 Without --demo or --test, on the host that will train, each step once, in this order:
   host    driver, GPUs, memory, disk: can it train, and with which build of PyTorch
   volume  find the EBS data volume, mount it, now and at every boot; needs root or sudo
-  env     Python >= 3.11 and the packages, on the volume
+  env     Python 3.11 to 3.14 and the packages, on the volume
   repo    update this clone, unless a run needs the code as it is
   data    pack the archives found on the volume, or say what to download
   bench   what limits this host, and what the run will take
@@ -38,7 +43,7 @@ Without --demo or --test, on the host that will train, each step once, in this o
   --wait_s S           for a volume that is being attached [0]
   --data_dir DIR       train on this folder, packed or not, without a volume; run: runs/FOLDER
   --cache              read the packed data from a copy on instance store
-  --cpu                continue without a GPU
+  --cpu                train on the CPU, whatever GPUs there are
   --price_per_hour X   dollars, for the cost of the run
   --then stop-host     shut this host down when training has ended
   --way WAY            systemd, tmux or setsid [the first that this host has]
@@ -58,7 +63,7 @@ Without --demo or --test, on the host that will train, each step once, in this o
   --dry_run            print the commands of all steps and run none
   --help               this text
 
-environment: PYTHON=python3.12  the interpreter to build the environment with
+environment: PYTHON=python3.12  the interpreter, for this script's own steps too [the first that will do]
              VENV=DIR           where to build it [resnet50 on the volume, else .venv here]
 TEXT
 }
@@ -71,18 +76,20 @@ die() {
 
 demo() {
     say "1/3 environment"
+    choose_build --or_cpu
     build_environment requirements.txt
     say "2/3 data"
     run "$venv/bin/python" prepare_data.py fashion-mnist --out data/fashion-mnist
     say "3/3 training; Ctrl-C saves first, and the same command resumes"
     # exec, so that signals to this script reach train.py, and its exit code is ours.
     run exec "$venv/bin/python" train.py --recipe demo --data_dir data/fashion-mnist \
-        --run_dir runs/demo --max_steps "${max_steps:-0}"
+        --run_dir runs/demo --max_steps "${max_steps:-0}" ${cpu[0]:+--device cpu}
 }
 
 tests() {
-    local shell_scripts=(setup_and_train.sh host/setup_steps.sh .ci/run launch/slurm.sbatch)
+    local shell_scripts=(setup_and_train.sh host/*.sh .ci/run launch/slurm.sbatch)
     say "1/3 environment"
+    choose_build --or_cpu
     build_environment requirements-dev.txt
     say "2/3 lint"
     run "$venv/bin/ruff" check .
@@ -91,7 +98,7 @@ tests() {
     run "$venv/bin/shfmt" --indent 4 --case-indent --diff "${shell_scripts[@]}"
     say "3/3 tests"
     run "$venv/bin/python" -m pytest
-    if nvidia-smi -L &>/dev/null; then run "$venv/bin/python" -m pytest -m gpu --numprocesses 1; fi
+    if [[ $has_gpu == yes ]]; then run "$venv/bin/python" -m pytest -m gpu --numprocesses 1; fi
 }
 
 # For a script copied to the host without its repository: clone that, mount the volume with the
@@ -99,7 +106,7 @@ tests() {
 alone() {
     local target=${data_dir:+$here}
     target=${target:-$mount}/$CLONE_NAME
-    [[ $mode != __demo && $mode != __test ]] || die "this script is not in a clone: $1 needs one"
+    [[ $mode != __demo && $mode != __test ]] || die "this script is not in a clone: ${mode//_/-} needs one"
     if [[ ! -t 0 ]]; then export GIT_TERMINAL_PROMPT=0 GIT_SSH_COMMAND="ssh -o BatchMode=yes"; fi
     command -v git >/dev/null || die "git is not installed: sudo apt-get install git"
     if [[ ! -d $target/.git ]]; then
@@ -111,10 +118,10 @@ alone() {
         git clone --quiet "$repo" "$clone/$CLONE_NAME" </dev/null ||
             die "--repo $repo cannot be cloned (see above)"
         if [[ $dry_run == yes ]]; then
-            "$clone/$CLONE_NAME/setup_and_train.sh" "${words[@]}"
+            bash "$clone/$CLONE_NAME/setup_and_train.sh" "${words[@]}" # /tmp may be mounted noexec
             exit
         fi
-        "$clone/$CLONE_NAME/setup_and_train.sh" --only_until_volume "${words[@]}"
+        bash "$clone/$CLONE_NAME/setup_and_train.sh" --only_until_volume "${words[@]}"
         if [[ ! -d $target/.git ]]; then
             rm -rf "$target.partial"
             git clone --quiet "$repo" "$target.partial" </dev/null
@@ -122,7 +129,7 @@ alone() {
         fi
         rm -rf "$clone" || true # exec skips the trap
     fi
-    exec "$target/setup_and_train.sh" "${words[@]}"
+    exec bash "$target/setup_and_train.sh" "${words[@]}"
 }
 
 check_choice() {
@@ -136,7 +143,6 @@ resolve_options() {
     local name newest
     [[ -z $dataset || " $DATASETS " == *" $dataset "* ]] || die "--dataset $dataset: one of $DATASETS"
     if [[ -n $until_volume ]]; then only=host,volume; fi
-    mount=$(realpath -ms "$mount")
     check_choice --way "${way:-tmux}" systemd tmux setsid
     check_choice --then "${then:-nothing}" nothing stop-host
     check_choice --on_local_changes "${on_local_changes:-keep}" fail keep backup merge reset
@@ -175,10 +181,10 @@ resolve_options() {
         run_dir=${newest%/status.json}
     fi
     run_dir=${run_dir:-$runs/$dataset}
-    if [[ -z $data_dir ]]; then venv=${VENV:-$mount/resnet50}; fi
-    venv=$(realpath -m "$venv")
+    if [[ -z $data_dir && -z ${VENV:-} ]]; then venv=$(realpath -m "$mount/resnet50"); fi
     train=("$venv/bin/python" train.py --data_dir "$data" --run_dir "$run_dir" "${recipe[@]}"
-        "${price[@]}" ${max_steps:+--max_steps "$max_steps"} "${train_words[@]}")
+        "${price[@]}" ${max_steps:+--max_steps "$max_steps"} ${cpu[0]:+--device cpu}
+        "${train_words[@]}")
     log=$PWD/.setup.log
     may_install=yes
 }
@@ -232,6 +238,8 @@ parse() {
     done
     # Folders are relative to the user's current one; everything else, to this clone.
     data_dir=${data_dir:+$(realpath -m "$data_dir")} run_dir=${run_dir:+$(realpath -m "$run_dir")}
+    mount=$(realpath -ms "$mount") venv=$(realpath -m "${VENV:-$here/.venv}")
+    if [[ ${PYTHON:-} == */* ]]; then PYTHON=$(realpath -ms "$PYTHON"); fi
     [[ -z $max_steps || $mode == __demo || -z $mode ]] || die "--max_steps is only for training"
 }
 
@@ -250,16 +258,20 @@ main() {
     local source packed data
     local state runs train
     # How the steps do their work.
-    local here venv=${VENV:-.venv} root=() may_install=no log=/dev/null step
-    parse "$@"
+    local here venv index has_gpu host_python root=() may_install=no log=/dev/null step
     here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
+    parse "$@"
     if [[ $(id -u) == 0 && -n ${SUDO_USER:-} && $SUDO_USER != root ]]; then
         die "run this as $SUDO_USER, without sudo: it calls sudo where it needs root"
     fi
     [[ -f $here/host/setup_steps.sh ]] || alone "$@"
     cd "$here"
+    # shellcheck source=host/environment.sh
+    source host/environment.sh
     # shellcheck source=host/setup_steps.sh
     source host/setup_steps.sh
+    unset PYTHONPATH PYTHONHOME PYTHONSAFEPATH # of other projects; they would hide packages, or ours
+    find_host_python
     case $mode in
         __demo) demo ;;
         __test) tests ;;
@@ -270,7 +282,7 @@ main() {
         *)
             resolve_options
             if [[ -e $log ]] && ! flock --nonblock "$log" true; then say "a setup is running: $log"; fi
-            exec python3 -B -m host.service "${mode#__}" --run_dir "$run_dir"
+            exec "$host_python" -B -m host.service "${mode#__}" --run_dir "$run_dir"
             ;;
     esac
 }

@@ -39,6 +39,7 @@ from resnet50.data.pack import PackedImages
 from resnet50.packing import encode
 from resnet50.packing.data_set import Picture
 from resnet50.packing.encode import Encoding, SplitJob
+from resnet50.system import limits
 
 ORIGINAL, LONG_500, LONG_400 = "original", "long side 500 q90", "long side 400 q90"
 SHORT_256, FULL_95 = "short side 256 q90", "full size q95"
@@ -76,7 +77,7 @@ class Corpus:
                 for name, label, file in zip(folder.paths, self.labels, self.files, strict=True)
             ]
             job = SplitJob("train", pictures, folder.classes, read_file, STORES[store])
-            notes = encode.pack_split(job, path, encode.num_cores())
+            notes = encode.pack_split(job, path, limits.num_cores())
             if bad := [note for note in notes if note.kind == "bad"]:
                 path.unlink()
                 raise ValueError(f"--data_dir: {bad[0].name}: {bad[0].text}: remove that file")

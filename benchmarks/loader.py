@@ -53,7 +53,7 @@ from resnet50.data import crops, splits, transforms
 from resnet50.data.batch import Slot, slot_dtype
 from resnet50.data.loader import SPARE_SLOTS, Loader
 from resnet50.data.sampling import BatchKey, epoch_order
-from resnet50.packing import encode
+from resnet50.system import limits
 from resnet50.training import throughput
 
 BATCH = 50  # images
@@ -250,7 +250,7 @@ def machine() -> str:
     """Processor, how busy it is, versions."""
     modules = torch, torchvision, PIL, simplejpeg, cv2
     versions = [f"{module.__name__} {module.__version__}" for module in modules]
-    state = f"{encode.num_cores()} cores, load {os.getloadavg()[0]:.1f}"
+    state = f"{limits.num_cores()} cores, load {os.getloadavg()[0]:.1f}"
     return ", ".join([throughput.cpu_name(), state, f"Python {sys.version.split()[0]}", *versions])
 
 
@@ -278,7 +278,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--images_per_round {args.images_per_round}: must be a multiple of {BATCH}")
     if not all(0 < scale <= 1 for scale in args.min_crop_scales):
         parser.error("--min_crop_scales: must lie between 0 and 1")
-    if args.num_workers > encode.num_cores():
+    if args.num_workers > limits.num_cores():
         parser.error("--num_workers 2: needs two cores, but there is one; use --num_workers 1")
     return args
 

@@ -1,6 +1,7 @@
 """Whether the environment works: every GPU multiplies, and several of them can talk to each other.
 
     python -m host.smoke_test
+    python -m host.smoke_test --cpu          # whether it works without the GPUs
 
 Exit codes: 0 it works, 2 it does not, with the reason.
 """
@@ -12,18 +13,17 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-import torchvision
-
-from resnet50.config.command_line import print_error
+from resnet50.config.command_line import Parser, print_error
 
 SIDE = 512
 TIMEOUT = timedelta(seconds=120)
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def multiplies(device: torch.device) -> None:
+def multiply(device: str) -> None:
     """Raises ValueError if a product of ones comes out wrong."""
+    import torch
+
     ones = torch.ones(SIDE, SIDE, device=device)
     if not torch.equal((ones @ ones).cpu(), torch.full((SIDE, SIDE), float(SIDE))):
         raise ValueError(f"a product on {device} is wrong")
@@ -31,6 +31,9 @@ def multiplies(device: torch.device) -> None:
 
 def all_reduce(rank: int, world_size: int, store: str) -> None:
     """One rank of a sum over all GPUs, by NCCL as in training."""
+    import torch
+    import torch.distributed as dist
+
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group(
@@ -48,24 +51,54 @@ def all_reduce(rank: int, world_size: int, store: str) -> None:
         raise ValueError(f"the sum over {world_size} GPUs is wrong")
 
 
+def sum_over(num_gpus: int) -> None:
+    """Let the GPUs add up a number. Raises ValueError if one of their processes fails."""
+    from torch import multiprocessing
+
+    failures = multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            words = (num_gpus, str(Path(folder, "store")))
+            multiprocessing.spawn(all_reduce, words, nprocs=num_gpus)
+        except failures as error:
+            reason = str(error).strip().splitlines()[-1]  # above it is the process's traceback
+            raise ValueError(f"{num_gpus} GPUs cannot work together: {reason}") from error
+
+
+def try_out(cpu: bool) -> str:
+    """Use everything once; one line about what there is.
+
+    Raises ImportError, OSError, RuntimeError or ValueError for what does not work.
+    """
+    import torch
+    import torchvision
+
+    num_gpus = 0 if cpu else torch.cuda.device_count()
+    is_hidden = cpu or "CUDA_VISIBLE_DEVICES" in os.environ
+    if DRIVER.exists() and not num_gpus and not is_hidden:
+        build = "" if torch.version.cuda else f" ({torch.__version__} is built without CUDA)"
+        raise ValueError(f"it sees no GPU, but this host has an NVIDIA driver{build}")
+    for device in [f"cuda:{number}" for number in range(num_gpus)] + ["cpu"]:
+        multiply(device)
+    if num_gpus > 1:
+        sum_over(num_gpus)
+    gpus = f"{num_gpus} x {torch.cuda.get_device_name()}" if num_gpus else "no GPU"
+    return f"torch {torch.__version__}, torchvision {torchvision.__version__}, {gpus}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Try everything; prints one line about what there is."""
-    num_gpus = torch.cuda.device_count()
-    has_driver = Path("/proc/driver/nvidia/version").exists()
+    parser = Parser("host/smoke_test.py", __doc__)
+    parser.add_argument("--cpu", action="store_true", help="leave out the GPUs")
+    args = parser.parse_args(argv)
     try:
-        if has_driver and not num_gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            raise ValueError("it sees no GPU, but the host has an NVIDIA driver: see nvidia-smi")
-        for device in range(num_gpus):
-            multiplies(torch.device("cuda", device))
-        multiplies(torch.device("cpu"))
-        if num_gpus > 1:
-            with tempfile.TemporaryDirectory() as folder:
-                words = (num_gpus, str(Path(folder, "store")))
-                torch.multiprocessing.spawn(all_reduce, words, nprocs=num_gpus)
-    except (RuntimeError, ValueError, torch.multiprocessing.ProcessException) as error:
-        return print_error("host/smoke_test.py", f"PyTorch does not work here: {error}")
-    gpus = f"{num_gpus} x {torch.cuda.get_device_name()}" if num_gpus else "no GPU"
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {gpus}")
+        print(try_out(args.cpu))
+    # Libraries that cannot be loaded are an ImportError or, from torch itself, an OSError.
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip() or type(error).__name__
+        if "failed to map segment" in reason:
+            reason += " (is its file system mounted noexec?)"
+        return print_error("host/smoke_test.py", f"PyTorch does not work here: {reason}")
     return 0
 
 

@@ -17,14 +17,13 @@ import os
 import resource
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from resnet50.data.batch import Batch, Slot, slot_dtype
 from resnet50.data.sampling import BatchKey
-from resnet50.system import processes
+from resnet50.system import limits, processes
 
 # Batches of a stream that are ready or being filled, beyond one per worker.
 SPARE_SLOTS = 2
@@ -205,7 +204,7 @@ class Stream:
 
 def check_memory(num_bytes: int, num_workers: int) -> None:
     """Raise ValueError if there is too little memory for the batches."""
-    available = available_memory()
+    available = limits.available_memory()
     if num_bytes > available:
         raise ValueError(
             f"--num_workers {num_workers} need {num_bytes / 2**30:.1f} GiB for batches, "
@@ -229,26 +228,7 @@ def allow_open_files(num_workers: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def available_memory() -> int:
-    """Bytes that can still be used, of the machine and of this container (cgroup v2)."""
-    # MemAvailable, not MemFree: the page cache can be reclaimed.
-    free = _counts("/proc/meminfo")["MemAvailable:"] * 1024
-    cgroup = Path("/sys/fs/cgroup")
-    limit = cgroup / "memory.max"
-    if limit.exists() and (most := limit.read_text().strip()) != "max":
-        used = int((cgroup / "memory.current").read_text())
-        # Cached files count as used, but can be dropped.
-        free = min(free, int(most) - used + _counts(cgroup / "memory.stat")["inactive_file"])
-    return free
-
-
-def _counts(path: str | Path) -> dict[str, int]:
-    lines = (line.split() for line in Path(path).read_text().splitlines())
-    return {words[0]: int(words[1]) for words in lines}
-
-
 def choose_num_workers(wanted: int, local_world_size: int, on_gpu: bool) -> int:
     """Loader processes of a rank; for -1 its share of the cores, half if the model needs cores."""
-    # A container may have fewer cores than the machine, but os.cpu_count() counts the machine's.
-    share = len(os.sched_getaffinity(0)) // local_world_size
+    share = limits.num_cores() // local_world_size
     return wanted if wanted >= 0 else max(1, share if on_gpu else share // 2)

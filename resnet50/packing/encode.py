@@ -266,11 +266,6 @@ def estimate_bytes(job: SplitJob) -> int:
     return round(sum(sizes) / max(1, len(sizes)) * len(job.pictures))
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def find_faults(path: Path, start: int, stop: int) -> list[str]:
     """What is wrong with the images of a pack from start to stop, each with its name."""
     pack = _opened(path)

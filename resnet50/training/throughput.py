@@ -23,9 +23,10 @@ import dataset_paths
 from resnet50.config.train_config import TrainConfig
 from resnet50.data import sampling
 from resnet50.data.batch import Batch
-from resnet50.data.loader import SPARE_SLOTS, available_memory, choose_num_workers
+from resnet50.data.loader import SPARE_SLOTS, choose_num_workers
 from resnet50.data.sampling import BatchKey
 from resnet50.data.splits import Split, Splits, open_dataset, open_split
+from resnet50.system import limits
 from resnet50.training import build, distributed, engine
 from resnet50.training.build import EVAL, TRAIN, Parts
 from resnet50.training.plan import eval_keys, make_plan, train_keys
@@ -263,7 +264,7 @@ def measure_disk(bench: Bench) -> dict[str, object]:
     num_bytes = sum(num_bytes for _, _, num_bytes in places[:num_images])
     slowdown = (cold_s / num_images) / (warm_s / max(num_again, 1))
     measured = num_bytes / cold_s < MEMORY_BYTES_PER_S and slowdown >= LEAST_SLOWDOWN
-    available = available_memory()
+    available = limits.available_memory()
     return {
         "images_per_s": num_images / cold_s if measured else None,
         "mb_per_s": num_bytes / 1e6 / cold_s if measured else None,

@@ -126,7 +126,7 @@ def check_setup(flags: list[str]) -> None:
     result = subprocess.run(
         ["./setup_and_train.sh", *(["--help"] if looks else ["--dry_run", *flags])],
         cwd=REPOSITORY,
-        env=environment(),
+        env=environment(VENV="/none"),  # whoever made .venv
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,

@@ -151,18 +151,21 @@ def test_copied_alone_it_clones_onto_the_volume(setup, tmp_path):
     shutil.copy2(REPOSITORY / "setup_and_train.sh", setup.clone)
     code, out = setup.run()
     assert code == 2 and "give --repo URL" in out
+    (setup.clone / "setup_and_train.sh").chmod(0o644)
+    setup.words = ["bash", *setup.words]
     temporary = tmp_path / "temporary"
     temporary.mkdir()
+    setup.host.call("mount", "-t", "tmpfs", "-o", "noexec", "none", str(temporary))
     for flags in (["--repo=/no/such/repository"], [f"--repo={origin}", "--volume=/dev/null"]):
         code, out = setup.run(*flags, TMPDIR=str(temporary))
         assert code == 2, out
     assert "cannot be cloned" in setup.run("--repo=/no/such/repository")[1]
-    assert not os.listdir(temporary)
-    code, out = setup.run(f"--repo={origin}")
+    assert not setup.host.call("ls", str(temporary)).stdout
+    code, out = setup.run(f"--repo={origin}", TMPDIR=str(temporary))
     assert code == 0, out
     on_volume = f"{MOUNT}/ResNet50_ImageNet1K_Training"
     assert setup.path(f"{on_volume}/runs/tiny-imagenet/status.json").exists()
-    assert setup.path(f"{VENV}/installed").exists()
+    assert setup.path(f"{VENV}/share/installed").exists()
     assert os.listdir(setup.clone) == ["setup_and_train.sh"]
     code, out = setup.run()  # the clone is there: --repo is not needed any more
     assert code == 0 and "done" in out, out
@@ -328,7 +331,7 @@ def test_too_small_a_volume_is_named_before_anything_is_installed(host, tmp_path
     setup = Setup(host, tmp_path, STAND_IN, size=200 << 20)
     code, out = setup.run()
     assert code == 2 and "GB free, but the environment takes" in out, out
-    assert not setup.path(f"{VENV}/installed").exists()
+    assert not setup.path(f"{VENV}/share/installed").exists()
 
 
 def test_packages_that_cannot_be_had_are_a_message(setup):
@@ -338,25 +341,26 @@ def test_packages_that_cannot_be_had_are_a_message(setup):
     assert code == 2 and "the packages cannot be installed" in out and "network" in out
 
 
-def test_a_missing_python_is_installed(setup, tmp_path):
+@pytest.mark.parametrize("system", ["ubuntu", "debian"])
+def test_on_ubuntu_a_missing_python_is_installed(setup, tmp_path, system):
     """As on Ubuntu 22.04, whose Python is 3.10; apt-get is a stand-in that brings another one."""
+    (setup.host.folder / "etc" / "os-release").unlink()
+    (setup.host.folder / "etc" / "os-release").write_text(f"NAME=x\nID={system}\n")
     tools = tmp_path / "tools"
     tools.mkdir()
     scripts = {
-        "python3": f'#!/bin/sh\ncase "$1" in -c) exit 1 ;; esac\nexec {sys.executable} "$@"\n',
-        "apt-get": f'#!/bin/sh\necho "apt-get $*"\ncase "$*" in *python3.12-venv*)\n'
-        f"cp {setup.python} {tools}/python3.12 ;; esac\n",
-        "add-apt-repository": '#!/bin/sh\necho "add-apt-repository $*"\n',
+        "python3": f'case "$1" in -c) echo 3.10 ;; *) exec {sys.executable} "$@" ;; esac',
+        "apt-get": f'echo "apt-get $*"; case "$*" in *python3.12-venv*)\n'
+        f"cp {setup.python} {tools}/python3.12 ;; esac",
+        "add-apt-repository": 'echo "add-apt-repository $*"',
+        **{f"python3.{minor}": "exit 1" for minor in (11, 12, 13, 14)},
     }
     for name, script in scripts.items():
-        (tools / name).write_text(script)
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
         (tools / name).chmod(0o755)
-    for version in ("3.11", "3.12", "3.13", "3.14"):
-        if version != "3.12":
-            (tools / f"python{version}").write_text("#!/bin/sh\nexit 1\n")
-            (tools / f"python{version}").chmod(0o755)
     process = setup.start(PATH=f"{tools}:{os.environ['PATH']}", PYTHON="")
     out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
-    assert "add-apt-repository -y ppa:deadsnakes/ppa" in out
-    assert "install python3.12 python3.12-venv" in out
+    assert process.returncode == (0 if system == "ubuntu" else 2), out
+    assert ("add-apt-repository -y -n ppa:deadsnakes/ppa" in out) == (system == "ubuntu")
+    assert ("install python3.12 python3.12-venv" in out) == (system == "ubuntu")
+    assert (system == "ubuntu") != ("no Python from 3.11 to 3.14" in out)

@@ -1,4 +1,4 @@
-"""setup_and_train.sh: options, dry run, interrupted installation, and a short real demo."""
+"""setup_and_train.sh: options, dry run, how it may be called, and a short real demo."""
 
 import hashlib
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.clones import clone
-from support.commands import environment
+from support.commands import REPOSITORY, environment
 from support.pictures import make_folder
 
 SCRIPT = "setup_and_train.sh"
@@ -58,48 +58,59 @@ def test_a_dry_run_prints_every_command_and_runs_none(tmp_path, mode):
     assert not (tmp_path / ".venv").exists() and not (tmp_path / "data").exists()
 
 
-def test_without_a_python_it_says_how_to_get_one(tmp_path):
+@pytest.mark.parametrize(
+    "words, code, text",
+    [
+        (["sh", SCRIPT, "--demo"], 2, "error: this is a bash script: bash setup_and_train.sh"),
+        (["bash", "--posix", SCRIPT, "--demo", "--dry_run"], 0, "train.py --recipe demo"),
+        (["bash", SCRIPT, "--max_steps=3", "--dry_run", "--demo"], 0, "--max_steps 3"),
+    ],
+)
+def test_it_runs_in_bash_without_its_run_bit_and_in_any_order(tmp_path, words, code, text):
     folder = clone(tmp_path)
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name in ("bash", "cat", "sha256sum", "cut", "dirname"):
-        (tools / name).symlink_to(shutil.which(name))
-    result = call(folder, "--demo", PATH=str(tools))
-    assert result.returncode == 2
-    assert "no Python >= 3.11" in result.stderr and "apt-get install python3-venv" in result.stderr
+    (folder / SCRIPT).chmod(0o644)
+    if words[0] == "sh":
+        words[0] = next(filter(shutil.which, ("dash", "busybox")), "") or pytest.skip("needs dash")
+    result = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True)
+    assert result.returncode == code and text in result.stdout + result.stderr
 
 
-def test_an_interrupted_installation_is_done_over_and_a_finished_one_not(tmp_path):
-    """A pip that dies halfway, then one that works; both are stand-ins for a 3 GB download."""
+def test_copied_alone_it_names_what_needs_a_clone(tmp_path):
+    shutil.copy(REPOSITORY / SCRIPT, tmp_path)
+    result = call(tmp_path, "--max_steps=3", "--demo")
+    assert result.returncode == 2 and "not in a clone: --demo needs one" in result.stderr
+
+
+def test_folders_are_those_of_the_user(tmp_path):
     folder = clone(tmp_path / "clone")
-    log, python = tmp_path / "log", tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\necho "$*" >>{log}\ncase "$*" in "-m venv "*) mkdir -p "$3/bin" && '
-        f'cp "$0" "$3/bin/python" ;; *install*) test -e {tmp_path}/works ;; esac\n'
-    )
-    python.chmod(0o755)
+    script = folder / SCRIPT
 
-    def demo() -> tuple[int, int, int]:
-        """Exit code, and how often an environment was begun and packages were installed so far."""
-        code = call(folder, "--demo", PYTHON=str(python)).returncode
-        lines = log.read_text().splitlines()
-        return code, sum("-m venv" in x for x in lines), sum(" install " in x for x in lines)
+    def commands(*flags: str, **more: str) -> str:
+        words = ["bash", script, "--dry_run", *flags]
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment(**more), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-    assert demo() == (2, 1, 1)
-    (tmp_path / "works").touch()
-    assert demo() == (0, 2, 2)  # from nothing
-    assert demo() == (0, 2, 2)
-    (folder / "requirements.txt").write_text("torch==9.9\n")
-    assert demo() == (0, 2, 3)
+    assert f" -m venv {tmp_path}/mine\n" in commands("--demo", VENV="mine")
+    assert f" -m venv {folder}/.venv\n" in commands("--demo", VENV="")
+    out = commands("--cpu", "--mount=vol", "--only=volume,env")
+    assert f"--mount {tmp_path}/vol" in out and f" -m venv {tmp_path}/vol/resnet50\n" in out
 
 
-def test_a_folder_that_is_no_environment_is_left_alone(tmp_path):
-    folder = clone(tmp_path)
-    (tmp_path / "photographs").mkdir()
-    (tmp_path / "photographs" / "one.jpg").touch()
-    result = call(folder, "--demo", VENV=str(tmp_path / "photographs"))
-    assert result.returncode == 2 and "is not empty and not an environment" in result.stderr
-    assert (tmp_path / "photographs" / "one.jpg").exists()
+def test_a_clone_by_git_for_windows_has_the_line_ends_of_bash(tmp_path):
+    origin, copy = clone(tmp_path / "origin"), tmp_path / "copy"
+    for words in (
+        ["init", "--quiet"],
+        ["add", "--all"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message=all"],
+        ["clone", "--quiet", "-c", "core.autocrlf=true", ".", copy],
+    ):
+        subprocess.run(["git", *words], cwd=origin, check=True)
+    for path in origin.rglob("*"):
+        if path.is_file() and ".git" not in path.relative_to(origin).parts:
+            assert (copy / path.relative_to(origin)).read_bytes() == path.read_bytes(), path
 
 
 def test_the_demo_trains_and_says_when_it_is_done(tmp_path):
@@ -107,11 +118,16 @@ def test_the_demo_trains_and_says_when_it_is_done(tmp_path):
     folder = clone(tmp_path / "clone")
     # The environment that runs this test stands for the one that the script builds.
     (folder / ".venv" / "bin").mkdir(parents=True)
-    (folder / ".venv" / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    (folder / ".venv" / "bin" / "python").chmod(0o755)
+    python = folder / ".venv" / "bin" / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in -c*) echo 3.11 ;; *) exec {sys.executable} "$@" ;; esac\n'
+    )
+    python.chmod(0o755)
     requirements = (folder / "requirements.txt").read_bytes()
-    digest = hashlib.sha256(requirements * 2).hexdigest()  # what build_environment hashes for it
-    (folder / ".venv" / ".stamp.requirements.txt").write_text(f"{digest}\n")
+    pins = (folder / "host" / "constraints.txt").read_bytes()
+    digest = hashlib.sha256(requirements * 2 + pins)  # what build_environment hashes for it
+    (folder / ".venv" / ".stamp.requirements.txt").write_text(f"{digest.hexdigest()}\n")
+    (folder / ".venv" / ".index").write_text("\n")
     make_folder(folder / "data" / "fashion-mnist", 90, 5)  # two steps an epoch
     for steps, text in ((2, "final top-1"), (2, "is done at step 2")):
         result = call(folder, "--demo", f"--max_steps={steps}")

@@ -84,16 +84,17 @@ def blank(path: Path, size: int = 64 * MIB) -> Path:
     return path
 
 
-# An interpreter that makes "environments" of itself, and finishes at once what really takes long.
+# A Python 3.11 that makes "environments" of itself, and finishes at once what really takes long.
 STAND_IN = """\
 #!/bin/sh
 word() { while [ $# -gt 1 ]; do [ "$1" = "$want" ] && printf %s "$2"; shift; done; }
 case "$*" in
-    -c*) exit 0 ;;
+    -c*) echo 3.11 ;;
     "-m venv "*) mkdir -p "$3/bin" && exec cp "$0" "$3/bin/python" ;;
-    "-m pip --version") exit 0 ;;
-    "-m pip install"*) sleep 0.05; exec touch "${0%/bin/python}/installed" ;;
-    "-m host.smoke_test") test -f "${0%/bin/python}/installed" ;;
+    "-m pip install"*) sleep 0.05; cd "${0%/bin/python}" && mkdir -p share
+        exec touch share/installed ;;
+    "-m host.smoke_test"*) test -f "${0%/bin/python}/share/installed" ;;
+    *"-m host."*) exec python3 "$@" ;;
     prepare_data.py*) want=--out; out=$(word "$@"); mkdir -p "$out"; sleep 0.05
         exec touch "$out/train.pack" "$out/val.pack" ;;
     bench.py*) want=--json; echo '{}' >"$(word "$@")" ;;
@@ -106,6 +107,7 @@ esac
 REAL = """\
 #!/bin/sh
 case "$*" in
+    -c*) echo 3.11 ;;
     "-m venv "*) mkdir -p "$3/bin" && exec cp "$0" "$3/bin/python" ;;
     "-m pip "*) exit 0 ;;
     *) exec PYTHON "$@" ;;
