@@ -222,10 +222,18 @@ no_packages() {
     die "the packages cannot be installed (see above): is there a network? The same command continues"
 }
 
+# Whether to try uv, which takes a third of pip's time (72 s against 230 where both were measured,
+# nothing cached) but does not know pip's settings, such as another index.
+can_use_uv() {
+    [[ -z $index ]] && command -v uv >/dev/null &&
+        ! "$venv/bin/python" -m pip config list 2>/dev/null | grep -qE 'index|find-links|proxy|cert'
+}
+
 # Install what a requirements file and host/constraints.txt name; interrupted, it continues.
 install_packages() {
     local said info torch build=${index:+"+${index##*/}"}
     local pip=("$venv/bin/python" -m pip install --quiet)
+    local uv=(uv pip install --quiet --python "$venv/bin/python")
     # Of the user's settings, those of the network count; not what would install something else, or
     # elsewhere.
     unset PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_REQUIREMENT PIP_CONSTRAINT PIP_NO_DEPS PIP_PRE
@@ -234,7 +242,10 @@ install_packages() {
     # Packages are unpacked where there is room for them: /tmp may be small. On a volume, downloads
     # are kept, too: a host's own disk may have only 8 GB.
     pip=(env TMPDIR="$venv/.tmp" "${pip[@]}")
-    if [[ $venv == "$mount"/* ]]; then pip=(env PIP_CACHE_DIR="$mount/.cache/pip" "${pip[@]}"); fi
+    if [[ $venv == "$mount"/* ]]; then
+        pip=(env PIP_CACHE_DIR="$mount/.cache/pip" "${pip[@]}")
+        uv=(env UV_CACHE_DIR="$mount/.cache/uv" "${uv[@]}")
+    fi
     run mkdir -p "$venv/.tmp"
     if [[ $dry_run == no ]]; then
         touch "$venv/.installing"
@@ -249,6 +260,10 @@ install_packages() {
     mapfile -t torch < <(sed -nE "s/^(torch(vision)?)==([^ ]+).*/\1===\3$build/p" requirements.txt)
     if [[ -n $index ]]; then
         run_and_note "${pip[@]}" --index-url "$index" "${torch[@]}" || no_packages
+    fi
+    if can_use_uv; then
+        run_and_note "${uv[@]}" -c host/constraints.txt -r "$1" "${torch[@]}" ||
+            say "uv cannot install the packages (see above): continuing with pip"
     fi
     run_and_note "${pip[@]}" -c host/constraints.txt -r "$1" "${torch[@]}" || no_packages
     run rm -rf "$venv/.tmp"

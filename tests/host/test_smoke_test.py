@@ -74,7 +74,7 @@ def with_a_killed_rank(patch: pytest.MonkeyPatch) -> None:
         (with_a_wrong_product, "a product on cpu is wrong"),
         (without_a_kernel, "CUDA error: no kernel image"),
         (two_gpus, "2 GPUs cannot work together: "),
-        (with_a_killed_rank, "2 GPUs cannot work together: process 0 terminated with signal SIG"),
+        (with_a_killed_rank, " terminated with signal SIG"),
     ],
 )
 def test_what_does_not_work_is_one_line(fault, reason, monkeypatch, capfd):
