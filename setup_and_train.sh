@@ -63,7 +63,7 @@ Without --demo or --test, on the host that will train, each step once, in this o
   --dry_run            print the commands of all steps and run none
   --help               this text
 
-environment: PYTHON=python3.12  the interpreter, for this script's own steps too [the first that will do]
+environment: PYTHON=python3.12  the interpreter, also for its own steps [the first that will do]
              VENV=DIR           where to build it [resnet50 on the volume, else .venv here]
 TEXT
 }

@@ -113,7 +113,7 @@ def print_index(args: argparse.Namespace) -> None:
     try:
         gpus, warnings = host_gpus.read()
         index = torch_index(gpus) if gpus else NO_GPU_SEEN
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if not args.or_cpu:
             raise
         index, warnings = NO_GPU_USED, [f"{error}. Continuing on the CPU"]

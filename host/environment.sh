@@ -208,7 +208,7 @@ make_environment() {
     find_python || install_python
     if [[ -n $1 ]]; then set_aside "$1"; fi
     say "building the environment in $venv with $python (PyTorch is a 3 GB download: minutes without output)"
-    run mkdir -p "$venv"
+    run mkdir -p "$venv" || die "$venv cannot be made (see above): give another folder, VENV=DIR"
     run touch "$venv/$MARK"
     run "$python" -m venv "$venv" </dev/null ||
         die "$python cannot make an environment (see above): PYTHON=/path/to/another one"
@@ -255,8 +255,8 @@ install_packages() {
             if [[ -d $info && ! -e $info/INSTALLER ]]; then run rm -rf "$info"; fi
         done
     fi
-    # ===: "==" would take another index's 2.14.1+cpu, too. That index has few versions of other
-    # packages: the constraints are for the second call, which replaces those.
+    # "==" would take 2.14.1+cpu, too, if the user has an index with that. PyTorch's own indexes have
+    # few versions of other packages: the constraints are for the last call, which replaces those.
     mapfile -t torch < <(sed -nE "s/^(torch(vision)?)==([^ ]+).*/\1===\3$build/p" requirements.txt)
     if [[ -n $index ]]; then
         run_and_note "${pip[@]}" --index-url "$index" "${torch[@]}" || no_packages
@@ -299,14 +299,15 @@ build_environment() {
         why=$(fault_of_environment)
         if [[ -z $why ]]; then
             anew=no
-            if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
+            if [[ ! -e $venv/.installing && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
                 say "environment $venv is up to date"
                 return
             fi
         fi
     fi
     if [[ $anew == yes ]]; then make_environment "$why"; fi
-    if [[ $anew == yes || ! -f $venv/.installed || $(<"$venv/.installed") != "$wanted" ]]; then
+    if [[ $anew == yes || -e $venv/.installing || ! -f $venv/.installed ||
+        $(<"$venv/.installed") != "$wanted" ]]; then
         install_packages "$1"
     fi
     try_environment

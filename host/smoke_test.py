@@ -18,6 +18,7 @@ from resnet50.config.command_line import Parser, print_error
 SIDE = 512
 TIMEOUT = timedelta(seconds=120)
 DRIVER = Path("/proc/driver/nvidia/version")
+WITHOUT = "--cpu trains without the GPUs"
 
 
 def multiply(device: str) -> None:
@@ -77,11 +78,15 @@ def try_out(cpu: bool) -> str:
     is_hidden = cpu or "CUDA_VISIBLE_DEVICES" in os.environ
     if DRIVER.exists() and not num_gpus and not is_hidden:
         build = "" if torch.version.cuda else f" ({torch.__version__} is built without CUDA)"
-        raise ValueError(f"it sees no GPU, but this host has an NVIDIA driver{build}")
-    for device in [f"cuda:{number}" for number in range(num_gpus)] + ["cpu"]:
-        multiply(device)
-    if num_gpus > 1:
-        sum_over(num_gpus)
+        raise ValueError(f"it sees no GPU, but this host has an NVIDIA driver{build}; {WITHOUT}")
+    multiply("cpu")
+    try:
+        for number in range(num_gpus):
+            multiply(f"cuda:{number}")
+        if num_gpus > 1:
+            sum_over(num_gpus)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{error}; {WITHOUT}") from error
     gpus = f"{num_gpus} x {torch.cuda.get_device_name()}" if num_gpus else "no GPU"
     return f"torch {torch.__version__}, torchvision {torchvision.__version__}, {gpus}"
 

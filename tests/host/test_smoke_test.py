@@ -70,7 +70,7 @@ def with_a_killed_rank(patch: pytest.MonkeyPatch) -> None:
             "failed to map segment from shared object (is its file system mounted noexec?)",
         ),
         (no_gpu_for_the_driver, "it sees no GPU, but this host has an NVIDIA driver"),
-        (of_no_cuda, "is built without CUDA)"),
+        (of_no_cuda, "is built without CUDA); --cpu trains without the GPUs"),
         (with_a_wrong_product, "a product on cpu is wrong"),
         (without_a_kernel, "CUDA error: no kernel image"),
         (two_gpus, "2 GPUs cannot work together: "),
