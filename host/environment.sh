@@ -135,7 +135,7 @@ foreign_files() (
     shopt -s dotglob nullglob
     for path in "$1"/*; do
         case ${path##*/} in
-            bin | etc | include | lib | lib64 | share | pyvenv.cfg | .gitignore) ;;
+            bin | etc | include | lib | lib64 | share | pyvenv.cfg | .gitignore | .lock) ;; # .lock: uv's
             "$MARK" | .index | .installed | .installing | .set_aside | .stamp.* | .tmp) ;;
             *) printf '%s ' "${path##*/}" ;;
         esac

@@ -112,6 +112,9 @@ def test_uv_is_used_where_it_is_there_and_pip_has_no_settings(a_clone, works):
     assert a_clone.demo() == (0, "PT") and (a_clone.folder / "asked").exists()
     assert f"+ uv pip install --quiet --python {a_clone.venv}/bin/python -c" in a_clone.out
     assert ("continuing with pip" in a_clone.out) == (not works)
+    (a_clone.venv / ".lock").touch()  # which uv leaves behind
+    no_python(a_clone)
+    assert a_clone.demo() == (0, "VPT") and not a_clone.old()
 
 
 def test_a_full_disk_is_named(a_clone):
