@@ -107,16 +107,24 @@ alone() {
     local target=${data_dir:+$here}
     target=${target:-$mount}/$CLONE_NAME
     [[ $mode != __demo && $mode != __test ]] || die "this script is not in a clone: ${mode//_/-} needs one"
-    if [[ ! -t 0 ]]; then export GIT_TERMINAL_PROMPT=0 GIT_SSH_COMMAND="ssh -o BatchMode=yes"; fi
     command -v git >/dev/null || die "git is not installed: sudo apt-get install git"
+    # As host/repository.py: the user's ssh command is kept; without a terminal nothing may ask.
+    local git=(timeout --foreground 600 git)
+    if [[ ! -t 0 ]]; then
+        git=(env GIT_TERMINAL_PROMPT=0 GIT_ASKPASS= SSH_ASKPASS= SSH_ASKPASS_REQUIRE=never
+            GCM_INTERACTIVE=never GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=30 "${git[@]}")
+        if [[ -z ${GIT_SSH_COMMAND-}${GIT_SSH-}$(git config core.sshCommand || true) ]]; then
+            git=(env GIT_SSH_COMMAND="ssh -o BatchMode=yes -o ConnectTimeout=30" "${git[@]}")
+        fi
+    fi
     if [[ ! -d $target/.git ]]; then
         [[ -n $repo ]] || die "this script is not in a clone: give --repo URL, or run it from one"
         # Not local: the trap runs after this function has ended. rm may fail on files left by root.
         clone=$(mktemp -d)
         trap 'rm -rf "$clone" || true' EXIT
         say "cloning $repo"
-        git clone --quiet "$repo" "$clone/$CLONE_NAME" </dev/null ||
-            die "--repo $repo cannot be cloned (see above)"
+        "${git[@]}" clone --quiet "$repo" "$clone/$CLONE_NAME" </dev/null ||
+            die "--repo $repo cannot be cloned (see above; or there was no answer in 10 minutes)"
         if [[ $dry_run == yes ]]; then
             bash "$clone/$CLONE_NAME/setup_and_train.sh" "${words[@]}" # /tmp may be mounted noexec
             exit
@@ -124,7 +132,8 @@ alone() {
         bash "$clone/$CLONE_NAME/setup_and_train.sh" --only_until_volume "${words[@]}"
         if [[ ! -d $target/.git ]]; then
             rm -rf "$target.partial"
-            git clone --quiet "$repo" "$target.partial" </dev/null
+            "${git[@]}" clone --quiet "$repo" "$target.partial" </dev/null ||
+                die "--repo $repo cannot be cloned onto the volume (see above)"
             mv "$target.partial" "$target"
         fi
         rm -rf "$clone" || true # exec skips the trap

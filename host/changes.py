@@ -6,9 +6,9 @@ Runs before there is an environment: standard library, Python 3.10.
 import os
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
+from host import commands
 from resnet50.system import files
 
 
@@ -18,15 +18,14 @@ class HostChanges:
     def __init__(self, dry_run: bool = False) -> None:
         self.dry_run = dry_run
 
-    def run(self, *command: str, may_fail: bool = False) -> None:
+    def run(
+        self, *command: str, may_fail: bool = False, limit_s: float = commands.CHANGE_S
+    ) -> None:
         """Run a command without input. Unless may_fail, raises ValueError with its output."""
         print("+", shlex.join(command), flush=True)
         if self.dry_run:
             return
-        try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        except FileNotFoundError as error:
-            raise ValueError(f"{command[0]} is not installed: install it and try again") from error
+        done = commands.run(command, limit_s)
         if done.returncode and not may_fail:
             said = (done.stderr or done.stdout).strip()
             raise ValueError(f"{shlex.join(command)} failed ({done.returncode}): {said}")
@@ -38,16 +37,15 @@ class HostChanges:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         mode = path.stat().st_mode & 0o7777 if path.exists() else 0o644
-        with files.replaced(path, sync=True) as file:
+        with files.replaced(path, "wb", sync=True) as file:
             os.fchmod(file.fileno(), mode)
-            file.write(text)
+            # Bytes that are not UTF-8, as a comment in fstab may hold, go back as they came.
+            file.write(text.encode("utf-8", "surrogateescape"))
 
 
 def can_sudo() -> bool:
     """Whether this user can become root without being asked for a password."""
-    if not shutil.which("sudo"):
-        return False
-    return subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0
+    return bool(shutil.which("sudo")) and commands.run(["sudo", "-n", "true"]).returncode == 0
 
 
 def as_root(*command: str) -> list[str]:

@@ -13,12 +13,20 @@ import json
 import os
 import re
 import struct
-import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from host import commands
 
 EBS = "Amazon Elastic Block Store"
 INSTANCE_STORE = "Amazon EC2 NVMe Instance Storage"
+# And what is erased when a host of Google's or Microsoft's stops.
+EPHEMERAL = (
+    *(INSTANCE_STORE, "nvme_card", "EphemeralDisk"),
+    *("Microsoft NVMe Direct Disk", "Microsoft NVMe Direct Disk v2"),
+)
 # NAME is what makes lsblk list partitions within their disks.
 COLUMNS = "NAME,PATH,TYPE,SIZE,MODEL,SERIAL,MOUNTPOINTS"
 WHOLE = ("disk", "loop")  # what may be formatted; a loop device is an image file
@@ -26,6 +34,14 @@ MIB = 1 << 20
 READ_WHOLE_BYTES = 8 << 30  # up to this size every byte is looked at
 NUM_SAMPLES, SAMPLE_BYTES = 8192, 4096
 BLKID_NOTHING = 2  # exit code of `blkid -p`: no signature that it knows
+# Mount points of the host's own.
+SYSTEMS_OWN = r"/$|/(boot|efi|etc|home|root|snap|tmp|usr|var)(/|$)|\[SWAP\]"
+# Of a root, a /usr or a /boot.
+SYSTEM_FILES = (
+    *("etc/os-release", "usr/lib/os-release", "lib/os-release", "etc/fstab", "etc/passwd"),
+    *("sbin/init", "grub/grub.cfg", "grub2/grub.cfg", "extlinux/extlinux.conf"),
+)
+FOLDER = "train on a folder of this host with --data_dir DIR"
 
 
 @dataclass(frozen=True)
@@ -57,21 +73,14 @@ class Disk:
         return f"{name}, {self.size_bytes / 1e9:.0f} GB"
 
 
-def run(command: Sequence[str]) -> subprocess.CompletedProcess:
-    """A command that reads; its output as text. Raises ValueError if there is no such program."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{command[0]} is not installed, but is needed to look at disks"
-        ) from error
-
-
 def read() -> list[Disk]:
     """All disks of this host. Raises ValueError if lsblk fails."""
-    listed = run(["lsblk", "--json", "--tree", "--bytes", "--output", COLUMNS])
+    command = ["lsblk", "--json", "--tree", "--bytes", "--output", COLUMNS]
+    listed = commands.run(command)
+    if "unknown column" in listed.stderr:  # before util-linux 2.37 it names one mount point only
+        listed = commands.run([*command[:-1], COLUMNS.removesuffix("S")])
     if listed.returncode:
-        raise ValueError(f"lsblk failed: {listed.stderr.strip()}")
+        raise ValueError(f"lsblk cannot list the disks ({listed.stderr.strip()}): or {FOLDER}")
     return parse(json.loads(listed.stdout))
 
 
@@ -88,7 +97,9 @@ def _disk(entry: Mapping) -> Disk:
         size_bytes=int(entry["size"]),
         model=(entry.get("model") or "").strip(),
         serial=(entry.get("serial") or "").strip(),
-        mounts=tuple(mount for mount in entry.get("mountpoints") or () if mount),
+        mounts=tuple(
+            mount for mount in entry.get("mountpoints") or [entry.get("mountpoint")] if mount
+        ),
         parts=tuple(_disk(child) for child in entry.get("children", ())),
     )
 
@@ -104,7 +115,7 @@ def why_not(disk: Disk) -> str:
         return f"is mounted at {', '.join(mounts)}"
     if built := sorted({part.kind for part in disk.tree()} - {"disk", "loop", "part"}):
         return f"is part of {', '.join(built)}"
-    if disk.model == INSTANCE_STORE:
+    if disk.model in EPHEMERAL:
         return "is instance store, which is erased when the host stops; it is for --cache"
     return ""
 
@@ -117,9 +128,12 @@ def choose(disks: Sequence[Disk], wanted: str) -> Disk:
     if wanted:
         disk, whole = _named(disks, wanted)
         if reason := why_not(whole):
-            raise ValueError(f"--volume {wanted}: {whole} {reason}")
+            raise ValueError(f"--volume {wanted}: {whole} {reason}{_in_place(whole)}")
         return disk
-    real = [disk for disk in disks if disk.kind == "disk"]
+    real = [disk for disk in disks if disk.kind == "disk" and disk.size_bytes]
+    if is_container(real):
+        names = "; ".join(str(disk) for disk in real)
+        raise ValueError(f"this looks like a container, which sees its host's {names}: {FOLDER}")
     reasons = {disk: why_not(disk) or _not_ebs(disk) for disk in real}
     candidates = [disk for disk, reason in reasons.items() if not reason]
     if len(candidates) == 1:
@@ -127,11 +141,36 @@ def choose(disks: Sequence[Disk], wanted: str) -> Disk:
     if candidates:
         names = "; ".join(str(disk) for disk in candidates)
         raise ValueError(f"{len(candidates)} volumes could be it: {names}. Say which: --volume ID")
-    seen = "; ".join(f"{disk} {reason}" for disk, reason in reasons.items()) or "no disk at all"
-    raise ValueError(
-        f"no data volume is attached ({seen}). Attach an EBS volume in the EC2 console, or train "
-        "on a folder of this host with --data_dir DIR"
-    )
+    seen = "; ".join(f"{disk} {why}{_in_place(disk)}" for disk, why in reasons.items())
+    seen = seen or "no disk at all"
+    unknown = [f"{disk}: --volume {disk.path}" for disk in real if not why_not(disk)]
+    if unknown:
+        remedy = f"Not every host tells a volume's model; this may be one: {', or '.join(unknown)}"
+    elif in_container():
+        remedy = "This looks like a container, whose volumes its host mounts"
+    else:
+        remedy = "Attach an EBS volume in the EC2 console"
+    raise ValueError(f"no data volume is attached ({seen}). {remedy}; or {FOLDER}")
+
+
+def _in_place(disk: Disk) -> str:
+    """How to use a volume that is mounted already, for a message; empty for a system's own."""
+    mounts = [mount for part in disk.tree() for mount in part.mounts]
+    if disk.model in EPHEMERAL or any(re.match(SYSTEMS_OWN, mount) for mount in mounts):
+        return ""
+    return f": --mount {mounts[0]} uses it as it is" if mounts else ""
+
+
+def is_container(disks: Sequence[Disk]) -> bool:
+    """Whether these are disks of another system, listed without the files to use them by."""
+    mounts = [mount for disk in disks for part in disk.tree() for mount in part.mounts]
+    return "/" not in mounts and not all(Path(disk.path).exists() for disk in disks)
+
+
+def in_container() -> bool:
+    """Whether a runtime of containers has left its mark."""
+    marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
+    return any(mark.exists() for mark in marks) or "container" in os.environ
 
 
 def _not_ebs(disk: Disk) -> str:
@@ -146,7 +185,7 @@ def _named(disks: Sequence[Disk], wanted: str) -> tuple[Disk, Disk]:
         for disk in whole.tree():
             if disk.path == path or (disk.volume_id and disk.volume_id == wanted):
                 return disk, whole
-    names = "; ".join(str(disk) for disk in disks if disk.kind == "disk") or "none"
+    names = "; ".join(str(d) for d in disks if d.kind == "disk" and d.size_bytes) or "none"
     raise ValueError(
         f"--volume {wanted}: no such volume is attached. There are: {names}. A volume that was "
         "just attached takes some seconds: --wait_s 60"
@@ -158,14 +197,46 @@ def contents(path: str) -> dict[str, str]:
 
     Raises ValueError if it cannot tell, since such a device must not be touched.
     """
-    found = run(["blkid", "-p", "-o", "export", path])
+    found = commands.run(["blkid", "-p", "-o", "export", path])
     if found.returncode == BLKID_NOTHING and not found.stderr.strip():
+        _check_readable(path)  # of what it cannot open, blkid says the same
         return {}
     if found.returncode:
         why = found.stderr.strip() or "several signatures"
         raise ValueError(f"{path}: blkid cannot tell what is on it ({why}): it is left alone")
     pairs = (line.partition("=") for line in found.stdout.splitlines())
-    return {name: value for name, _, value in pairs}
+    # Its place in a partition table is not what is on it.
+    outer = ("DEVNAME", "PART_ENTRY_")
+    return {name: value for name, _, value in pairs if not name.startswith(outer)}
+
+
+def _check_readable(path: str) -> None:
+    """Raise ValueError for a device that cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as device:
+            device.read(SAMPLE_BYTES)
+    except OSError as error:
+        why = error.strerror
+        if not Path(path).exists():
+            why += ": is this a container, which only sees its host's disks?"
+        raise ValueError(f"{path} cannot be read ({why}) and is left alone. Or {FOLDER}") from error
+
+
+def operating_system(path: str, kind: str) -> str:
+    """What on an ext4 or xfs file system shows that a host starts from it; empty if nothing does.
+
+    It is mounted read-only for a moment, where no other process sees it. Raises ValueError if that
+    cannot be done.
+    """
+    options = {"ext4": "ro,noload", "xfs": "ro,norecovery,nouuid"}[kind]
+    script = 'mount -t "$1" -o "$2" "$3" "$4" && cd "$4" && { ls -d $5 2>/dev/null; cd /; umount "$4"; }'
+    with tempfile.TemporaryDirectory() as folder:
+        shell = ["sh", "-c", script, "sh", kind, options, path, folder, " ".join(SYSTEM_FILES)]
+        looked = commands.run(["unshare", "--mount", "--propagation", "private", *shell])
+    if looked.returncode:
+        why = looked.stderr.strip()
+        raise ValueError(f"{path} cannot be looked at ({why}) and is left alone. Or {FOLDER}")
+    return ", ".join(looked.stdout.split())
 
 
 def size_of(path: str) -> int:
@@ -194,7 +265,7 @@ def not_blank(path: str) -> str:
     """
     if found := contents(path):
         return found.get("TYPE") or f"a partition table ({found.get('PTTYPE', 'unknown')})"
-    wiped = run(["wipefs", "--no-act", path])
+    wiped = commands.run(["wipefs", "--no-act", path])
     if wiped.returncode or wiped.stdout.strip():
         return wiped.stdout.strip() or f"something that wipefs cannot read: {wiped.stderr.strip()}"
     size = size_of(path)
@@ -236,7 +307,7 @@ def ext4_copies(size: int) -> Iterator[int]:
 def file_system_bytes(path: str, mount: str, kind: str) -> int:
     """Size that a mounted ext4 or xfs file system reports for itself. Raises ValueError."""
     if kind == "xfs":  # its superblock on the disk is out of date while it is mounted
-        info = run(["xfs_info", mount])
+        info = commands.run(["xfs_info", mount])
         sizes = re.search(r"^data .*bsize=(\d+) +blocks=(\d+)", info.stdout, re.MULTILINE)
         if sizes is None:
             raise ValueError(f"xfs_info {mount} cannot tell its size: {info.stderr.strip()}")

@@ -1,29 +1,69 @@
 """/etc/fstab: what is mounted where at boot. Standard library, Python 3.10."""
 
+import os
 from pathlib import Path
 
+from host import commands
 from host.changes import HostChanges
 
 PATH = Path("/etc/fstab")
+SYSTEMD = Path("/run/systemd/system")  # is there where systemd runs
 
 
-def source_of(mount: str) -> str:
-    """First field of fstab's line for a mount point; empty without one."""
-    for line in PATH.read_text().splitlines() if PATH.exists() else []:
+def read() -> str:
+    """Its text; bytes that are not UTF-8 stay what they are (surrogateescape)."""
+    return PATH.read_bytes().decode("utf-8", "surrogateescape") if PATH.exists() else ""
+
+
+def fields_for(mount: str) -> list[str]:
+    """The fields of the line for a mount point; empty without one."""
+    for line in read().split("\n"):
         fields = line.split()
-        if len(fields) > 1 and not line.startswith("#") and fields[1].rstrip("/") == mount:
-            return fields[0]
-    return ""
+        if len(fields) > 1 and not fields[0].startswith("#") and fields[1].rstrip("/") == mount:
+            return fields
+    return []
+
+
+def devices_of(source: str) -> list[str]:
+    """The attached devices that a line's first field means; itself, if it means no device."""
+    if source.startswith("/dev/"):
+        return [os.path.realpath(source)] if Path(source).exists() else []
+    if source.partition("=")[0] in ("UUID", "LABEL", "PARTUUID", "PARTLABEL"):
+        tag = source.replace('"', "")
+        return commands.run(["blkid", "-o", "device", "-t", tag]).stdout.split()
+    return [source]
 
 
 def add(line: str, host: HostChanges) -> None:
-    """Add a line to fstab; the file as it was before the first one is kept beside it."""
-    before = PATH.read_text() if PATH.exists() else ""
+    """Add a line; the file as it was before the first one is kept beside it.
+
+    Raises ValueError if it cannot be written.
+    """
+    before = read()
     text = before + ("" if before.endswith("\n") or not before else "\n") + line + "\n"
     print(f"+ add to {PATH}: {line}", flush=True)
     if host.dry_run:
         return
     kept = PATH.with_name("fstab.before_setup_and_train")
-    if before and not kept.exists():
-        host.replace(kept, before)
-    host.replace(PATH, text)
+    try:
+        if before and not kept.exists():
+            host.replace(kept, before)
+        replace(text, host)
+    except OSError as error:
+        raise ValueError(f"{PATH} cannot be written ({error.strerror}): {line}") from error
+
+
+def replace(text: str, host: HostChanges) -> None:
+    """Replace its text, behind a link too, and tell systemd."""
+    host.replace(PATH.resolve(), text)
+    tell_systemd(host)
+
+
+def tell_systemd(host: HostChanges) -> None:
+    """Have systemd read fstab again: it unmounts at once what belongs to an outdated line."""
+    if not SYSTEMD.exists():
+        return
+    try:
+        host.run("systemctl", "daemon-reload")
+    except ValueError as error:
+        print(f"warning: systemd may unmount the volume until it has read {PATH}: {error}")

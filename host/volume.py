@@ -13,92 +13,96 @@ import argparse
 import fcntl
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from host import disks, fstab
+from host import commands, disks, fstab, mounts, owner
 from host.changes import HostChanges
 from host.disks import MIB, Disk
+from host.mounts import Mounted
 from resnet50.config.command_line import Parser, print_error
 
 # Records that mkfs was begun on a blank volume, so that a kill in the middle can be repaired.
 INTENT = Path("/var/lib/setup_and_train.formatting.json")
-OPTIONS = "defaults,nofail,x-systemd.device-timeout=30s"
 LABEL = "imagenet"
 GROWS_BY = 64 * MIB  # partitions and file systems leave less than this unused
-MOUNTED = ("ext4", "xfs")
-LOCK = Path("/run/setup_and_train.volume.lock")
-
-
-def mounted_at(mount: str) -> str:
-    """The device that is mounted there; empty if none is."""
-    found = disks.run(["findmnt", "--noheadings", "--output", "SOURCE", "--mountpoint", mount])
-    return found.stdout.split("\n")[0].strip()
+LOCK, LOCK_S = Path("/run/setup_and_train.volume.lock"), 900.0
 
 
 def mount_volume(args: argparse.Namespace, host: HostChanges) -> None:
     """Have the volume mounted. Raises ValueError or OSError if something must be changed."""
-    if device := mounted_at(args.mount):
-        check_is_wanted(device, args.volume)
-        print(f"{device} is mounted at {args.mount}")
-    elif source := fstab.source_of(args.mount):
-        device = mount_known(source, args, host)
+    if there := mounts.at(args.mount):
+        mounts.check(there, args.mount, args.volume)
+        print(f"{there.device} is mounted at {args.mount}")
+        mounts.keep_for_boot(there, args.mount, host)
+    elif fields := fstab.fields_for(args.mount):
+        there = mount_known(fields, args, host)
     else:
-        device = mount_anew(args, host)
-    if device and not host.dry_run:
-        INTENT.unlink(missing_ok=True)  # what is mounted is whole
-    if device:
-        try:
-            grow(device, args.mount, host)
-        except ValueError as error:
-            print(f"warning: {device} stays at its size: {error}")
-
-
-def mount_known(source: str, args: argparse.Namespace, host: HostChanges) -> str:
-    """Mount what fstab has for the mount point; returns the device. Raises ValueError."""
-    deadline = time.monotonic() + args.wait_s
-    while True:
-        try:
-            host.run("mount", args.mount)
-            break
-        except ValueError as error:
-            if time.monotonic() >= deadline:
-                raise ValueError(
-                    f"{fstab.PATH} has {source} for {args.mount}, which cannot be mounted "
-                    f"({error}): attach that volume, or remove the line to use another one"
-                ) from error
-        time.sleep(1)
-    device = mounted_at(args.mount)
-    if device:
-        check_is_wanted(device, args.volume)
-    return device
-
-
-def check_is_wanted(device: str, wanted: str) -> None:
-    """Raise ValueError if --volume names another device than the mounted one."""
-    if not wanted:
+        there = mount_anew(args, host)
+    if there is None:  # in a dry run
         return
-    listed = disks.read()
-    path = os.path.realpath(wanted) if wanted.startswith("/") else ""
-    for whole in listed:
-        tree = list(whole.tree())
-        if any(part.path == device for part in tree):
-            if path in [part.path for part in tree] or whole.volume_id == wanted:
-                return
-            raise ValueError(f"--volume {wanted}: {whole} is mounted there already; give --mount")
-    raise ValueError(f"--volume {wanted}: {device} is mounted there already; give another --mount")
+    if not host.dry_run:
+        INTENT.unlink(missing_ok=True)  # what is mounted is whole
+    if there.is_volume():
+        try:
+            grow(there.device, args.mount, host)
+        except ValueError as error:
+            print(f"warning: {there.device} stays at its size: {error}")
+    owner.give_to_caller(Path(args.mount), host)
 
 
-def mount_anew(args: argparse.Namespace, host: HostChanges) -> str:
-    """Choose, perhaps format, and mount a volume that is not in fstab; returns the device."""
+def mount_known(
+    fields: Sequence[str], args: argparse.Namespace, host: HostChanges
+) -> Mounted | None:
+    """Mount what fstab has for the mount point; None in a dry run. Raises ValueError."""
+    source, mount = fields[0], args.mount
+    if names := names_in(Path(mount)):
+        print(
+            f"warning: {mount} holds files of the disk below it ({names}), which the volume hides: "
+            f"to see them again, sudo umount {mount}"
+        )
+    deadline = time.monotonic() + (0 if host.dry_run else args.wait_s)
+    while not (devices := fstab.devices_of(source)) and time.monotonic() < deadline:
+        time.sleep(1)
+    if len(devices) > 1 and {*fields[2:3]} & {*mounts.KINDS, "auto"}:
+        raise ValueError(
+            f"{fstab.PATH} has {source} for {mount}, and several disks have that, as copies of a "
+            f"snapshot have ({', '.join(devices)}): detach all but one"
+        )
+    why = "is not attached"
+    if devices:
+        fstab.tell_systemd(host)  # the line may have been edited since the boot
+        host.run("mkdir", "-p", mount)
+        try:
+            host.run("mount", mount)
+            why = "is still not mounted"  # nofail makes mount succeed without it
+        except ValueError as error:
+            why = f"cannot be mounted ({error})"
+        if host.dry_run:
+            return None
+    if there := mounts.at(mount):
+        mounts.check(there, mount, args.volume)
+        print(f"{there.device} is mounted at {mount}")
+        return there
+    raise ValueError(
+        f"{fstab.PATH} has {source} for {mount}, which comes before --volume and "
+        f"--format_if_blank, and {why}. Attach that volume (--wait_s 60 waits for it), or remove "
+        "the line to use another one"
+    )
+
+
+def mount_anew(args: argparse.Namespace, host: HostChanges) -> Mounted | None:
+    """Choose, perhaps format, and mount a volume that is not in fstab; None in a dry run."""
     check_mount_point(Path(args.mount))
     disk = wait_for_volume(args.volume, 0 if host.dry_run else args.wait_s)
     print(f"the data volume is {disk}")
     device, found = what_to_mount(disk)
     if not found or interrupted_format(disk, found):
+        if disk.kind not in disks.WHOLE:
+            raise ValueError(without_file_system(disk.path))
         if not args.format_if_blank:
             raise ValueError(
                 f"{disk} has no file system. If it is new, and nothing on it is worth keeping, add "
@@ -108,15 +112,25 @@ def mount_anew(args: argparse.Namespace, host: HostChanges) -> str:
         device, found = disk.path, {"TYPE": "ext4"}
     if disks.in_use(device):
         raise ValueError(f"{disk} is in use by the kernel or another program: it is left alone")
+    if "UUID" in found and (what := disks.operating_system(device, found["TYPE"])):
+        raise ValueError(
+            f"{disk} is a disk that a host starts from (it has {what}): it is left alone. Attach a "
+            f"volume for data; or mount this one yourself, at {args.mount}, and come back"
+        )
     return mount_for_good(device, found, args.mount, host)
+
+
+def names_in(folder: Path) -> str:
+    """The first names in a folder; empty if it is, or is not there."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return ", ".join(names[:5])
 
 
 def check_mount_point(mount: Path) -> None:
     """Raise ValueError if something is there that a mount would hide."""
     if mount.exists() and not mount.is_dir():
         raise ValueError(f"--mount {mount}: is a file; give a folder that is new or empty")
-    if mount.is_dir() and any(mount.iterdir()):
-        names = ", ".join(sorted(path.name for path in mount.iterdir())[:5])
+    if names := names_in(mount):
         raise ValueError(
             f"--mount {mount}: holds files ({names}), which a volume mounted there would hide: "
             "move them away, or give another --mount"
@@ -128,7 +142,7 @@ def wait_for_volume(wanted: str, wait_s: float) -> Disk:
     deadline = time.monotonic() + wait_s
     while True:
         if Path("/run/udev").exists():
-            disks.run(["udevadm", "settle"])
+            commands.run(["udevadm", "settle", "--timeout=20"])
         try:
             return disks.choose(disks.read(), wanted)
         except ValueError:
@@ -145,20 +159,41 @@ def what_to_mount(disk: Disk) -> tuple[str, dict[str, str]]:
     found = disks.contents(disk.path)
     if "PTTYPE" in found and "TYPE" not in found:
         parts = {part.path: disks.contents(part.path) for part in disk.parts}
-        systems = {path: has for path, has in parts.items() if has.get("TYPE") in MOUNTED}
+        systems = {path: has for path, has in parts.items() if has.get("TYPE") in mounts.KINDS}
         if len(systems) == 1:
             return next(iter(systems.items()))
-        listed = ", ".join(f"{path}: {has.get('TYPE', 'nothing')}" for path, has in parts.items())
-        raise ValueError(
-            f"{disk} has a partition table ({listed or 'without partitions'}) but not exactly one "
-            f"file system to mount: choose one with --volume DEVICE"
-        )
-    if found and found.get("TYPE") not in MOUNTED:
+        raise ValueError(f"{disk} has a partition table: {why_no_part(disk.path, parts)}")
+    if found and found.get("TYPE") not in mounts.KINDS:
         raise ValueError(
             f"{disk} holds {found.get('TYPE', 'something unknown')}, not ext4 or xfs: it is left "
             "alone. Attach another volume, or mount it yourself and give --data_dir"
         )
     return disk.path, found
+
+
+def why_no_part(path: str, parts: dict[str, dict[str, str]]) -> str:
+    """Why none of a disk's partitions is the one to mount, and what to do."""
+    blank = [part for part, has in parts.items() if not has]
+    if parts and len(blank) == len(parts):
+        return f"{without_file_system(blank[0])} with --volume {blank[0]}"
+    if parts:
+        listed = ", ".join(f"{part}: {has.get('TYPE', 'nothing')}" for part, has in parts.items())
+        return f"not exactly one of {listed} can be mounted. Choose one with --volume DEVICE"
+    shown = commands.run(["partx", "--show", "--noheadings", "--output", "NR", path])
+    if shown.returncode or shown.stdout.strip():
+        return f"the system has not read its partitions yet: sudo partx --update {path}"
+    return (
+        "it has no partitions. If nothing on it is worth keeping: sudo wipefs --all "
+        f"{path}, and come back with --format_if_blank"
+    )
+
+
+def without_file_system(partition: str) -> str:
+    """What to do with a blank partition: only whole volumes are formatted."""
+    return (
+        f"{partition} is a partition without a file system. If nothing on it is worth keeping: "
+        f"sudo mkfs.ext4 {partition}, and come back"
+    )
 
 
 def identity(disk: Disk) -> dict[str, object]:
@@ -174,7 +209,7 @@ def interrupted_format(disk: Disk, found: dict[str, str]) -> bool:
         return True
     if found.get("TYPE") != "ext4" or found.get("LABEL") != LABEL:
         return False
-    superblock = disks.run(["dumpe2fs", "-h", disk.path]).stdout
+    superblock = commands.run(["dumpe2fs", "-h", disk.path]).stdout
     return "Last mount time:          n/a" in superblock
 
 
@@ -197,41 +232,48 @@ def format_blank(disk: Disk, host: HostChanges) -> None:
     host.run("mkfs.ext4", "-q", "-F", "-L", LABEL, "-m", "0", disk.path)
 
 
-def mount_for_good(device: str, found: dict[str, str], mount: str, host: HostChanges) -> str:
-    """Mount, now and through fstab at every boot; returns the device, "" in a dry run."""
+def mount_for_good(
+    device: str, found: dict[str, str], mount: str, host: HostChanges
+) -> Mounted | None:
+    """Mount, now and through fstab at every boot; None in a dry run."""
     kind = found["TYPE"]
     uuid = found.get("UUID") or disks.contents(device).get("UUID", "")
     if host.dry_run:
         uuid = uuid or "that of the new file system"
-    if not uuid:
-        raise ValueError(f"{device}: its {kind} has no UUID to mount it by")
-    twins = disks.run(["blkid", "-o", "device", "-t", f"UUID={uuid}"]).stdout.split()
-    if others := sorted(set(twins) - {device}):
-        raise ValueError(
-            f"{', '.join(others)} has the same UUID as {device}, as copies of a snapshot have: "
-            "detach it, or give one a new UUID (tune2fs -U random, xfs_admin -U generate)"
-        )
-    before = fstab.PATH.read_text() if fstab.PATH.exists() else ""
-    host.run("mkdir", "-p", mount)
-    fstab.add(f"UUID={uuid} {mount} {kind} {OPTIONS} 0 {2 if kind == 'ext4' else 0}", host)
-    if Path("/run/systemd/system").exists():
-        host.run("systemctl", "daemon-reload")
+    line = mounts.fstab_line(device, kind, uuid, mount)
+    before, made = fstab.read(), not Path(mount).exists()
     try:
+        fstab.add(line, host)
+        host.run("mkdir", "-p", mount)
         host.run("mount", mount)
-        if not host.dry_run and (there := mounted_at(mount)) != device:
-            host.run("umount", mount)
-            raise ValueError(f"{there} was mounted at {mount} instead of {device}")
-    except ValueError:
-        host.replace(fstab.PATH, before)
+        if host.dry_run:
+            return None
+        there = mounts.at(mount)
+        if there is None or there.device != device:
+            what = there.device if there else "nothing"
+            raise ValueError(f"{what} was mounted at {mount} instead of {device}")
+    except (ValueError, OSError):
+        take_back(mount, before, made, host)
         raise
-    return "" if host.dry_run else device
+    return there
+
+
+def take_back(mount: str, before: str, made: bool, host: HostChanges) -> None:
+    """Undo a mount that went wrong; what cannot be undone is only a warning beside the error."""
+    try:
+        if fstab.read() != before:
+            fstab.replace(before, host)
+        if mounts.at(mount):
+            host.run("umount", mount)
+        if made and Path(mount).exists():
+            Path(mount).rmdir()
+    except (ValueError, OSError) as error:
+        print(f"warning: {error}")
 
 
 def grow(device: str, mount: str, host: HostChanges) -> None:
     """Let a file system fill a volume that was made larger; never shrinks it."""
     kind = disks.contents(device).get("TYPE", "")
-    if kind not in MOUNTED:
-        return
     partition = Path("/sys/class/block", Path(device).name, "partition")
     if partition.exists():
         whole = f"/dev/{partition.resolve().parent.parent.name}"
@@ -247,19 +289,20 @@ def grow(device: str, mount: str, host: HostChanges) -> None:
         host.run("xfs_growfs", mount)
 
 
-def give_to_caller(mount: Path, host: HostChanges) -> None:
-    """Give the top folder of a volume, if it is root's, to the user who called sudo.
-
-    Training does not run as root. Raises ValueError if the folder is somebody else's.
-    """
-    caller = os.environ.get("SUDO_UID", "")
-    if not caller or host.dry_run or mount.stat().st_uid == int(caller):
-        return
-    if mount.stat().st_uid != 0:
-        raise ValueError(
-            f"{mount} belongs to user {mount.stat().st_uid}, not to you: sudo chown $USER {mount}"
-        )
-    host.run("chown", f"{caller}:{os.environ.get('SUDO_GID', caller)}", str(mount))
+@contextmanager
+def locked() -> Iterator[None]:
+    """One at a time, however many setups there are. Raises ValueError if it is never our turn."""
+    deadline = time.monotonic() + LOCK_S
+    with open(LOCK, "w") as file:
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except (BlockingIOError, PermissionError) as error:
+                if time.monotonic() > deadline:
+                    raise ValueError(f"another setup has held {LOCK} for {LOCK_S:.0f} s") from error
+            time.sleep(0.2)
+        yield
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -287,12 +330,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("volumes are mounted by root: sudo python3 -m host.volume ...")
     host = HostChanges(args.dry_run)
     try:
-        if not args.dry_run:
-            lock = open(LOCK, "w")  # noqa: SIM115 (held to the end of the process)
-            fcntl.lockf(lock, fcntl.LOCK_EX)  # one at a time, however many setups there are
-        mount_volume(args, host)
-        give_to_caller(Path(args.mount), host)
-    except (ValueError, OSError, subprocess.SubprocessError) as error:
+        with nullcontext() if args.dry_run else locked():
+            mount_volume(args, host)
+    except (ValueError, OSError) as error:
         return print_error("host/volume.py", error)
     return 0
 

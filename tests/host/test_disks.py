@@ -4,11 +4,16 @@ Model strings and serial numbers as docs.aws.amazon.com/ebs describes them; size
 types' own NVMe from their product pages.
 """
 
+import argparse
+import json
+from collections.abc import Iterator
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host import disks
+from host import disks, volume
+from host.changes import HostChanges
 
 GB = 10**9
 
@@ -50,6 +55,10 @@ SNAPS = [entry(f"/dev/loop{n}", "loop", 0.07, mounts=[f"/snap/core20/{n}"]) for 
 DATA, OTHER = ebs("nvme1n1", "vol0aaa111"), ebs("nvme2n1", "vol0bbb222")
 FORMATTED = ebs("nvme1n1", "vol0aaa111", part("/dev/nvme1n1p1"))
 RAID = part("/dev/md0", "/data", kind="raid0")
+XEN = [
+    entry("/dev/xvda", "disk", 90, parts=[part("/dev/xvda1", "/")]),
+    entry("/dev/xvdf", "disk", 322),
+]
 LVM = part("/dev/mapper/vg.01-lv_ephemeral", "/opt/dlami/nvme", kind="lvm")
 
 CHOSEN = {
@@ -131,6 +140,36 @@ REFUSED = {
         [root(), entry("/dev/sdb", "disk", 500, "Some SSD", "S1")],
         "",
         "is not an EBS volume (Some SSD)",
+        "/dev/sdb, 500 GB: --volume /dev/sdb",
+    ),
+    "Xen, which tells no model": (XEN, "", "may be one: /dev/xvdf, 322 GB: --volume /dev/xvdf"),
+    "Google's": (
+        [root(), entry("/dev/sdb", "disk", 500, "PersistentDisk", "data")],
+        "",
+        "--volume /dev/sdb; or",
+    ),
+    "Google's, and erased by a stop": (
+        [root(), entry("/dev/nvme1n1", "disk", 375, "nvme_card", "local-ssd-0")],
+        "",
+        "erased when the host stops",
+        "Attach an EBS volume" if not disks.in_container() else "a container",
+    ),
+    "nothing in them": ([root(), entry("/dev/nbd0", "disk", 0)], "", "file system). "),
+    "mounted already": (
+        [root(), ebs("nvme1n1", "vol0a", part("/dev/nvme1n1p1", "/data"))],
+        "",
+        "is mounted at /data: --mount /data uses it as it is",
+    ),
+    "mounted already, by id": (
+        [root(), ebs("nvme1n1", "vol0a", mounts=["/data"])],
+        "vol-0a",
+        "is mounted at /data: --mount /data uses it as it is",
+    ),
+    "in a container": (
+        [ebs("nvme0n1", "vol0root"), ebs("nvme1n1", "vol0a", mounts=["/etc/hosts"])],
+        "",
+        "looks like a container",
+        "--data_dir",
     ),
     "an id that is not attached": (
         [root(), DATA],
@@ -169,10 +208,10 @@ def test_a_refusal_that_names_the_candidates(case):
         assert text in str(refusal.value)
 
 
-HOSTS = st.permutations(range(6))
+ORDERS = st.permutations(range(6))
 
 
-@given(order=HOSTS, num_ebs=st.integers(1, 3), num_stores=st.integers(0, 3))
+@given(order=ORDERS, num_ebs=st.integers(1, 3), num_stores=st.integers(0, 3))
 def test_names_and_order_do_not_matter(order, num_ebs, num_stores):
     """However the kernel numbers them: one free volume is found, and of several none is guessed."""
     names = [f"nvme{number}n1" for number in order]
@@ -186,6 +225,99 @@ def test_names_and_order_do_not_matter(order, num_ebs, num_stores):
         with pytest.raises(ValueError, match=f"{num_ebs} volumes could be it"):
             disks.choose(found, "")
     assert disks.choose(found, "vol-0e0").volume_id == "vol-0e0"
+
+
+MODELS = [*3 * [disks.EBS], *disks.EPHEMERAL[:2], "PersistentDisk", "Some SSD", None]
+OURS = [{"TYPE": "ext4", "UUID": "1"}, {"TYPE": "xfs", "UUID": "2"}]
+HOLDS = [{}, *OURS, {}, *OURS, {}, *({"TYPE": kind} for kind in ("swap", "crypto_LUKS", "LVM2_member", "btrfs"))]
+RARELY = st.integers(0, 5).map(lambda number: number == 5)
+MOUNTS = st.sampled_from(["/data", "/home", "[SWAP]", "/etc/hosts"])
+BUILT = st.sampled_from(["lvm", "crypt", "raid0", "md"])
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> tuple[list[dict], dict[str, dict], set[str]]:
+    """lsblk's listing, what blkid says of each device, and which of them hold a system."""
+    holds, systems, listed = {}, set(), []
+    has_root = not draw(RARELY)
+    for number in range(draw(st.integers(2, 3))):
+        style = draw(st.sampled_from(["nvme{}n1", "xvd{}", "sd{}", "nbd{}"]))
+        path = "/dev/" + style.format(number if "n" in style else "abcde"[number])
+        parts = []
+        for index in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
+            name = f"{path}p{index + 1}"
+            built = [entry(f"{name}x", draw(BUILT), 9)] if draw(RARELY) else []
+            used = [draw(MOUNTS)] if draw(RARELY) else []
+            parts.append(entry(name, "part", 90, mounts=used, parts=built))
+        if number == 0 and has_root:
+            parts = [part(f"{path}p1", "/"), *parts[1:]]
+        used = [draw(MOUNTS)] if not parts and draw(RARELY) else []
+        size, model = draw(st.sampled_from([100, 300, 0])), draw(st.sampled_from(MODELS))
+        serial = draw(st.sampled_from([None, f"vol0{number}", f"S{number}"]))
+        listed.append(entry(path, "disk", size, model, serial, used, parts))
+        for device in (path, *(p["path"] for p in parts)):
+            holds[device] = draw(st.sampled_from(HOLDS))
+            if holds[device] in OURS and draw(RARELY):
+                systems.add(device)
+        if parts:
+            holds[path] = {"PTTYPE": "gpt"}
+    return draw(st.permutations(listed)), holds, systems
+
+
+def everything(listed: dict) -> Iterator[dict]:
+    yield listed
+    for child in listed.get("children", ()):
+        yield from everything(child)
+
+
+def test_no_choice_of_ours_harms_anything(monkeypatch):
+    """On any host: what is mounted or formatted is an EBS volume that nothing else can want."""
+    chosen, formatted = [], []
+    monkeypatch.setattr(volume, "why_no_part", lambda path, parts: "")
+    monkeypatch.setattr(volume, "mount_for_good", lambda device, *_: chosen.append(device))
+    monkeypatch.setattr(volume, "wait_for_volume", lambda *_: disks.choose(disks.read(), ""))
+    monkeypatch.setattr(disks, "in_use", lambda path: False)
+
+    @settings(max_examples=600)
+    @given(host=hosts(), flag=st.booleans())
+    def look(host, flag):
+        listed, holds, systems = host
+        monkeypatch.setattr(disks, "read", lambda: disks.parse({"blockdevices": listed}))
+        monkeypatch.setattr(disks, "contents", holds.__getitem__)
+        monkeypatch.setattr(disks, "not_blank", lambda path: holds[path].get("TYPE", ""))
+        monkeypatch.setattr(disks, "operating_system", lambda p, _: "etc" if p in systems else "")
+        args = argparse.Namespace(mount="/no/mount", volume="", wait_s=0, format_if_blank=flag)
+        before = len(chosen)
+        try:
+            volume.mount_anew(args, HostChanges(dry_run=True))
+        except ValueError:
+            assert len(chosen) == before
+            return
+        device = chosen[-1]
+        (whole,) = (disk for disk in listed if device in [d["path"] for d in everything(disk)])
+        assert whole["model"] == disks.EBS and whole["size"] and device not in systems
+        for inner in everything(whole):
+            assert inner["mountpoints"] == [None] and inner["type"] in ("disk", "part")
+        if holds[device] not in OURS:
+            assert flag and holds[device] == {} and device == whole["path"]
+            assert "children" not in whole
+            formatted.append(device)
+
+    look()
+    assert chosen and formatted, "no host had a volume to choose"
+
+
+def test_an_lsblk_of_before_2_37_is_understood(monkeypatch, tmp_path):
+    """Debian 11's knows only MOUNTPOINT."""
+    listing = {"blockdevices": [{**entry("/dev/sda", "disk", 9), "mountpoint": "/"}]}
+    del listing["blockdevices"][0]["mountpoints"]
+    (tmp_path / "lsblk").write_text(
+        "#!/bin/sh\ncase $* in *MOUNTPOINTS) echo 'lsblk: unknown column: MOUNTPOINTS' >&2; exit 1 "
+        f";; *) echo '{json.dumps(listing)}' ;; esac\n"
+    )
+    (tmp_path / "lsblk").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert [disk.mounts for disk in disks.read()] == [("/",)]
 
 
 @given(size=st.integers(1, 64 << 30))

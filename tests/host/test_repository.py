@@ -1,14 +1,20 @@
 """repository.py on real clones: whatever is asked for, no local change is lost."""
 
+import http.server
 import json
 import os
 import pty
+import socket
 import subprocess
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.commands import host_words
+from support.commands import host_words, processes_mentioning
+
+from host import repository
 
 SCRIPT = host_words("repository")
 WHO = {
@@ -60,10 +66,11 @@ class Clones:
         files = [path for path in self.here.iterdir() if path.is_file()]
         return git(self.here, "status", "--porcelain"), {p.name: p.read_text() for p in files}
 
-    def update(self, way: str = "", *flags: str) -> subprocess.CompletedProcess:
+    def update(self, way: str = "", *flags: str, **more: str) -> subprocess.CompletedProcess:
         words = ["--on_local_changes", way] if way else []
         return subprocess.run(
             [*SCRIPT, f"--folder={self.here}", f"--runs={self.here}/runs", *words, *flags],
+            env=os.environ | more,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -265,3 +272,147 @@ def test_on_a_terminal_it_asks(clones, answer, code):
 def test_outside_of_git_the_code_is_taken_as_it_is(tmp_path):
     result = subprocess.run([*SCRIPT, f"--folder={tmp_path}"], capture_output=True, text=True)
     assert result.returncode == 0 and "is not a git clone" in result.stdout
+
+
+@pytest.mark.parametrize("way", ["GIT_SSH_COMMAND", "GIT_SSH", "core.sshCommand"])
+def test_the_users_own_ssh_is_used(clones, tmp_path, way):
+    """A deploy key's, which knows no options; it runs here what ssh would run on the server."""
+    ssh = tmp_path / "my_ssh"
+    ssh.write_text('#!/bin/sh\ncase $1 in -*) exit 1 ;; esac\nshift; exec sh -c "$*"\n')
+    ssh.chmod(0o755)
+    git(clones.here, "remote", "set-url", "origin", f"ssh://server{tmp_path}/origin")
+    more = {way: str(ssh)}
+    if "." in way:
+        git(clones.here, "config", way, str(ssh))
+        more = {}
+    newest = clones.upstream_gets(same="upstream's\n")
+    result = clones.update(**more)
+    assert result.returncode == 0 and "fast-forwarded" in result.stdout, result.stdout
+    assert git(clones.here, "rev-parse", "HEAD") == newest
+
+
+class WantsPassword(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", "Basic")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("way", ["GIT_ASKPASS", "SSH_ASKPASS", "core.askPass"])
+def test_no_window_asks_for_a_password_where_nobody_is(clones, tmp_path, way):
+    """As in a terminal of VS Code; this one would never answer."""
+    asks = tmp_path / "asks"
+    asks.write_text("#!/bin/sh\nexec sleep 300.5\n")
+    asks.chmod(0o755)
+    more = {way: str(asks)}
+    if "." in way:
+        git(clones.here, "config", way, str(asks))
+        more = {}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), WantsPassword) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://me:secret@127.0.0.1:{server.server_port}/x"
+        git(clones.here, "remote", "set-url", "origin", url)
+        result = clones.update(**more)
+        server.shutdown()
+    assert result.returncode == 0 and "warning: git fetch from http://127.0.0.1" in result.stdout
+    assert "secret" not in result.stdout + result.stderr
+
+
+def test_a_network_that_swallows_everything_is_named(clones, monkeypatch):
+    monkeypatch.setattr(repository, "FETCH_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"git://127.0.0.1:{server.getsockname()[1]}/x"
+        git(clones.here, "remote", "set-url", "origin", url)
+        start = time.monotonic()
+        problem = repository.Clone(clones.here).fetch()
+    assert problem == f"git fetch from {url} did not end in 1 s, and was stopped"
+    assert time.monotonic() - start < 20 and not processes_mentioning(url)
+
+
+def rename_the_branch(clones: Clones) -> None:
+    git(clones.there, "branch", "--move", "trunk")
+    git(clones.there, "push", "--quiet", "origin", "trunk")
+    git(clones.here.parent / "origin", "symbolic-ref", "HEAD", "refs/heads/trunk")
+    git(clones.there, "push", "--quiet", "origin", ":main")
+
+
+NOT_FOLLOWING = {
+    "detached": (
+        lambda clones: git(clones.here, "checkout", "--quiet", "--detach"),
+        "follows no upstream branch, and is not updated: git checkout main",
+    ),
+    "no upstream": (
+        lambda clones: git(clones.here, "branch", "--unset-upstream"),
+        "is not updated: git branch --set-upstream-to=origin/main",
+    ),
+    "no remote": (
+        lambda clones: git(clones.here, "remote", "remove", "origin"),
+        "is not updated: git remote add origin URL",
+    ),
+    "renamed": (rename_the_branch, "branch main is gone; was it renamed?"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FOLLOWING)
+def test_a_clone_that_is_never_updated_says_so(clones, case):
+    change, text = NOT_FOLLOWING[case]
+    git(clones.here, "remote", "set-head", "origin", "main")
+    change(clones)
+    result = clones.update()
+    assert result.returncode == 0 and text in result.stdout, result.stderr
+    assert "fast-forwarded" not in result.stdout
+
+
+def test_a_rewritten_upstream_is_named(clones):
+    (clones.there / "same").write_text("upstream's\n")
+    git(clones.there, "commit", "--quiet", "--all", "--amend", "--message", "first, again")
+    git(clones.there, "push", "--quiet", "--force")
+    head = git(clones.here, "rev-parse", "HEAD")
+    for _ in range(2):
+        result = clones.update()
+        assert result.returncode == 0 and "upstream was rewritten" in result.stdout, result.stderr
+        assert "commits of your own" not in result.stdout
+    merged = clones.update("merge")
+    assert merged.returncode == 2 and "thrown away" in merged.stderr
+    assert git(clones.here, "rev-parse", "HEAD") == head
+    assert clones.update("reset", "--yes").returncode == 0
+    assert git(clones.here, "show", "HEAD:same") == "upstream's"
+    assert clones.backup()
+
+
+HALF_FINISHED = {
+    "merge": (["merge", "topic"], "git merge --abort"),
+    "rebase": (["rebase", "topic"], "git rebase --abort"),
+    "cherry-pick": (["cherry-pick", "topic"], "git cherry-pick --abort"),
+    "revert": (["revert", "--no-edit", "HEAD~1"], "git revert --abort"),
+    "bisect": (["bisect", "start", "HEAD", "HEAD~1"], "git bisect reset"),
+    "stash": (["stash", "apply"], "files with conflicts (same)"),
+}
+
+
+@pytest.mark.parametrize("what", HALF_FINISHED)
+def test_what_is_half_finished_is_named_and_left_alone(clones, what):
+    words, text = HALF_FINISHED[what]
+    here = clones.here
+    for branch, line in (("topic", "topic's\n"), ("main", "mine\n"), ("main", "mine again\n")):
+        git(here, "checkout", "--quiet", *([] if branch == "main" else ["-b"]), branch)
+        (here / "same").write_text(line)
+        git(here, "commit", "--quiet", "--all", "--message", line)
+        git(here, "checkout", "--quiet", "main")
+    if what == "stash":
+        (here / "same").write_text("mine, stashed\n")
+        git(here, "stash")
+        (here / "same").write_text("mine, once more\n")
+        git(here, "commit", "--quiet", "--all", "--message", "more")
+    subprocess.run(["git", "-C", here, *words], env=os.environ | WHO, capture_output=True)
+    clones.upstream_gets(both="upstream's\n")
+    before, head = clones.state(), git(here, "rev-parse", "HEAD")
+    for way in ("", "merge", "reset", "backup"):
+        result = clones.update(way, "--yes")
+        assert result.returncode == 2 and text in result.stderr, result.stdout
+    assert clones.state() == before and git(here, "rev-parse", "HEAD") == head
+    assert not git(here, "for-each-ref", "refs/backup")

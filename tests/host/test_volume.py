@@ -3,7 +3,6 @@
 /etc and /var/lib are copies there, so that this machine's fstab is never written.
 """
 
-import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from support.commands import host_words
-from support.devices import MIB, MOUNT, Host, blank
-from support.needs import needs, needs_root, program
+from support.devices import MIB, MOUNT, Host, blank, digest, make_node, tool
+from support.needs import needs, needs_root
 
 from host import disks
 
@@ -24,16 +23,6 @@ def host(tmp_path) -> Iterator[Host]:
     host = Host(tmp_path)
     yield host
     host.close()
-
-
-def digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tool(*command: str, **more: object) -> None:
-    words = [program(command[0]), *command[1:]]
-    subprocess.run(words, check=True, capture_output=True, text=True, **more)
 
 
 def write_at(path: Path, offset: int, data: bytes) -> None:
@@ -211,14 +200,6 @@ def test_a_partition_grows_too(host, tmp_path):
     assert grown.returncode == 0, grown.stderr
     assert "growpart" in grown.stdout and "xfs_growfs" in grown.stdout
     assert size_there(host) > 1.8 * small
-
-
-def make_node(partition: str) -> str:
-    """A partition's device file, which udev makes where it runs."""
-    number = Path(f"/sys/class/block/{Path(partition).name}/dev").read_text().strip()
-    if not Path(partition).exists():
-        tool("mknod", partition, "b", *number.split(":"))
-    return partition
 
 
 def test_a_format_that_was_killed_is_done_over(host, tmp_path):

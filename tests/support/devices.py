@@ -1,5 +1,6 @@
 """A host of a test's own: a mount namespace with its own /etc, /var/lib and /mnt."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -82,6 +83,24 @@ def blank(path: Path, size: int = 64 * MIB) -> Path:
     with open(path, "wb") as file:
         file.truncate(size)
     return path
+
+
+def tool(*command: str, **more: object) -> None:
+    words = [program(command[0]), *command[1:]]
+    subprocess.run(words, check=True, capture_output=True, text=True, **more)
+
+
+def digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_node(partition: str) -> str:
+    """A partition's device file, which udev makes where it runs."""
+    number = Path(f"/sys/class/block/{Path(partition).name}/dev").read_text().strip()
+    if not Path(partition).exists():
+        tool("mknod", partition, "b", *number.split(":"))
+    return partition
 
 
 # A Python 3.11 that makes "environments" of itself, and finishes at once what really takes long.
