@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -128,12 +129,16 @@ def choose(disks: Sequence[Disk], wanted: str) -> Disk:
     if wanted:
         disk, whole = _named(disks, wanted)
         if reason := why_not(whole):
-            raise ValueError(f"--volume {wanted}: {whole} {reason}{_in_place(whole)}")
+            hint = f": use it there, --mount {place}" if (place := _place(whole)) else ""
+            raise ValueError(f"--volume {wanted}: {whole} {reason}{hint}")
         return disk
     real = [disk for disk in disks if disk.kind == "disk" and disk.size_bytes]
     if is_container(real):
         names = "; ".join(str(disk) for disk in real)
-        raise ValueError(f"this looks like a container, which sees its host's {names}: {FOLDER}")
+        raise ValueError(
+            f"this looks like a container, which sees its host's disks ({names}) but cannot mount "
+            f"them: {FOLDER}"
+        )
     reasons = {disk: why_not(disk) or _not_ebs(disk) for disk in real}
     candidates = [disk for disk, reason in reasons.items() if not reason]
     if len(candidates) == 1:
@@ -141,24 +146,27 @@ def choose(disks: Sequence[Disk], wanted: str) -> Disk:
     if candidates:
         names = "; ".join(str(disk) for disk in candidates)
         raise ValueError(f"{len(candidates)} volumes could be it: {names}. Say which: --volume ID")
-    seen = "; ".join(f"{disk} {why}{_in_place(disk)}" for disk, why in reasons.items())
-    seen = seen or "no disk at all"
-    unknown = [f"{disk}: --volume {disk.path}" for disk in real if not why_not(disk)]
-    if unknown:
-        remedy = f"Not every host tells a volume's model; this may be one: {', or '.join(unknown)}"
-    elif in_container():
-        remedy = "This looks like a container, whose volumes its host mounts"
-    else:
-        remedy = "Attach an EBS volume in the EC2 console"
-    raise ValueError(f"no data volume is attached ({seen}). {remedy}; or {FOLDER}")
+    seen = "; ".join(f"{disk} {reason}" for disk, reason in reasons.items()) or "no disk at all"
+    raise ValueError(f"no data volume is attached ({seen}). {_remedy(real)}; or {FOLDER}")
 
 
-def _in_place(disk: Disk) -> str:
-    """How to use a volume that is mounted already, for a message; empty for a system's own."""
+def _remedy(disks: Sequence[Disk]) -> str:
+    """What to do where none of them is an EBS volume that nothing uses."""
+    if places := [place for disk in disks if (place := _place(disk))]:
+        return f"To use one where it is mounted: --mount {', or --mount '.join(places)}"
+    if unknown := [f"{disk}: --volume {disk.path}" for disk in disks if not why_not(disk)]:
+        return f"Not every host tells a volume's model; this may be one: {', or '.join(unknown)}"
+    if in_container():
+        return "This looks like a container, whose volumes its host mounts"
+    return "Attach an EBS volume in the EC2 console"
+
+
+def _place(disk: Disk) -> str:
+    """Where a volume is mounted already; empty if it is not, and for the disks of a system."""
     mounts = [mount for part in disk.tree() for mount in part.mounts]
     if disk.model in EPHEMERAL or any(re.match(SYSTEMS_OWN, mount) for mount in mounts):
         return ""
-    return f": --mount {mounts[0]} uses it as it is" if mounts else ""
+    return mounts[0] if mounts else ""
 
 
 def is_container(disks: Sequence[Disk]) -> bool:
@@ -229,9 +237,10 @@ def operating_system(path: str, kind: str) -> str:
     cannot be done.
     """
     options = {"ext4": "ro,noload", "xfs": "ro,norecovery,nouuid"}[kind]
-    script = 'mount -t "$1" -o "$2" "$3" "$4" && cd "$4" && { ls -d $5 2>/dev/null; cd /; umount "$4"; }'
+    look = f'cd "$1" && ls -d {" ".join(SYSTEM_FILES)} 2>/dev/null; cd /; umount "$1"'
     with tempfile.TemporaryDirectory() as folder:
-        shell = ["sh", "-c", script, "sh", kind, options, path, folder, " ".join(SYSTEM_FILES)]
+        mount = ["mount", "-t", kind, "-o", options, path, folder]
+        shell = ["sh", "-c", f"{shlex.join(mount)} && {{ {look}; }}", "sh", folder]
         looked = commands.run(["unshare", "--mount", "--propagation", "private", *shell])
     if looked.returncode:
         why = looked.stderr.strip()

@@ -50,7 +50,9 @@ def add(line: str, host: HostChanges) -> None:
             host.replace(kept, before)
         replace(text, host)
     except OSError as error:
-        raise ValueError(f"{PATH} cannot be written ({error.strerror}): {line}") from error
+        raise ValueError(
+            f"{PATH} cannot be written ({error.strerror}), and needs this line: {line}"
+        ) from error
 
 
 def replace(text: str, host: HostChanges) -> None:

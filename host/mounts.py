@@ -68,9 +68,9 @@ def check(there: Mounted, mount: str, wanted: str) -> None:
     listed = disks.read() if there.device.startswith("/dev/") else []
     if what := emptied_by_a_stop(there, mount, listed):
         raise ValueError(
-            f"--mount {mount}: {there.device or there.kind} there is {what}: a stop of the host "
-            "empties it, checkpoints included. Unmount it, or give another --mount for the "
-            "volume; data that is there can be read with --data_dir, the run is in the clone then"
+            f"--mount {mount}: what is mounted there ({there.device}, {there.kind}) is {what}: a "
+            "stop of the host empties it, checkpoints included. Unmount it, or give another "
+            "--mount for the volume; --data_dir reads data that is there, with the run elsewhere"
         )
     if wanted:
         _check_is_wanted(there.device, wanted, listed)

@@ -104,6 +104,7 @@ def mount_anew(args: argparse.Namespace, host: HostChanges) -> Mounted | None:
         if disk.kind not in disks.WHOLE:
             raise ValueError(without_file_system(disk.path))
         if not args.format_if_blank:
+            check_is_blank(disk)
             raise ValueError(
                 f"{disk} has no file system. If it is new, and nothing on it is worth keeping, add "
                 "--format_if_blank"
@@ -201,9 +202,20 @@ def identity(disk: Disk) -> dict[str, object]:
     return {"serial": disk.serial or disk.path, "size_bytes": disk.size_bytes}
 
 
+def was_begun(disk: Disk) -> bool:
+    """Whether we have begun to format it."""
+    return INTENT.exists() and json.loads(INTENT.read_text()) == identity(disk)
+
+
+def check_is_blank(disk: Disk) -> None:
+    """Raise ValueError for a volume that holds anything but what a format of ours began."""
+    if not was_begun(disk) and (what := disks.not_blank(disk.path)):
+        raise ValueError(f"{disk} is not blank ({what}): it is left alone")
+
+
 def interrupted_format(disk: Disk, found: dict[str, str]) -> bool:
     """Whether a format that we began is unfinished there: never mounted, so never used."""
-    if not INTENT.exists() or json.loads(INTENT.read_text()) != identity(disk):
+    if not was_begun(disk):
         return False
     if not found:
         return True
@@ -221,9 +233,7 @@ def format_blank(disk: Disk, host: HostChanges) -> None:
         raise ValueError(f"{disk} has parts ({', '.join(part.path for part in disk.parts)})")
     if disks.in_use(disk.path):
         raise ValueError(f"{disk} is in use by the kernel or another program: it is left alone")
-    begun = INTENT.exists() and json.loads(INTENT.read_text()) == identity(disk)
-    if not begun and (what := disks.not_blank(disk.path)):
-        raise ValueError(f"{disk} is not blank ({what}): it is left alone")
+    check_is_blank(disk)
     again = disks.choose(disks.read(), disk.path)  # looking took a while: is it still the same?
     if identity(again) != identity(disk) or again.parts:
         raise ValueError(f"{disk} is another device now: it is left alone")

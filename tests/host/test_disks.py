@@ -158,12 +158,13 @@ REFUSED = {
     "mounted already": (
         [root(), ebs("nvme1n1", "vol0a", part("/dev/nvme1n1p1", "/data"))],
         "",
-        "is mounted at /data: --mount /data uses it as it is",
+        "is mounted at /data)",
+        "To use one where it is mounted: --mount /data; or",
     ),
     "mounted already, by id": (
         [root(), ebs("nvme1n1", "vol0a", mounts=["/data"])],
         "vol-0a",
-        "is mounted at /data: --mount /data uses it as it is",
+        "is mounted at /data: use it there, --mount /data",
     ),
     "in a container": (
         [ebs("nvme0n1", "vol0root"), ebs("nvme1n1", "vol0a", mounts=["/etc/hosts"])],
@@ -229,7 +230,8 @@ def test_names_and_order_do_not_matter(order, num_ebs, num_stores):
 
 MODELS = [*3 * [disks.EBS], *disks.EPHEMERAL[:2], "PersistentDisk", "Some SSD", None]
 OURS = [{"TYPE": "ext4", "UUID": "1"}, {"TYPE": "xfs", "UUID": "2"}]
-HOLDS = [{}, *OURS, {}, *OURS, {}, *({"TYPE": kind} for kind in ("swap", "crypto_LUKS", "LVM2_member", "btrfs"))]
+OTHERS = [{"TYPE": kind} for kind in ("swap", "crypto_LUKS", "LVM2_member", "btrfs")]
+HOLDS = [{}, *OURS, {}, *OURS, {}, *OTHERS]
 RARELY = st.integers(0, 5).map(lambda number: number == 5)
 MOUNTS = st.sampled_from(["/data", "/home", "[SWAP]", "/etc/hosts"])
 BUILT = st.sampled_from(["lvm", "crypt", "raid0", "md"])
