@@ -15,13 +15,22 @@ def read() -> str:
     return PATH.read_bytes().decode("utf-8", "surrogateescape") if PATH.exists() else ""
 
 
+def lines() -> list[list[str]]:
+    """The fields of every line that is not a comment."""
+    fields = [line.split() for line in read().split("\n")]
+    return [words for words in fields if len(words) > 1 and not words[0].startswith("#")]
+
+
 def fields_for(mount: str) -> list[str]:
     """The fields of the line for a mount point; empty without one."""
-    for line in read().split("\n"):
-        fields = line.split()
-        if len(fields) > 1 and not fields[0].startswith("#") and fields[1].rstrip("/") == mount:
-            return fields
-    return []
+    return next((words for words in lines() if words[1].rstrip("/") == mount), [])
+
+
+def mount_point_of(device: str, uuid: str) -> str:
+    """Where fstab has a device; empty if nowhere."""
+    names = (device, f"UUID={uuid}", f'UUID="{uuid}"')
+    found = (words[1] for words in lines() if words[0] in names and words[1].startswith("/"))
+    return next(found, "")
 
 
 def devices_of(source: str) -> list[str]:

@@ -118,6 +118,8 @@ def fstab_line(device: str, kind: str, uuid: str, mount: str) -> str:
     """What mounts it at every boot. Raises ValueError if there is no telling it from another."""
     if not uuid:
         raise ValueError(f"{device}: its {kind} has no UUID to mount it by")
+    if place := fstab.mount_point_of(device, uuid):
+        raise ValueError(f"{fstab.PATH} has {device} for {place}: use it there, --mount {place}")
     if others := sorted(set(fstab.devices_of(f"UUID={uuid}")) - {device}):
         raise ValueError(
             f"{', '.join(others)} has the same UUID as {device}, as copies of a snapshot have: "

@@ -72,7 +72,7 @@ class Clone:
             own = commands.run(["git", "-C", str(self.folder), "config", "core.sshCommand"]).stdout
         if not own:
             quiet["GIT_SSH_COMMAND"] = SSH
-        if not sys.stdin.isatty():  # nobody would answer a window, such as that of VS Code
+        if not os.isatty(0):  # nobody would answer a window, such as that of VS Code
             quiet |= {"GIT_ASKPASS": "", "SSH_ASKPASS": "", "SSH_ASKPASS_REQUIRE": "never"}
             quiet["GCM_INTERACTIVE"] = "never"
         return quiet

@@ -112,6 +112,15 @@ def test_the_copy_of_a_volume_of_fstab_is_not_taken_for_it(host, tmp_path):
     assert known.returncode == 2 and "detach all but one" in known.stderr and not is_mounted(host)
 
 
+def test_a_volume_that_fstab_has_for_another_place_is_used_there(host, tmp_path):
+    loop = host.attach(formatted(tmp_path))
+    line = f"UUID={disks.contents(loop)['UUID']} /mnt/data ext4 defaults 0 0"
+    write_fstab(host, line)
+    result = host.volume(loop)
+    assert result.returncode == 2 and "use it there, --mount /mnt/data" in result.stderr
+    assert host.fstab() == [line] and not is_mounted(host)
+
+
 def test_what_was_mounted_by_hand_is_kept_for_the_next_boot(host, tmp_path):
     loop = host.attach(formatted(tmp_path))
     host.call("mkdir", MOUNT)
