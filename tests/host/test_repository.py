@@ -4,10 +4,12 @@ import http.server
 import json
 import os
 import pty
+import shutil
 import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -274,16 +276,21 @@ def test_outside_of_git_the_code_is_taken_as_it_is(tmp_path):
     assert result.returncode == 0 and "is not a git clone" in result.stdout
 
 
-@pytest.mark.parametrize("way", ["GIT_SSH_COMMAND", "GIT_SSH", "core.sshCommand"])
-def test_the_users_own_ssh_is_used(clones, tmp_path, way):
+@pytest.fixture
+def my_ssh(tmp_path) -> str:
     """A deploy key's, which knows no options; it runs here what ssh would run on the server."""
     ssh = tmp_path / "my_ssh"
     ssh.write_text('#!/bin/sh\ncase $1 in -*) exit 1 ;; esac\nshift; exec sh -c "$*"\n')
     ssh.chmod(0o755)
+    return str(ssh)
+
+
+@pytest.mark.parametrize("way", ["GIT_SSH_COMMAND", "GIT_SSH", "core.sshCommand"])
+def test_the_users_own_ssh_is_used(clones, tmp_path, my_ssh, way):
     git(clones.here, "remote", "set-url", "origin", f"ssh://server{tmp_path}/origin")
-    more = {way: str(ssh)}
+    more = {way: my_ssh}
     if "." in way:
-        git(clones.here, "config", way, str(ssh))
+        git(clones.here, "config", way, my_ssh)
         more = {}
     newest = clones.upstream_gets(same="upstream's\n")
     result = clones.update(**more)
@@ -302,24 +309,50 @@ class WantsPassword(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("way", ["GIT_ASKPASS", "SSH_ASKPASS", "core.askPass"])
-def test_no_window_asks_for_a_password_where_nobody_is(clones, tmp_path, way):
-    """As in a terminal of VS Code; this one would never answer."""
+@pytest.fixture
+def asks(tmp_path) -> str:
+    """A window that asks for a password, as in a terminal of VS Code, and is never answered."""
     asks = tmp_path / "asks"
     asks.write_text("#!/bin/sh\nexec sleep 300.5\n")
     asks.chmod(0o755)
-    more = {way: str(asks)}
-    if "." in way:
-        git(clones.here, "config", way, str(asks))
-        more = {}
+    return str(asks)
+
+
+@pytest.fixture
+def wants_password() -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), WantsPassword) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://me:secret@127.0.0.1:{server.server_port}/x"
-        git(clones.here, "remote", "set-url", "origin", url)
-        result = clones.update(**more)
+        yield f"http://me:secret@127.0.0.1:{server.server_port}/x"
         server.shutdown()
+
+
+@pytest.mark.parametrize("way", ["GIT_ASKPASS", "SSH_ASKPASS", "core.askPass"])
+def test_no_window_asks_for_a_password_where_nobody_is(clones, asks, wants_password, way):
+    more = {way: asks}
+    if "." in way:
+        git(clones.here, "config", way, asks)
+        more = {}
+    git(clones.here, "remote", "set-url", "origin", wants_password)
+    result = clones.update(**more)
     assert result.returncode == 0 and "warning: git fetch from http://127.0.0.1" in result.stdout
     assert "secret" not in result.stdout + result.stderr
+
+
+def test_a_script_without_its_clone_does_the_same(clones, tmp_path, my_ssh, asks, wants_password):
+    """What it clones here is no repository of ours, so that it ends there."""
+    script = shutil.copy2(repository.CLONE / "setup_and_train.sh", tmp_path)
+    for url, ends in ((wants_password, True), (f"ssh://server{tmp_path}/origin", False)):
+        result = subprocess.run(
+            [script, f"--repo={url}", f"--data_dir={tmp_path}", "--dry_run"],
+            env=os.environ | {"GIT_SSH_COMMAND": my_ssh, "GIT_ASKPASS": asks},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+        )
+        assert ("cannot be cloned" in result.stderr) == ends and result.returncode, result.stderr
+        assert ("setup_and_train.sh: No such file" in result.stderr) != ends
 
 
 def test_a_network_that_swallows_everything_is_named(clones, monkeypatch):
