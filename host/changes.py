@@ -25,7 +25,7 @@ class HostChanges:
         print("+", shlex.join(command), flush=True)
         if self.dry_run:
             return
-        done = commands.run(command, limit_s)
+        done = commands.run(command, limit_s, english=False)  # a run in tmux keeps the language
         if done.returncode and not may_fail:
             said = (done.stderr or done.stdout).strip()
             raise ValueError(f"{shlex.join(command)} failed ({done.returncode}): {said}")

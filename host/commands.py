@@ -26,20 +26,23 @@ def run(
     *,
     what: str = "",
     env: Mapping[str, str] | None = None,
+    english: bool = True,
     own_session: bool = False,
     **more: object,
 ) -> subprocess.CompletedProcess:
-    """Run a command without input; its output as text, in English.
+    """Run a command without input; its output as text.
 
-    what: its name in messages. own_session: without our terminal, and with all that it starts ended
-    if the time is over. more: of subprocess.Popen. Raises ValueError if there is no such program,
-    or if it takes longer than limit_s.
+    what: its name in messages. english: whatever the user's language is, for output that we read.
+    own_session: without our terminal, and with all that it starts ended if the time is over. more:
+    of subprocess.Popen. Raises ValueError if there is no such program, or if it takes longer than
+    limit_s.
     """
     path = f"{os.environ.get('PATH') or os.defpath}:{SYSTEM_FOLDERS}"
+    language = {"LC_ALL": "C"} if english else {}
     try:
         process = subprocess.Popen(
             command,
-            env={**os.environ, "PATH": path, "LC_ALL": "C", **(env or {})},
+            env={**os.environ, **language, "PATH": path, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

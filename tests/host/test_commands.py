@@ -33,6 +33,7 @@ def test_tools_of_root_are_found_without_being_on_the_path(monkeypatch):
     script = 'echo "$PATH"; date --date=@0 +%B'
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")  # what is read must be English
     path, month = commands.run(["sh", "-c", script]).stdout.split()
+    assert commands.run(["sh", "-c", "echo $LC_ALL"], english=False).stdout == "de_DE.UTF-8\n"
     assert path.split(":") == ["/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"]
     assert month == "January"
 
