@@ -164,9 +164,20 @@ def check(words: list[str]) -> None:
     if words[0] == "sbatch":  # test_slurm.py runs it
         script = words.index("launch/slurm.sbatch")
         words = ["python", "train.py", f"--run_dir={words[script + 1]}", *words[script + 2 :]]
+    folder, _, name = words[0].rpartition("/bin/")
+    if folder in (".venv", "/mnt/imagenet/resnet50", "/mnt/imagenet/kaggle"):
+        words = [name, *words[1:]]
     match words:
         case ["./setup_and_train.sh", *flags]:
             check_setup(flags)
+        case ["python", "-m", "venv", made]:  # whose program a later line runs
+            assert any(command.startswith(f"{made}/bin/") for _, command in COMMANDS)
+        case ["pip", "install", "kaggle"]:
+            pass
+        case ["git", "clone", "URL", folder]:
+            assert folder.endswith("/ResNet50_ImageNet1K_Training")
+        case ["mkdir", "-p", folder]:
+            assert any(f"--data_dir {folder} " in command for _, command in COMMANDS)
         case ["scp", "setup_and_train.sh", _] | ["ssh", _]:
             pass
         case ["aria2c", _, _, link]:
