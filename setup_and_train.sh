@@ -45,7 +45,8 @@ Without --demo or --test, on the host that will train, each step once, in this o
   --cache              read the packed data from a copy on instance store
   --cpu                train on the CPU, whatever GPUs there are
   --price_per_hour X   dollars, for the cost of the run
-  --then stop-host     shut this host down when training has ended
+  --then stop-host     shut this host down when training has ended, even by a crash or an error;
+                       stop-host-when-done: only when it is done, or has diverged
   --way WAY            systemd, tmux or setsid [the first that this host has]
   --run_dir DIR        the run folder [runs/DATASET, in a clone on the volume, else on the volume]
   --repo URL           what to clone onto the volume if only this script was copied
@@ -153,7 +154,7 @@ resolve_options() {
     [[ -z $dataset || " $DATASETS " == *" $dataset "* ]] || die "--dataset $dataset: one of $DATASETS"
     if [[ -n $until_volume ]]; then only=host,volume; fi
     check_choice --way "${way:-tmux}" systemd tmux setsid
-    check_choice --then "${then:-nothing}" nothing stop-host
+    check_choice --then "${then:-nothing}" nothing stop-host stop-host-when-done
     check_choice --on_local_changes "${on_local_changes:-keep}" fail keep backup merge reset
     service_flags=(${way:+--way "$way"} ${then:+--then "$then"})
     repo_flags+=(${on_local_changes:+--on_local_changes "$on_local_changes"})

@@ -3,8 +3,10 @@
 Standard library, Python 3.10.
 """
 
+import hashlib
 import os
 import pwd
+import re
 import shlex
 import shutil
 import subprocess
@@ -13,11 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from host import systemd_unit
+from host import commands, shut_down, systemd_unit
 from host.changes import HostChanges, as_root, can_sudo
 
 NAME = "resnet50-training"
-UNIT_PATH = Path(f"/etc/systemd/system/{NAME}.service")
+UNIT, FAILED_UNIT = f"{NAME}.service", f"{NAME}-failed.service"
+UNITS = Path("/etc/systemd/system")
+UNIT_PATH = UNITS / UNIT
 SYSTEMD, TMUX, SETSID = "systemd", "tmux", "setsid"
 CONSOLE = "console.log"  # in the run folder: what the command prints
 CLONE = Path(__file__).resolve().parents[1]  # where `python3 -m host.service` is found
@@ -28,7 +32,7 @@ class Launch:
     """What to keep running.
 
     command: train.py and its arguments; before: a command line that runs as root before each start;
-    then: what to do at the end, "nothing" or "stop-host"; last_attempt: the attempt in status.json
+    then: what to do at the end (shut_down.py); last_attempt: the attempt in status.json
     before this start, in case the start makes no new one.
     """
 
@@ -52,28 +56,54 @@ def available_way() -> str:
 
 def start_unit(launch: Launch, host: HostChanges) -> Callable[[], bool]:
     """Start a unit, now and at every boot. Like the other two, returns a test that it is alive."""
-    text = systemd_unit.text(
-        name=NAME,
-        command=launch.command,
-        folder=Path.cwd(),
-        run_dir=launch.run_dir,
-        log=launch.log.resolve(),
-        user=pwd.getpwuid(os.geteuid()).pw_name,
-        before=["/usr/bin/env", *shlex.split(launch.before)] if launch.before else [],
-        after=["/usr/bin/env", *after_words(launch, "python3"), f"--way={SYSTEMD}"],
-    )
-    made = launch.run_dir / f"{NAME}.service"
-    host.replace(made, text)
-    host.run(*as_root("install", "-m", "644", str(made), str(UNIT_PATH)))
+    variables, withheld = systemd_unit.steering(os.environ)
+    if variables:
+        print(f"the unit gets these variables from here: {', '.join(variables)}")
+    if withheld:
+        print(f"the unit, which anyone here can read, does not get {', '.join(withheld)}")
+    stops_host = launch.then == shut_down.ALWAYS
+    after = ["/usr/bin/env", *after_words(launch), f"--way={SYSTEMD}"]
+    texts = {
+        UNIT: systemd_unit.text(
+            name=NAME,
+            command=launch.command,
+            folder=Path.cwd(),
+            run_dir=launch.run_dir,
+            log=launch.log.resolve(),
+            user=user_name(),
+            environment=variables,
+            before=["/usr/bin/env", *shlex.split(launch.before)] if launch.before else [],
+            after=after,
+            on_failure=FAILED_UNIT if stops_host else "",
+        )
+    }
+    if stops_host:
+        texts[FAILED_UNIT] = systemd_unit.failed_text(
+            [*after, "--exit_code=1"], launch.log.resolve()
+        )
+    for name, text in texts.items():
+        host.replace(launch.run_dir / name, text)
+        host.run(*as_root("install", "-m", "644", str(launch.run_dir / name), str(UNITS / name)))
     host.run(*as_root("systemctl", "daemon-reload"))
-    host.run(*as_root("systemctl", "reset-failed", f"{NAME}.service"), may_fail=True)
-    host.run(*as_root("systemctl", "enable", "--now", f"{NAME}.service"))
+    host.run(*as_root("systemctl", "reset-failed", UNIT), may_fail=True)
+    host.run(*as_root("systemctl", "enable", "--now", UNIT))
     return unit_is_active
 
 
-def after_words(launch: Launch, python: str) -> list[str]:
+def user_name() -> str:
+    """Who the unit trains as. systemd looks numbers up too, and refuses those without a name."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        raise ValueError(
+            f"--way {SYSTEMD}: your user id, {os.geteuid()}, has no name here, which systemd "
+            f"needs: give --way {TMUX} or --way {SETSID}"
+        ) from None
+
+
+def after_words(launch: Launch) -> list[str]:
     """`host.service after`, for env to run."""
-    words = [f"--chdir={CLONE}", python, "-B", "-m", "host.service", "after"]
+    words = [f"--chdir={CLONE}", sys.executable, "-B", "-m", "host.service", "after"]
     words += [f"--run_dir={launch.run_dir.resolve()}", f"--then={launch.then}"]
     # Left out if there was none: an empty value is refused, since most are unset variables.
     return [*words, *([f"--last_attempt={launch.last_attempt}"] if launch.last_attempt else [])]
@@ -81,17 +111,31 @@ def after_words(launch: Launch, python: str) -> list[str]:
 
 def shell_line(launch: Launch) -> str:
     """What tmux and setsid run: the preparation, the training, and what follows."""
-    after = ["env", *after_words(launch, sys.executable)]
     before = shlex.join(as_root(*shlex.split(launch.before))) if launch.before else ""
-    parts = [before, shlex.join(launch.command), shlex.join(after)]
-    return "; ".join(part for part in parts if part)
+    after = shlex.join(["env", *after_words(launch)]) + " --exit_code=$?"
+    return "; ".join(part for part in (before, shlex.join(launch.command), after) if part)
 
 
 def start_tmux(launch: Launch, host: HostChanges) -> Callable[[], bool]:
-    """Start a detached tmux session; the screen and the log show the same."""
+    """Start a detached tmux session; the screen and the log show the same.
+
+    sh by name: tmux would give the line to the login shell, which may be fish or tcsh.
+    """
+    if not host.dry_run and has_tmux_session(launch.run_dir):
+        raise ValueError(
+            f"the start before has not ended yet: see {shlex.join(attach_words(launch.run_dir))}"
+        )
     line = f"{{ {shell_line(launch)}; }} 2>&1 | tee -a {shlex.quote(str(launch.log))}"
-    session = session_of(launch.run_dir)
-    host.run("tmux", "new-session", "-d", "-s", session, "-c", str(Path.cwd()), line)
+    # The name is only what the screen shows; tmux reserves dots and colons.
+    session = re.sub(r"[^\w-]", "_", launch.run_dir.name, flags=re.ASCII)
+    words = tmux_words(launch.run_dir, "new-session", "-d", "-s", session, "-c", str(Path.cwd()))
+    words += ["sh", "-c", line]
+    print("+", shlex.join(words), flush=True)
+    if not host.dry_run:
+        # Training inherits the environment of this command, which should be the user's.
+        done = commands.run(words, env={"LC_ALL": os.environ.get("LC_ALL", "")})
+        if done.returncode:
+            raise ValueError(f"tmux cannot start a session: {done.stderr.strip()}")
     return lambda: has_tmux_session(launch.run_dir)
 
 
@@ -102,6 +146,7 @@ def start_session(launch: Launch, host: HostChanges) -> Callable[[], bool]:
     if host.dry_run:
         return lambda: False
     quiet = subprocess.DEVNULL
+    # Not waited for, and so without a time limit.
     shell = subprocess.Popen(
         ["sh", "-c", line], start_new_session=True, stdin=quiet, stdout=quiet, stderr=quiet
     )
@@ -115,21 +160,38 @@ def is_units(run_dir: Path) -> bool:
 
 def unit_is_active() -> bool:
     """Whether it runs, or waits to be started again."""
+    return _ask_systemctl("is-active") in ("active", "activating", "deactivating", "reloading")
+
+
+def unit_is_enabled() -> bool:
+    """Whether it starts at the next boot, as far as systemd does not deny that."""
+    return _ask_systemctl("is-enabled") not in ("disabled", "masked")
+
+
+def _ask_systemctl(question: str) -> str:
+    """systemd's answer about the unit; empty if it has none."""
     if not shutil.which("systemctl"):
-        return False
-    question = ["systemctl", "is-active", f"{NAME}.service"]
-    answer = subprocess.run(question, capture_output=True, text=True).stdout.strip()
-    return answer in ("active", "activating", "deactivating", "reloading")
+        return ""
+    return commands.run(["systemctl", question, UNIT]).stdout.strip()
 
 
-def session_of(run_dir: Path) -> str:
-    """Name of a run's tmux session; tmux reserves dots and colons."""
-    return f"{NAME}-{run_dir.name}".replace(".", "_").replace(":", "_")
+def tmux_words(run_dir: Path, *words: str) -> list[str]:
+    """A tmux command for a run's own server.
+
+    Its own, so that it reads no configuration of the user's, which may keep ended sessions, and has
+    the environment of this start; a server that runs already would give that of its own start.
+    """
+    name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:8]
+    return ["tmux", "-L", f"resnet50-{name}", "-f", "/dev/null", *words]
+
+
+def attach_words(run_dir: Path) -> list[str]:
+    """The command that shows the run's screen."""
+    return tmux_words(run_dir, "attach")
 
 
 def has_tmux_session(run_dir: Path) -> bool:
     """Whether the session that `start` made for this run is there."""
     if not shutil.which("tmux"):
         return False
-    question = ["tmux", "has-session", "-t", f"={session_of(run_dir)}"]
-    return subprocess.run(question, capture_output=True).returncode == 0
+    return commands.run(tmux_words(run_dir, "has-session")).returncode == 0

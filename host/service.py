@@ -7,11 +7,13 @@
 It runs `python train.py`, which restarts after a crash and saves when told to stop: as a
 systemd unit where systemd runs (which also resumes after a reboot), else in tmux, else in a session
 of its own. Its output goes to RUN_DIR/console.log. Standard library, Python 3.10. Exit codes: 0 it
-runs or is done, 1 it ended while starting, 2 change something.
+runs or is done, 1 it ended while starting, 2 change something, 10 the answer to a question is no.
 """
 
 import argparse
 import os
+import pwd
+import shlex
 import shutil
 import signal
 import sys
@@ -19,13 +21,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from host import background, systemd_unit
-from host.background import CONSOLE, NAME, SETSID, SYSTEMD, TMUX, UNIT_PATH, Launch
-from host.changes import HostChanges, as_root, can_sudo
+from host import background, shut_down, systemd_unit
+from host.background import CLONE, CONSOLE, SETSID, SYSTEMD, TMUX, UNIT, UNIT_PATH, Launch
+from host.changes import HostChanges, as_root
 from resnet50.config.command_line import Parser, print_error
 from resnet50.records import status
+from resnet50.system import locking
 
 START_S, STOP_S = 300.0, 120.0  # the unit's own TimeoutStopSec is 110
+NO = 10  # not 1: a Python that cannot even begin ends with that
+ELSEWHERE = "held by a process that cannot be seen from here (another container, or another host)"
 
 
 def start(args: argparse.Namespace) -> int:
@@ -33,21 +38,22 @@ def start(args: argparse.Namespace) -> int:
     run_dir, host = args.run_dir, HostChanges(args.dry_run)
     if not args.dry_run and is_training(args) == 0:
         return 0
-    if args.then == "stop-host":
-        if not (args.dry_run or os.geteuid() == 0 or can_sudo()):
-            raise ValueError(
-                "--then stop-host needs root, which sudo does not give without a password"
-            )
-        print("when training has ended, this host is SHUT DOWN (--then stop-host)")
+    if args.then != shut_down.NEVER:
+        problem = "" if args.dry_run else shut_down.problem()
+        if problem:
+            raise ValueError(f"--then {args.then} {problem}")
+        promise = f"--then {args.then}: {shut_down.PROMISES[args.then]}"
+        print(f"when training has ended, this host is SHUT DOWN ({promise})")
     way = args.way or background.available_way()
-    other = systemd_unit.run_dir_of(UNIT_PATH)
-    if way == SYSTEMD and background.unit_is_active() and other != str(run_dir.resolve()):
-        raise ValueError(f"this host is training {other or 'something else'}: stop that first")
+    if way == SYSTEMD:
+        refuse_other_run(run_dir)
     host.run("mkdir", "-p", str(run_dir))
     last_attempt = str(status.read_status(run_dir).get("attempt", ""))
     launch = Launch(run_dir, args.command, args.before, args.then, last_attempt)
     if not args.dry_run:
         launch.log.touch()  # otherwise systemd creates it, owned by root
+        if reason := locking.why_no_locks(launch.log):
+            print(f"warning: {run_dir} is on a disk without locks ({reason}): start only once")
     log_size = size_of(launch.log)
     starts = {
         SYSTEMD: background.start_unit,
@@ -58,21 +64,40 @@ def start(args: argparse.Namespace) -> int:
     return 0 if args.dry_run else wait_for_first_step(launch, log_size, is_alive)
 
 
+def refuse_other_run(run_dir: Path) -> None:
+    """Raise ValueError if the unit's place is taken: there is one unit on a host.
+
+    One that neither runs nor starts at the next boot gives way; `stop` and a run's end leave it so.
+    """
+    other = systemd_unit.run_dir_of(UNIT_PATH)
+    if not UNIT_PATH.exists() or other == str(run_dir.resolve()):
+        return
+    if not other:
+        raise ValueError(f"{UNIT_PATH} is not ours: rename it, or give --way {TMUX}")
+    if background.unit_is_active() or background.unit_is_enabled():
+        end = shlex.join([str(CLONE / "setup_and_train.sh"), "--stop", "--run_dir", other])
+        raise ValueError(
+            f"the systemd unit of this host trains {other}, now or after the next boot. Make room "
+            f"with `{end}` (it saves first) or `sudo systemctl disable --now {UNIT}`; or train "
+            f"beside it: --way {TMUX}"
+        )
+
+
 def is_settled(args: argparse.Namespace) -> int:
     """0 if there is nothing to start, since it is training or has ended, after showing that; else
-    1."""
+    NO."""
     if is_training(args) == 0:
         return 0
     if status.read_status(args.run_dir).get("state") not in status.ENDED:
-        return 1
+        return NO
     show(args.run_dir)
     print("give a new --run_dir to train another one")
     return 0
 
 
 def is_training(args: argparse.Namespace) -> int:
-    """0 if it is training at this moment, after showing how; else 1."""
-    return show(args.run_dir) if status.supervisor_of(args.run_dir) else 1
+    """0 if it is training at this moment, after showing how; else NO."""
+    return show(args.run_dir) if status.supervisor_of(args.run_dir) else NO
 
 
 def size_of(log: Path) -> int:
@@ -103,6 +128,8 @@ def wait_for_first_step(launch: Launch, log_size: int, is_alive: Callable[[], bo
         return show(run_dir)
     print(launch.log.read_text()[-2000:], file=sys.stderr)
     message = f"training ended while starting; above is the end of {launch.log}"
+    if is_new and launch.then == shut_down.ALWAYS:
+        message += ". --then stop-host shuts this host down; to keep it up: sudo shutdown -c"
     print_error("host/service.py", message)
     return 1
 
@@ -113,7 +140,9 @@ def show(run_dir: Path) -> int:
     if not found and not supervisor:
         return print_error("host/service.py", f"no run in {run_dir}")
     state = found.get("state", "starting")
-    if supervisor:
+    if supervisor == locking.HIDDEN:
+        state = f"training, {ELSEWHERE}"
+    elif supervisor:
         state = f"training, process {supervisor}, {how_it_runs(run_dir)}"
     elif state == status.RUNNING:
         state = "gone: it was killed; the command that started it resumes it"
@@ -133,21 +162,18 @@ def show(run_dir: Path) -> int:
 def how_it_runs(run_dir: Path) -> str:
     """How the running training was started, as far as it shows."""
     if background.is_units(run_dir) and background.unit_is_active():
-        return f"systemd unit {NAME}"
-    return (
-        f"tmux session {background.session_of(run_dir)}"
-        if background.has_tmux_session(run_dir)
-        else "without systemd or tmux"
-    )
+        return f"systemd unit {UNIT}"
+    if background.has_tmux_session(run_dir):
+        return f"tmux session: {shlex.join(background.attach_words(run_dir))}"
+    return "without systemd or tmux"
 
 
 def stop(args: argparse.Namespace) -> int:
     """Make the run save and end, and not start at the next boot."""
     if background.is_units(args.run_dir) and shutil.which("systemctl"):
-        HostChanges().run(*as_root("systemctl", "disable", "--now", f"{NAME}.service"))
+        HostChanges().run(*as_root("systemctl", "disable", "--now", UNIT))
     if holder := status.supervisor_of(args.run_dir):
-        os.kill(holder, signal.SIGTERM)
-        print(f"told process {holder} to save and end", flush=True)
+        tell_to_end(holder, args.run_dir)
     deadline = time.monotonic() + STOP_S
     while status.supervisor_of(args.run_dir) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -156,12 +182,30 @@ def stop(args: argparse.Namespace) -> int:
     return show(args.run_dir)
 
 
+def tell_to_end(holder: int, run_dir: Path) -> None:
+    """Raises ValueError if that is not for this user, or not from here, to do."""
+    if holder == locking.HIDDEN:
+        raise ValueError(f"{run_dir} is training, {ELSEWHERE}: stop it there")
+    try:
+        os.kill(holder, signal.SIGTERM)
+    except ProcessLookupError:
+        return  # it has just ended
+    except PermissionError:
+        owner = Path(f"/proc/{holder}").stat().st_uid
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = f"the user with id {owner}"
+        raise ValueError(
+            f"process {holder} belongs to {name}: `sudo kill {holder}` makes it save and end"
+        ) from None
+    print(f"told process {holder} to save and end", flush=True)
+
+
 def attach(args: argparse.Namespace) -> int:
     """The tmux screen, or the log as it grows; Ctrl-C leaves it, and training continues."""
     if background.has_tmux_session(args.run_dir):
-        os.execvp(
-            "tmux", ["tmux", "attach-session", "-t", f"={background.session_of(args.run_dir)}"]
-        )
+        os.execvp("tmux", background.attach_words(args.run_dir))
     check_log(args.run_dir)
     os.execvp("tail", ["tail", "-n", "40", "-F", str(args.run_dir / CONSOLE)])
 
@@ -183,14 +227,18 @@ def check_log(run_dir: Path) -> None:
 def after(args: argparse.Namespace) -> int:
     """Once the run has ended by itself: no start at the next boot, and what --then asks for."""
     found, host = status.read_status(args.run_dir), HostChanges(args.dry_run)
-    if found.get("state") not in status.ENDED:
+    # The unit for failures, which also follows a `stop` that took too long, and a diverged run.
+    if args.way == SYSTEMD and args.exit_code and not background.unit_is_enabled():
         return 0
-    if args.way == SYSTEMD:
-        host.run(*as_root("systemctl", "disable", f"{NAME}.service"))
     # A start that was refused, or had nothing to do, leaves the status of the attempt before it.
-    if args.then == "stop-host" and found.get("attempt") != args.last_attempt:
+    is_new = found.get("attempt") not in (None, args.last_attempt)
+    stops_host = is_new and shut_down.is_due(args.then, found.get("state"), args.exit_code)
+    # A host that is shut down after a failure must not train, fail and shut down at its next boot.
+    if args.way == SYSTEMD and (stops_host or found.get("state") in status.ENDED):
+        host.run(*as_root("systemctl", "disable", UNIT))
+    if stops_host:
         print("training has ended: shutting this host down in a minute; `shutdown -c` cancels that")
-        host.run(*as_root("shutdown", "-h", "+1"))
+        host.run(*shut_down.command())
     return 0
 
 
@@ -216,11 +264,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--before", default="", metavar="LINE", help="command to run before each start")
     add(
         "--then",
-        choices=("nothing", "stop-host"),
-        default="nothing",
-        help="what to do when training has ended; stop-host shuts the machine down",
+        choices=(shut_down.NEVER, *shut_down.PROMISES),
+        default=shut_down.NEVER,
+        help="what to do when training has ended: stop-host shuts the machine down unless it was "
+        "interrupted, stop-host-when-done only if it is done or has diverged",
     )
-    add("--last_attempt", default="", help=argparse.SUPPRESS)  # from `start` to `after`
+    # From `start` to `after`; exit_code: train.py's, 0 where only the state counts.
+    add("--last_attempt", default="", help=argparse.SUPPRESS)
+    add("--exit_code", type=int, default=0, help=argparse.SUPPRESS)
     add("--dry_run", action="store_true", help="print what would be done")
     argv = list(sys.argv[1:] if argv is None else argv)
     own = argv.index("--") if "--" in argv else len(argv)

@@ -106,8 +106,12 @@ is_settled() {
         question=is_training
     fi
     "$host_python" -m host.service "$question" --run_dir "$run_dir" || code=$?
-    ((code < 2)) || exit "$code"
-    return "$code"
+    # 10 is no; anything else is no answer, as from a Python that does not work.
+    case $code in
+        0) return 0 ;;
+        10) return 1 ;;
+        *) exit "$code" ;;
+    esac
 }
 
 # Before hours of work: we must be able to write to whatever is there already.

@@ -1,11 +1,18 @@
 """The systemd unit of a training: restarted after crashes and reboots, not after mistakes."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # train.py's exit codes: 2 the user must change something, 3 diverged. After 75, interrupted and
 # resumable, and after a crash the unit starts again; after `systemctl stop` it does not. A start
-# may take as long as a copy to instance store does (ExecStartPre).
+# may take as long as a copy to instance store does (ExecStartPre). train.py restarts a crash by
+# itself as long as it gets further, so the unit sees those that it gave up on, and the OOM killer:
+# the eighth within four hours is the last, which also ends a crash half an hour after each start.
+#
+# Only systemd knows whether it will start again. It runs ExecStopPost= after every end but says
+# nothing there of its limit; OnFailure= runs once no start will follow, and so after 2, 3, and the
+# last crash. For that, 75 must count as success: else `systemctl stop` would be a failure, too.
 MARK = "# Run folder: "
 UNIT = """\
 # Written by setup_and_train.sh. Status: systemctl status {name}; log: {log}
@@ -15,18 +22,20 @@ Description=ResNet50 training in {folder}
 Wants=network-online.target
 After=network-online.target dlami-nvme.service
 RequiresMountsFor={mounts}
-StartLimitIntervalSec=3600
+StartLimitIntervalSec=14400
 StartLimitBurst=8
-
+{on_failure}
 [Service]
 Type=exec
 User={user}
 WorkingDirectory={folder}
-{before}ExecStart={command}
+{environment}{before}ExecStart={command}
 {after}Restart=on-failure
 RestartSec=30
 TimeoutStartSec=infinity
 RestartPreventExitStatus=2 3
+SuccessExitStatus=75
+RestartForceExitStatus=75
 KillMode=mixed
 KillSignal=SIGTERM
 TimeoutStopSec=110
@@ -39,6 +48,23 @@ StandardError=inherit
 [Install]
 WantedBy=multi-user.target
 """
+FAILED_UNIT = """\
+# Written by setup_and_train.sh, for --then stop-host.
+[Unit]
+Description=What follows a training that has failed for good
+RequiresMountsFor={mounts}
+
+[Service]
+Type=oneshot
+ExecStart={command}
+StandardOutput=append:{log}
+StandardError=inherit
+"""
+PROXY = re.compile("(https?|all|no)_proxy", re.IGNORECASE)
+STEERING = re.compile(  # what the guide says that a unit gets
+    r"(CUDA|NCCL|GLOO|OMP|PYTORCH|AWS_EC2_METADATA)_\w+|IMAGENET_DIR|LD_LIBRARY_PATH"
+)
+SECRETS = ("HF_TOKEN",)
 
 
 def text(
@@ -49,15 +75,19 @@ def text(
     run_dir: Path,
     log: Path,
     user: str,
+    environment: Mapping[str, str] | None = None,
     before: Sequence[str] = (),
     after: Sequence[str] = (),
+    on_failure: str = "",
 ) -> str:
     """The unit file.
 
     command: absolute path of the program and its arguments; before, after: commands that run as
     root before each start and after each end. If they fail, training starts all the same.
+    on_failure: the unit to start once this one has failed and will not start again.
     """
     absolute = [word for word in command if word.startswith("/")]  # environment, data, run folder
+    variables = [f"{variable}={value}" for variable, value in (environment or {}).items()]
     return UNIT.format(
         name=name,
         command=join(command),
@@ -67,9 +97,33 @@ def text(
         run_dir=run_dir.resolve(),
         mounts=join([str(folder), str(log.parent), *absolute]),
         user=user,
+        environment="".join(f"Environment={enclose(escape(word))}\n" for word in variables),
         before=f"ExecStartPre=+-{join(before)}\n" if before else "",
         after=f"ExecStopPost=+-{join(after)}\n" if after else "",
+        on_failure=f"OnFailure={on_failure}\n" if on_failure else "",
     )
+
+
+def failed_text(command: Sequence[str], log: Path) -> str:
+    """The unit that the other one starts once it has failed for good."""
+    mounts = join([str(log.parent)])
+    return FAILED_UNIT.format(command=join(command), log=escape(str(log)), mounts=mounts)
+
+
+def steering(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The variables that steer a run, and the names of those that stay out of the unit's file.
+
+    Anyone on the host can read that file, and a proxy's URL may hold a password.
+    """
+    found, withheld = {}, [name for name in SECRETS if environ.get(name)]
+    for name, value in environ.items():
+        if not (PROXY.fullmatch(name) or STEERING.fullmatch(name)):
+            continue
+        if value.isprintable() and not (PROXY.fullmatch(name) and "@" in value):
+            found[name] = value
+        else:
+            withheld.append(name)
+    return found, withheld
 
 
 def run_dir_of(unit: Path) -> str:
@@ -87,7 +141,11 @@ def join(words: Sequence[str]) -> str:
 
 def quote(word: str) -> str:
     """One word of a unit's command line (systemd.service(5), "Command lines")."""
-    safe = escape(word).replace("$", "$$")
+    return enclose(escape(word).replace("$", "$$"))
+
+
+def enclose(safe: str) -> str:
+    """In quotes, where it needs them."""
     if safe and not set(safe) & set(" \t\n\"'\\;"):
         return safe
     for old, new in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n")):

@@ -18,6 +18,7 @@ from resnet50.system import files
 from resnet50.system.locking import lock_holder
 
 FILE = "status.json"
+SUPERVISOR = "train.py"
 SUPERVISOR_LOCK = ".supervisor.lock"  # held by `python train.py` as long as it lives
 
 RUNNING, DONE, INTERRUPTED = "running", "done", "interrupted"
@@ -55,8 +56,9 @@ def state_of(run_dir: Path, attempt: str) -> str:
 
 
 def supervisor_of(run_dir: Path) -> int:
-    """Process id of the supervisor that trains there; 0 if none does."""
-    return lock_holder(run_dir / SUPERVISOR_LOCK)
+    """Process id of the supervisor that trains there; 0 if none does, HIDDEN if it cannot be seen
+    from here."""
+    return lock_holder(run_dir / SUPERVISOR_LOCK, SUPERVISOR)
 
 
 def describe_progress(status: Mapping) -> str:

@@ -150,7 +150,10 @@ class Supervisor:
         """Start torchrun in its own session, so that Ctrl-C reaches us alone, and arrives once."""
         parent_pid = os.getpid()
         # -P: keeps the current folder off sys.path, where a user's file may shadow a Python module.
-        torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
+        torchrun = [sys.executable, "-P", "-m", "torch.distributed.run"]
+        # --standalone, by number: it looks up "localhost" and this host's own name, which nothing
+        # may resolve (containers, renamed hosts); it would then try for five minutes, and again.
+        torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
         torchrun += ["--max-restarts=0", f"--nproc_per_node={self.num_ranks}"]
         # Not SIGHUP: torchrun would handle it again and end the job when a connection drops.
         torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]

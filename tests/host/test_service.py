@@ -1,10 +1,13 @@
 """Training without a terminal: hang-ups, stops, kills, and what --status says of them."""
 
-import json
+import errno
+import fcntl
 import os
 import pty
+import pwd
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,15 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import (
+    PROGRAM_PATH,
+    booted_words,
     environment,
     host_words,
     processes_mentioning,
     run,
+    start,
     tiny_flags,
     train_words,
     wait_for,
 )
-from support.needs import needs
+from support.needs import needs, needs_root
 from support.runs import newest_checkpoint, status_of
 
 from host import service, systemd_unit
@@ -138,19 +144,7 @@ def test_a_mistake_shows_at_once(image_folder, tmp_path):
     assert "--total_batch_size" in result.err and "training ended while starting" in result.err
 
 
-@pytest.mark.parametrize(
-    "state, shuts_down",
-    [("done", True), ("diverged", True), ("interrupted", False), ("crashed", False)],
-)
-def test_the_host_is_shut_down_only_when_nothing_more_will_happen(tmp_path, state, shuts_down):
-    (tmp_path / "status.json").write_text(json.dumps({"state": state}))
-    result = call("after", tmp_path, "--then=stop-host", "--way=systemd", "--dry_run")
-    assert result.code == 0 and ("+ shutdown -h +1" in result.out) == shuts_down
-    # Else the next boot would train a diverged run again, or shut the host down again.
-    assert ("+ systemctl disable" in result.out) == shuts_down
-    assert "shutdown" not in call("after", tmp_path, "--then=nothing", "--dry_run").out
-
-
+@needs_root
 def test_a_start_that_trains_nothing_does_not_shut_the_host_down(image_folder, tmp_path):
     """Even though its status says done, which it has from the start before."""
     run_dir, said, stubs = tmp_path / "run", tmp_path / "shutdowns", tmp_path / "bin"
@@ -160,25 +154,20 @@ def test_a_start_that_trains_nothing_does_not_shut_the_host_down(image_folder, t
         (stubs / name).chmod(0o755)
     flags = ["--way=setsid", "--then=stop-host"]
     path = {"PATH": f"{stubs}:{os.environ['PATH']}"}
-    first = call("start", run_dir, *flags, *training(image_folder, run_dir), **path)
+    command = booted_words(*words("start", run_dir, *flags, *training(image_folder, run_dir)))
+    first = run(command, tmp_path, **path)
     assert first.code == 0 and "SHUT DOWN" in first.out, first.err
     end(run_dir)
     wait_for(said.exists)
     before = said.read_text()
     assert before.endswith("shutdown -h +1\n") and before.count("shutdown") == 1
     for more, code in (("--epochs=3", 0), ("--max_lr=abc", 2), ("--epochs=9", 2)):
-        again = call("start", run_dir, *flags, *training(image_folder, run_dir, more), **path)
+        again = run([*command, more], tmp_path, **path)
         assert again.code == code, again.out + again.err
         end(run_dir)
         time.sleep(1)  # what comes after it has no process of the run's name
         assert said.read_text() == before
     assert "--max_lr" in (run_dir / "console.log").read_text()
-
-
-def test_what_will_happen_to_the_host_is_said_first(tmp_path):
-    flags = ("--then=stop-host", "--way=systemd", "--dry_run", "--", "/usr/bin/true")
-    result = call("start", tmp_path / "run", *flags)
-    assert result.out.startswith("when training has ended, this host is SHUT DOWN")
 
 
 @pytest.mark.parametrize(
@@ -225,29 +214,107 @@ def test_a_unit_gives_every_word_to_the_program_as_it_is(words):
     assert [*found, current] if current is not None else found == words
 
 
-@needs("systemd-analyze")
-def test_the_unit_passes_systemds_own_check(tmp_path):
-    unit = tmp_path / f"{service.NAME}.service"
-    unit.write_text(
-        systemd_unit.text(
-            name=service.NAME,
-            command=["/usr/bin/env", "python3", "train.py", "--x=50% of $HOME"],
-            folder=tmp_path,
-            run_dir=tmp_path / "run",
-            log=tmp_path / "a folder" / "console.log",
-            user="root",
-            before=["/usr/bin/env", "true"],
-            after=["/usr/bin/env", "python3", "-c", 'print("a b")'],
-        )
-    )
-    checked = subprocess.run(
-        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60
-    )
-    assert checked.returncode == 0 and unit.name not in checked.stderr, checked.stderr
-    text = unit.read_text()
-    for setting in ("Restart=on-failure", "RestartPreventExitStatus=2 3", "KillMode=mixed"):
-        assert setting in text
-    assert "git" not in text  # a resumed run keeps its code
+# What keeps a run folder as a supervisor does, under any name.
+HOLDER = """\
+import sys, time
+from pathlib import Path
+from resnet50.records import status
+from resnet50.system.locking import FolderLock
+lock = FolderLock(Path(sys.argv[1]), status.SUPERVISOR_LOCK)
+status.write_status(Path(sys.argv[1]), state=status.RUNNING, attempt="a", step=1, stop_step=9)
+print("holds", flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def hold(tmp_path, no_leftovers):
+    """Starts a holder whose script has this name."""
+    holders = []
+
+    def start_holder(name: str, run_dir: Path) -> subprocess.Popen:
+        script = tmp_path / name
+        script.write_text(HOLDER)
+        holders.append(start([sys.executable, script, run_dir], tmp_path, **PROGRAM_PATH))
+        assert holders[-1].stdout.readline() == "holds\n"
+        return holders[-1]
+
+    yield start_holder
+    for holder in holders:
+        holder.kill()
+        holder.communicate()
+
+
+ELSEWHERE = "training, held by a process that cannot be seen from here"
+
+
+@needs_root
+def test_a_training_in_another_container_is_left_alone(tmp_path, hold):
+    run_dir = tmp_path / "run"
+    holder = hold("train.py", run_dir)
+    assert f"training, process {holder.pid}, without systemd or tmux" in call("status", run_dir).out
+    container = ["unshare", "--pid", "--fork", "--mount-proc"]
+    for do, flags, code in (("status", [], 0), ("start", ["--", "true"], 0), ("stop", [], 2)):
+        result = run([*container, *words(do, run_dir, *flags)], tmp_path)
+        assert result.code == code and ELSEWHERE in result.out + result.err, (do, result)
+    assert "stop it there" in result.err and holder.poll() is None
+    assert not (run_dir / "console.log").exists()
+
+
+def test_a_stranger_with_the_holders_number_is_not_stopped(tmp_path, hold):
+    """Lustre reports the number that the holder has on its own host."""
+    run_dir = tmp_path / "run"
+    stranger = hold("work_of_others", run_dir)
+    assert ELSEWHERE in call("status", run_dir).out
+    assert call("stop", run_dir).code == 2 and stranger.poll() is None
+
+
+def test_another_users_training_is_named_with_the_way_to_stop_it(in_process, tmp_path, hold):
+    holder = hold("train.py", tmp_path / "run")
+
+    def kill(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with in_process.monkeypatch.context() as patch:
+        patch.setattr(os, "kill", kill)
+        result = in_process(service, "stop", f"--run_dir={tmp_path / 'run'}")
+    assert result.code == 2 and f"`sudo kill {holder.pid}`" in result.err
+    user = pwd.getpwuid(os.getuid()).pw_name
+    assert f"process {holder.pid} belongs to {user}" in result.err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EINVAL, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_on_a_disk_without_locks_the_written_number_counts(in_process, tmp_path, hold, number):
+    run_dir, real = tmp_path / "run", fcntl.fcntl
+
+    def answer(file: object, what: int, *more: object) -> object:
+        if what == fcntl.F_GETLK:
+            raise OSError(number, os.strerror(number))
+        return real(file, what, *more)
+
+    holder = hold("train.py", run_dir)
+    in_process.monkeypatch.setattr(fcntl, "fcntl", answer)
+    result = in_process(service, "status", f"--run_dir={run_dir}")
+    assert result.code == 0 and f"training, process {holder.pid}" in result.out
+    result = in_process(service, "stop", f"--run_dir={run_dir}")
+    assert result.code == 0 and holder.wait() == -signal.SIGTERM
+    assert "gone: it was killed" in result.out
+    in_process.monkeypatch.setattr(service, "START_S", 0)
+    flags = [f"--run_dir={run_dir}", "--way=setsid", "--", "true"]
+    result = in_process(service, "start", *flags)
+    assert result.out.count(f"is on a disk without locks ({os.strerror(number)})") == 1
+    wait_for(lambda: not processes_mentioning(str(run_dir)), what="the end of the shell")
+    (run_dir / ".supervisor.lock").write_text("half a num")
+    assert not supervisor_of(run_dir)
+
+
+def test_a_question_has_an_answer_of_its_own(tmp_path):
+    """A Python that does not get as far as the question ends with 1, which must not mean no."""
+    for question in ("is_settled", "is_training"):
+        assert call(question, tmp_path / "run").code == service.NO not in (0, 1, 2)
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "__init__.py").write_text("import no_such_module")
+    assert call("is_training", tmp_path / "run").code == 1
 
 
 def test_waiting_for_the_first_step_ends(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from support.commands import (
 )
 from support.in_process import run_here
 from support.metadata_service import serve
+from support.needs import needs_root
 from support.runs import events_of, newest_checkpoint, status_of, steps_logged
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
@@ -70,6 +71,17 @@ def test_it_trains_and_tells_when_done(image_folder, tmp_path):
     assert fewer.code == 0 and "is done at step 12" in fewer.out
     assert (tmp_path / "run" / "status.json").read_bytes() == before
     assert time.monotonic() - began < 60
+
+
+@needs_root
+def test_one_host_needs_no_names(image_folder, tmp_path):
+    """Neither its own, as in containers and on renamed hosts, nor localhost."""
+    script = 'hostname no-such-host && mount --bind /dev/null /etc/hosts && exec "$@"'
+    words = train_words(*tiny_flags(image_folder, tmp_path / "run"), "--max_steps=2")
+    nameless = ["unshare", "--uts", "--mount", "sh", "-c", script, "sh"]
+    result = finish(start([*nameless, *words], tmp_path), 120)
+    assert result.code == 0 and "done" in result.out, result.err
+    assert "cannot be retrieved" not in result.err
 
 
 def test_ctrl_c_twice_ends_at_once_and_resumably(image_folder, tmp_path):

@@ -78,6 +78,12 @@ def host_words(name: str, *flags: object) -> list[object]:
     return ["env", *path, sys.executable, "-B", "-m", f"host.{name}", *flags]
 
 
+def booted_words(*words: object) -> list[object]:
+    """A command on a host that systemd has booted, and so takes a `shutdown`; needs root."""
+    script = 'mount -t tmpfs none /run && mkdir -p /run/systemd/system && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, "sh", *words]
+
+
 def train_words(*flags: object) -> list[object]:
     return [sys.executable, REPOSITORY / "train.py", *flags]
 
