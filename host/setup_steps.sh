@@ -84,6 +84,7 @@ bench_step() {
 }
 
 train_step() {
+    local watch
     if [[ -n $cache ]]; then
         printf -v cache 'env --chdir=%q %q -B -m host.instance_store --source %q --link %q' \
             "$here" "$host_python" "$packed" "$data"
@@ -92,8 +93,8 @@ train_step() {
     # What this script starts must not inherit its lock.
     ask "$host_python" -m host.service start --run_dir "$run_dir" "${service_flags[@]}" "${dry[@]}" \
         -- "${train[@]}" 9>&-
-    say "watch: $here/setup_and_train.sh --status --run_dir $run_dir (or --attach, --logs);" \
-        "stop: the same with --stop; resume: this command again"
+    printf -v watch '%q --status --run_dir %q' "$here/setup_and_train.sh" "$run_dir"
+    say "watch: $watch (or --attach, --logs); stop: the same with --stop; resume: this command again"
 }
 
 # Whether there is nothing to do: training is running, or all steps are requested and it is done.
