@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ UNIT, FAILED_UNIT = f"{NAME}.service", f"{NAME}-failed.service"
 UNITS = Path("/etc/systemd/system")
 UNIT_PATH = UNITS / UNIT
 SYSTEMD, TMUX, SETSID = "systemd", "tmux", "setsid"
+END_S = 10.0
 CONSOLE = "console.log"  # in the run folder: what the command prints
 CLONE = Path(__file__).resolve().parents[1]  # where `python3 -m host.service` is found
 
@@ -121,10 +123,12 @@ def start_tmux(launch: Launch, host: HostChanges) -> Callable[[], bool]:
 
     sh by name: tmux would give the line to the login shell, which may be fish or tcsh.
     """
-    if not host.dry_run and has_tmux_session(launch.run_dir):
-        raise ValueError(
-            f"the start before has not ended yet: see {shlex.join(attach_words(launch.run_dir))}"
-        )
+    deadline = time.monotonic() + END_S  # what follows a training may still be running
+    while not host.dry_run and has_tmux_session(launch.run_dir):
+        if time.monotonic() > deadline:
+            attach = shlex.join(attach_words(launch.run_dir))
+            raise ValueError(f"the start before has not ended yet: see {attach}")
+        time.sleep(0.2)
     line = f"{{ {shell_line(launch)}; }} 2>&1 | tee -a {shlex.quote(str(launch.log))}"
     # The name is only what the screen shows; tmux reserves dots and colons.
     session = re.sub(r"[^\w-]", "_", launch.run_dir.name, flags=re.ASCII)

@@ -3,7 +3,6 @@
 import json
 import os
 import pwd
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +44,7 @@ def tmux(tmp_path):
 
 
 @pytest.mark.parametrize("shell", ["fish", "tcsh", "nologin"])
-def test_tmux_trains_whatever_the_users_shell_and_settings_are(tmp_path, tmux, shell):
+def test_tmux_trains_whatever_the_users_shell_and_settings_are(monkeypatch, tmp_path, tmux, shell):
     home, script = tmp_path / "home", tmp_path / "train.py"
     home.mkdir()
     (home / ".tmux.conf").write_text(SETTINGS)
@@ -71,20 +70,23 @@ def test_tmux_trains_whatever_the_users_shell_and_settings_are(tmp_path, tmux, s
         for name in (*steering, "LC_ALL"):
             assert found.get(name) == wanted.get(name), name
         assert found["SHELL"] == user["SHELL"]
-    again = start(run_dirs[0], 0)
-    attach = re.search(r"tmux -L (\S+) -f /dev/null attach", again.err)
-    assert again.code == 2 and "has not ended yet" in again.err and attach, again.err
-    place = {**os.environ, "TMUX_TMPDIR": tmux}
-    server = ["tmux", "-L", attach[1]]
-
-    def has_session() -> bool:
-        words = [*server, "has-session"]
-        return subprocess.run(words, env=place, capture_output=True).returncode == 0
-
-    subprocess.run([*server, "kill-session"], env=place, check=True)
+    monkeypatch.setenv("TMUX_TMPDIR", tmux)
+    for run_dir in run_dirs:
+        words = background.tmux_words(run_dir, "kill-session")
+        subprocess.run(words, check=True)
     for _ in range(2):  # what has ended leaves no session behind, so that the next start works
         assert start(run_dirs[0], 0).code == 0
-        wait_for(lambda: not has_session(), what="the end of the session")
+        wait_for(lambda: not background.has_tmux_session(run_dirs[0]), what="its end")
+
+
+def test_a_start_that_still_runs_in_tmux_is_named(in_process, tmp_path, tmux):
+    in_process.monkeypatch.setattr(background, "END_S", 0)
+    in_process.monkeypatch.setenv("TMUX_TMPDIR", tmux)
+    words = background.tmux_words(tmp_path / "r", "new-session", "-d", "sleep", "100")
+    subprocess.run(words, check=True)
+    words = ["start", f"--run_dir={tmp_path / 'r'}", "--way=tmux", "--", "true"]
+    result = in_process(service, *words)
+    assert result.code == 2 and "has not ended yet: see tmux -L resnet50-" in result.err
 
 
 @pytest.mark.parametrize(
