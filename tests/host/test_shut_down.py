@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import booted_words, host_words, run, wait_for
-from support.needs import needs_root
+from support.needs import needs, needs_root
 
 from host import background, service, shut_down
 
@@ -65,7 +65,7 @@ def test_a_unit_that_was_stopped_and_failed_to_end_keeps_the_host_up(in_process,
 
 
 @needs_root
-@pytest.mark.parametrize("way", ["setsid", "tmux"])
+@pytest.mark.parametrize("way", ["setsid", pytest.param("tmux", marks=needs("tmux"))])
 def test_the_shell_that_trains_carries_it_out(tmp_path, way):
     """A crash shuts the host down, an interruption does not."""
     run_dir, said = tmp_path / "r", tmp_path / "shutdowns"

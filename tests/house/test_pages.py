@@ -172,7 +172,7 @@ def check(words: list[str]) -> None:
             check_setup(flags)
         case ["python", "-m", "venv", made]:  # whose program a later line runs
             assert any(command.startswith(f"{made}/bin/") for _, command in COMMANDS)
-        case ["pip", "install", "kaggle"]:
+        case ["pip", "install", "kaggle", "six"]:
             pass
         case ["git", "clone", "URL", folder]:
             assert folder.endswith("/ResNet50_ImageNet1K_Training")
