@@ -24,7 +24,7 @@ UNIT, FAILED_UNIT = f"{NAME}.service", f"{NAME}-failed.service"
 UNITS = Path("/etc/systemd/system")
 UNIT_PATH = UNITS / UNIT
 SYSTEMD, TMUX, SETSID = "systemd", "tmux", "setsid"
-END_S = 10.0
+END_S = 10.0  # for what follows a training in tmux
 CONSOLE = "console.log"  # in the run folder: what the command prints
 CLONE = Path(__file__).resolve().parents[1]  # where `python3 -m host.service` is found
 
@@ -123,7 +123,7 @@ def start_tmux(launch: Launch, host: HostChanges) -> Callable[[], bool]:
 
     sh by name: tmux would give the line to the login shell, which may be fish or tcsh.
     """
-    deadline = time.monotonic() + END_S  # what follows a training may still be running
+    deadline = time.monotonic() + END_S
     while not host.dry_run and has_tmux_session(launch.run_dir):
         if time.monotonic() > deadline:
             attach = shlex.join(attach_words(launch.run_dir))

@@ -45,6 +45,22 @@ def test_mistakes_end_with_2_and_do_nothing(tmp_path, flags, message):
     assert not (tmp_path / ".venv").exists()
 
 
+@pytest.mark.parametrize(
+    "code, said", [(0, "settled\n"), (10, "goes on\n"), (1, ""), (2, ""), (127, "")]
+)
+def test_only_an_answer_says_that_nothing_trains(tmp_path, code, said):
+    """Not a Python that does not work, in whose name a training's code would be changed."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexit {code}\n")
+    python.chmod(0o755)
+    variables = f"STEPS=train only=train data_dir=. max_steps= run_dir=r host_python={python}"
+    question = "if is_settled; then echo settled; else echo goes on; fi"
+    script = f"{variables} train_words=(); source host/setup_steps.sh; {question}"
+    words = ["bash", "-c", script]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == (said, 0 if said else code)
+
+
 @pytest.mark.parametrize("mode", ["--demo", "--test"])
 def test_a_dry_run_prints_every_command_and_runs_none(tmp_path, mode):
     result = call(clone(tmp_path), mode, "--dry-run")
