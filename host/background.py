@@ -129,7 +129,8 @@ def start_tmux(launch: Launch, host: HostChanges) -> Callable[[], bool]:
             attach = shlex.join(attach_words(launch.run_dir))
             raise ValueError(f"the start before has not ended yet: see {attach}")
         time.sleep(0.2)
-    line = f"{{ {shell_line(launch)}; }} 2>&1 | tee -a {shlex.quote(str(launch.log))}"
+    # -i: Ctrl-C on the screen is for the training, whose last words belong in the log.
+    line = f"{{ {shell_line(launch)}; }} 2>&1 | tee -i -a {shlex.quote(str(launch.log))}"
     # The name is only what the screen shows; tmux reserves dots and colons.
     session = re.sub(r"[^\w-]", "_", launch.run_dir.name, flags=re.ASCII)
     words = tmux_words(launch.run_dir, "new-session", "-d", "-s", session, "-c", str(Path.cwd()))
