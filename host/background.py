@@ -134,13 +134,7 @@ def start_tmux(launch: Launch, host: HostChanges) -> Callable[[], bool]:
     # The name is only what the screen shows; tmux reserves dots and colons.
     session = re.sub(r"[^\w-]", "_", launch.run_dir.name, flags=re.ASCII)
     words = tmux_words(launch.run_dir, "new-session", "-d", "-s", session, "-c", str(Path.cwd()))
-    words += ["sh", "-c", line]
-    print("+", shlex.join(words), flush=True)
-    if not host.dry_run:
-        # Training inherits the environment of this command, which should be the user's.
-        done = commands.run(words, env={"LC_ALL": os.environ.get("LC_ALL", "")})
-        if done.returncode:
-            raise ValueError(f"tmux cannot start a session: {done.stderr.strip()}")
+    host.run(*words, "sh", "-c", line)
     return lambda: has_tmux_session(launch.run_dir)
 
 
