@@ -55,13 +55,13 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
         if request.fresh:
             run_folder.make_room(run_dir, request.overwrite)
         ended, stored = status.known_status(run_dir), run_folder.read_settings(run_dir)
+        is_done = ended.get("state") == status.DONE and stored is not None
+        is_done = is_done and not is_prolonged(cfg, stored, ended.get("step", 0))
+        if not is_done:
+            run_folder.refuse_lost_checkpoints(run_dir)
     except (ValueError, OSError) as error:
         return print_error("train.py", error)
-    if (
-        ended.get("state") == status.DONE
-        and stored
-        and not is_prolonged(cfg, stored, ended.get("step", 0))
-    ):
+    if is_done:
         has_checkpoint = checkpoint.files_in(run_folder.checkpoints_dir(run_dir))
         is_limited = cfg.max_minutes or cfg.max_steps or cfg.target_top1
         no_limit = f"; without a limit: python train.py --run_dir {run_dir} {NO_LIMIT}"

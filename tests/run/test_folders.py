@@ -163,6 +163,10 @@ def test_without_any_checkpoint_results_are_not_begun_anew(in_process, copied, b
     path = copied / "checkpoints" / "best.pt"
     path.unlink() if best == "gone" else path.write_bytes(path.read_bytes()[:-9])
     before = tree(copied)
+    if best == "gone":  # by the supervisor too, or it would take the ranks' refusal for a crash
+        supervised = in_process(train, f"--run_dir={copied}", "--max_steps=0", "--device=cpu")
+        assert_refused(supervised, copied, "put best.pt", "--fresh --overwrite")
+        (copied / ".supervisor.lock").unlink()
     result = go_on(in_process, copied)
     remedy = "put best.pt" if best == "gone" else "Put a good copy there"
     assert_refused(result, copied, remedy, "--fresh --overwrite")
