@@ -291,7 +291,10 @@ main() {
             ;;
         *)
             resolve_options
-            if [[ -e $log ]] && ! flock --nonblock "$log" true; then say "a setup is running: $log"; fi
+            if [[ -e $log ]]; then
+                flock --nonblock --conflict-exit-code 75 "$log" true 2>/dev/null ||
+                    { [[ $? != 75 ]] || say "a setup is running: $log"; }
+            fi
             exec "$host_python" -B -m host.service "${mode#__}" --run_dir "$run_dir"
             ;;
     esac

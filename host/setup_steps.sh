@@ -126,10 +126,16 @@ check_writable() {
 
 # All steps, or those of --only.
 setup() {
-    local number=0 step
+    local number=0 step code=0
     if [[ $dry_run == no ]]; then
         exec 9>>"$log" || die "$log cannot be written: does this clone belong to another user?"
-        flock -n 9 || { say "another setup is running; waiting for it" && flock 9; }
+        flock --nonblock --conflict-exit-code 75 9 2>/dev/null || code=$?
+        if [[ $code == 75 ]]; then
+            say "another setup is running; waiting for it"
+            flock 9
+        elif [[ $code != 0 ]]; then
+            say "warning: $log is on a disk without locks: never run two setups at once"
+        fi
     fi
     for step in $STEPS; do
         number=$((number + 1))
