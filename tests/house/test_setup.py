@@ -85,7 +85,9 @@ def test_killed_at_a_steps_beginning_it_ends_in_the_same_state(setup, undisturbe
     assert kill_and_finish(setup, when) == undisturbed[0]
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize(
+    "seed", [*range(12), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(12, 30))]
+)
 def test_killed_at_any_moment_it_ends_in_the_same_state(setup, undisturbed, seed):
     moment = random.Random(seed).uniform(0, undisturbed[1])
     assert kill_and_finish(setup, lambda process: time.sleep(moment)) == undisturbed[0]
