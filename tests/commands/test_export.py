@@ -256,7 +256,7 @@ def test_without_a_train_split_int8_says_what_it_was_calibrated_on(
         (["--num_calibration=0"], ["--num_calibration 0: must be at least 1"]),
         (["--num_images=-1"], ["--num_images -1: must be at least 1, or 0 for all"]),
         (["--min_agreement=101"], ["--min_agreement 101: must be from 0 to 100"]),
-        (["--data_dir=/nowhere"], ["--data_dir /nowhere: it has neither val.pack nor val/"]),
+        (["--data_dir=/nowhere"], ["--data_dir /nowhere: no such folder"]),
     ],
 )
 def test_mistakes_cost_one_line(weights, tmp_path, capsys, flags, texts):

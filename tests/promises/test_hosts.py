@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import (
+    ONE_RANK,
     PROGRAMS,
     Result,
     finish,
@@ -20,7 +21,6 @@ from support.commands import (
     train_words,
     wait_for,
 )
-from support.in_process import run_here
 from support.needs import needs_root
 from support.network import Host, torchrun_on, two_hosts
 from support.pictures import training_gate
@@ -43,7 +43,7 @@ def train_through_a_partition(images: Path, folder: Path, hosts: list[Host]) -> 
     hosts[0].cable("down")
     gate.open()
     began = time.monotonic()
-    third = run_here(train_words(*flags_of(images, run_dir)), folder)
+    third = run(train_words(*flags_of(images, run_dir)), folder, **ONE_RANK)
     time.sleep(max(0, PARTITION_S - (time.monotonic() - began)))
     steps_meanwhile = len(steps_logged(run_dir))
     hosts[0].cable("up")

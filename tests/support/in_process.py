@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from support.commands import ONE_RANK, REPOSITORY, Result
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -49,6 +50,7 @@ def run_here(words: Sequence[object], cwd: Path) -> Result:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(cwd)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        torch.set_num_threads(1)  # app.py, called here before, may have set more: other bits
         if script.stem == "train":
             be_rank(patch)
         code = called(command, flags)
