@@ -15,7 +15,7 @@ from resnet50.records import checkpoint, status
 from resnet50.records.tensorboard_log import FOLDER as TENSORBOARD
 from resnet50.system.locking import LOCK
 
-CONFIG, LOG, METRICS, CHECKPOINTS = "config.json", "log.jsonl", "metrics.csv", "checkpoints"
+CONFIG, LOG, METRICS, CHECKPOINTS = status.CONFIG, "log.jsonl", "metrics.csv", "checkpoints"
 FILES = (CONFIG, status.FILE, LOG, METRICS, "metrics.md", "curves.png")
 EVENTS = "events.out.tfevents.*"  # TensorBoard's own name for its files
 RANGE_TEST = "lr_finder"

@@ -18,6 +18,7 @@ from resnet50.system import files
 from resnet50.system.locking import lock_holder
 
 FILE = "status.json"
+CONFIG = "config.json"  # the settings, which run_folder.py writes
 SUPERVISOR = "train.py"
 SUPERVISOR_LOCK = ".supervisor.lock"  # held by `python train.py` as long as it lives
 
@@ -61,25 +62,33 @@ def supervisor_of(run_dir: Path) -> int:
     return lock_holder(run_dir / SUPERVISOR_LOCK, SUPERVISOR)
 
 
+def numbers(status: Mapping) -> dict[str, float]:
+    """The entries that are numbers; in a file of another version, or one edited by hand, any may be
+    missing or null."""
+    return {name: value for name, value in status.items() if isinstance(value, int | float)}
+
+
 def describe_progress(status: Mapping) -> str:
     """Step, epoch, top-1, speed, time and money, as far as they are known."""
-    parts = [f"step {status.get('step', 0):,} of {status.get('stop_step', 0):,}"]
-    if "epoch" in status:
-        parts.append(f"epoch {status['epoch']:.2f}")
-    if status.get("best_top1") is not None:
-        parts.append(f"best top-1 {status['best_top1']:.2f}%")
-    if "images_per_s" in status:
-        parts.append(f"{status['images_per_s']:,.0f} images/s")
-        parts.append(f"waiting for data {status['data_wait_pct']:.0f}%")
-    left_s = status.get("remaining_s", 0) if status.get("state") == RUNNING else 0
+    known = numbers(status)
+    parts = [f"step {known.get('step', 0):,} of {known.get('stop_step', 0):,}"]
+    if "epoch" in known:
+        parts.append(f"epoch {known['epoch']:.2f}")
+    if "best_top1" in known:
+        parts.append(f"best top-1 {known['best_top1']:.2f}%")
+    if "images_per_s" in known:
+        parts.append(f"{known['images_per_s']:,.0f} images/s")
+    if "data_wait_pct" in known:
+        parts.append(f"waiting for data {known['data_wait_pct']:.0f}%")
+    left_s = known.get("remaining_s", 0) if status.get("state") == RUNNING else 0
     if left_s:
         parts.append(
             f"left {left_s / 3600:.1f} h" if left_s > 5400 else f"left {left_s / 60:.0f} min"
         )
-    if status.get("cost_usd"):
-        spent = status["cost_usd"]
-        rate = spent / max(status["paid_s"], 1)
-        parts.append(f"${spent:.2f} so far, ${spent + rate * left_s:.2f} at the end")
+    if spent := known.get("cost_usd"):
+        parts.append(f"${spent:.2f} so far")
+        if "paid_s" in known:
+            parts[-1] += f", ${spent + spent / max(known['paid_s'], 1) * left_s:.2f} at the end"
     return " · ".join(parts)
 
 
