@@ -44,8 +44,9 @@ class HostChanges:
 
 
 def can_sudo() -> bool:
-    """Whether this user can become root without being asked for a password."""
-    return bool(shutil.which("sudo")) and commands.run(["sudo", "-n", "true"]).returncode == 0
+    """Whether this user can become root without a password, also when a password that was given
+    has been forgotten (-k: as if it had been)."""
+    return bool(shutil.which("sudo")) and commands.run(["sudo", "-k", "-n", "true"]).returncode == 0
 
 
 def as_root(*command: str) -> list[str]:

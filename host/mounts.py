@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from host import commands, disks, fstab
 from host.changes import HostChanges
@@ -99,6 +100,17 @@ def emptied_by_a_stop(there: Mounted, mount: str, listed: Sequence[Disk]) -> str
         if parts and disk.model in disks.EPHEMERAL:
             return "instance store"
     return ""
+
+
+def lost_with_a_stop(folder: Path) -> str:
+    """Where the folder is, if a stop of the host may empty that; empty if its files stay."""
+    mount = str(next(place for place in (folder, *folder.parents) if place.is_mount()))
+    there = at(mount)
+    if there is None:
+        return ""
+    listed = disks.read() if there.device.startswith("/dev/") else []
+    what = emptied_by_a_stop(there, mount, listed)
+    return f"{mount} ({there.kind}), which is {what}" if what else ""
 
 
 def _check_is_wanted(device: str, wanted: str, listed: Sequence[Disk]) -> None:
