@@ -54,7 +54,8 @@ Without --demo or --test, on the host that will train, each step once, in this o
   --yes                with reset: remove local changes, after saving them
   --allow_code_change  update the code even under a run that has checkpoints
   --only STEPS         some of the steps, as in --only volume,env
-  --status             step, epoch, top-1, images/s, time left, dollars of the newest run; for it too:
+  --status             step, epoch, top-1, images/s, time left, dollars of the run that trains, or the newest;
+                       for it too:
   --attach, --logs     the training's screen, or the end of its log
   --stop               save, and end training; the same command resumes it
 
@@ -150,7 +151,6 @@ check_choice() {
 
 # Derive the remaining variables from --dataset and the other options.
 resolve_options() {
-    local name newest
     [[ -z $dataset || " $DATASETS " == *" $dataset "* ]] || die "--dataset $dataset: one of $DATASETS"
     if [[ -n $until_volume ]]; then only=host,volume; fi
     check_choice --way "${way:-tmux}" systemd tmux setsid
@@ -182,14 +182,9 @@ resolve_options() {
     fi
     # Runs belong on the volume: in the clone if it is there, else beside the data.
     if [[ $PWD/ == "$state"/* ]]; then runs=$PWD/runs; else runs=$state/runs; fi
-    # --status and the like, without --run_dir, are about the newest run.
-    if [[ -n $mode && -z $run_dir ]]; then
-        newest=""
-        for name in "$PWD"/runs/*/status.json "$mount"/runs/*/status.json; do
-            if [[ -f $name && (-z $newest || $name -nt $newest) ]]; then newest=$name; fi
-        done
-        run_dir=${newest%/status.json}
-    fi
+    # --status and the like, without --run_dir, choose among the runs.
+    among=(--runs "$PWD/runs" --runs "$mount/runs")
+    if [[ -n $run_dir ]]; then among=(--run_dir "$run_dir"); fi
     run_dir=${run_dir:-$runs/$dataset}
     if [[ -z $data_dir && -z ${VENV:-} ]]; then venv=$(realpath -m "$mount/resnet50"); fi
     train=("$venv/bin/python" train.py --data_dir "$data" --run_dir "$run_dir" "${recipe[@]}"
@@ -266,7 +261,7 @@ main() {
     local volume_flags=() repo_flags=() service_flags=()
     # Set by resolve_options: the data's name and folders, the runs' folders, the command.
     local source packed data
-    local state runs train
+    local state runs among train
     # How the steps do their work.
     local here venv index has_gpu host_python root=() may_install=no log=/dev/null step
     here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
@@ -295,7 +290,7 @@ main() {
                 flock --nonblock --conflict-exit-code 75 "$log" true 2>/dev/null ||
                     { [[ $? != 75 ]] || say "a setup is running: $log"; }
             fi
-            exec "$host_python" -B -m host.service "${mode#__}" --run_dir "$run_dir"
+            exec "$host_python" -B -m host.service "${mode#__}" "${among[@]}"
             ;;
     esac
 }

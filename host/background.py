@@ -51,9 +51,18 @@ class Launch:
 
 def available_way() -> str:
     """The best way that this host has: systemd with the right to use it, tmux, setsid."""
-    if Path("/run/systemd/system").exists() and (os.geteuid() == 0 or can_sudo()):
-        return SYSTEMD
-    return TMUX if shutil.which("tmux") else SETSID
+    return next(way for way in (SYSTEMD, TMUX, SETSID) if not problem_with(way))
+
+
+def problem_with(way: str) -> str:
+    """Why this host has no such way; empty if it has."""
+    if way == SYSTEMD and not shut_down.BOOTED.exists():
+        return "systemd does not run here"
+    if way == SYSTEMD and os.geteuid() != 0 and not can_sudo():
+        return "it needs root, which sudo does not give without a password"
+    if way == TMUX and not shutil.which("tmux"):
+        return "tmux is not installed"
+    return ""
 
 
 def start_unit(launch: Launch, host: HostChanges) -> Callable[[], bool]:
@@ -86,9 +95,15 @@ def start_unit(launch: Launch, host: HostChanges) -> Callable[[], bool]:
     for name, text in texts.items():
         host.replace(launch.run_dir / name, text)
         host.run(*as_root("install", "-m", "644", str(launch.run_dir / name), str(UNITS / name)))
-    host.run(*as_root("systemctl", "daemon-reload"))
-    host.run(*as_root("systemctl", "reset-failed", UNIT), may_fail=True)
-    host.run(*as_root("systemctl", "enable", "--now", UNIT))
+    try:
+        host.run(*as_root("systemctl", "daemon-reload"))
+        host.run(*as_root("systemctl", "reset-failed", UNIT), may_fail=True)
+        host.run(*as_root("systemctl", "enable", "--now", UNIT))
+    except ValueError:
+        if not unit_is_active():  # it may still start, if only the time was over
+            host.run(*as_root("systemctl", "disable", UNIT), may_fail=True)
+            host.run(*as_root("rm", "-f", *(str(UNITS / name) for name in texts)), may_fail=True)
+        raise
     return unit_is_active
 
 
@@ -104,8 +119,11 @@ def user_name() -> str:
 
 
 def after_words(launch: Launch) -> list[str]:
-    """`host.service after`, for env to run."""
-    words = [f"--chdir={CLONE}", sys.executable, "-B", "-m", "host.service", "after"]
+    """`host.service after`, for env to run.
+
+    By the Python that an environment is made of: an environment may be gone or renamed by then.
+    """
+    words = [f"--chdir={CLONE}", sys._base_executable, "-B", "-m", "host.service", "after"]
     words += [f"--run_dir={launch.run_dir.resolve()}", f"--then={launch.then}"]
     # Left out if there was none: an empty value is refused, since most are unset variables.
     return [*words, *([f"--last_attempt={launch.last_attempt}"] if launch.last_attempt else [])]
@@ -150,6 +168,26 @@ def start_session(launch: Launch, host: HostChanges) -> Callable[[], bool]:
         ["sh", "-c", line], start_new_session=True, stdin=quiet, stdout=quiet, stderr=quiet
     )
     return lambda: shell.poll() is None
+
+
+def then_of(supervisor: int, run_dir: Path) -> str:
+    """What follows a running training (--then), as the unit or the shell that runs it has it."""
+    try:
+        if is_units(run_dir) and unit_is_active():
+            line = UNIT_PATH.read_text()
+        else:
+            parent = re.search(r"PPid:\s*(\d+)", Path(f"/proc/{supervisor}/status").read_text())[1]
+            line = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:  # it has just ended, or is hidden: nothing of ours follows it here
+        return shut_down.NEVER
+    found = re.search(r"--then=([\w-]+)", line)
+    return found[1] if found else shut_down.NEVER
+
+
+def script_line(*words: str) -> str:
+    """The command line that calls setup_and_train.sh, also where it may not be executed."""
+    script = CLONE / "setup_and_train.sh"
+    return shlex.join([*([] if os.access(script, os.X_OK) else ["bash"]), str(script), *words])
 
 
 def is_units(run_dir: Path) -> bool:

@@ -2,7 +2,7 @@
 
     python3 -m host.service start --run_dir runs/imagenet -- .venv/bin/python train.py --recipe mild
     python3 -m host.service status --run_dir runs/imagenet
-    python3 -m host.service attach | logs | stop --run_dir runs/imagenet
+    python3 -m host.service attach | logs | stop --run_dir runs/imagenet    # or --runs runs
 
 It runs `python train.py`, which restarts after a crash and saves when told to stop: as a
 systemd unit where systemd runs (which also resumes after a reboot), else in tmux, else in a session
@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from host import background, shut_down, systemd_unit
-from host.background import CLONE, CONSOLE, SETSID, SYSTEMD, TMUX, UNIT, UNIT_PATH, Launch
+from host import background, mounts, runs, shut_down, systemd_unit
+from host.background import CONSOLE, SETSID, SYSTEMD, TMUX, UNIT, UNIT_PATH, Launch
 from host.changes import HostChanges, as_root
 from resnet50.config.command_line import Parser, print_error
 from resnet50.records import status
@@ -38,15 +38,11 @@ def start(args: argparse.Namespace) -> int:
     run_dir, host = args.run_dir, HostChanges(args.dry_run)
     if not args.dry_run and is_training(args) == 0:
         return 0
+    way = possible_way(args)
     if args.then != shut_down.NEVER:
-        problem = "" if args.dry_run else shut_down.problem()
-        if problem:
-            raise ValueError(f"--then {args.then} {problem}")
         promise = f"--then {args.then}: {shut_down.PROMISES[args.then]}"
         print(f"when training has ended, this host is SHUT DOWN ({promise})")
-    way = args.way or background.available_way()
-    if way == SYSTEMD:
-        refuse_other_run(run_dir)
+    warn_of_loss(run_dir)
     host.run("mkdir", "-p", str(run_dir))
     last_attempt = str(status.read_status(run_dir).get("attempt", ""))
     launch = Launch(run_dir, args.command, args.before, args.then, last_attempt)
@@ -64,23 +60,58 @@ def start(args: argparse.Namespace) -> int:
     return 0 if args.dry_run else wait_for_first_step(launch, log_size, is_alive)
 
 
+def check(args: argparse.Namespace) -> int:
+    """Refuse what `start` would refuse, before hours of other work; starts nothing."""
+    if supervisor := status.supervisor_of(args.run_dir):
+        refuse_other_end(args, supervisor)
+    elif status.known_status(args.run_dir).get("state") not in status.ENDED:
+        possible_way(args)
+    return 0
+
+
+def possible_way(args: argparse.Namespace) -> str:
+    """How to keep it running. Raises ValueError for --then or --way that this host cannot do."""
+    if args.then != shut_down.NEVER and (problem := shut_down.problem()):
+        raise ValueError(f"--then {args.then} {problem}")
+    way = args.way or background.available_way()
+    if problem := background.problem_with(way):
+        raise ValueError(f"--way {way}: {problem}; leave it out for the best way that is here")
+    if way == SYSTEMD:
+        background.user_name()
+        refuse_other_run(args.run_dir)
+    return way
+
+
+def warn_of_loss(run_dir: Path) -> None:
+    """Say so if a stop of the host may take the checkpoints with it."""
+    try:
+        place = mounts.lost_with_a_stop(run_dir.resolve())
+    except ValueError as error:
+        print(f"warning: it cannot be told whether {run_dir} outlives a stop of the host: {error}")
+        return
+    if place:
+        print(f"warning: {run_dir} is on {place}: a stop of the host may empty it")
+
+
 def refuse_other_run(run_dir: Path) -> None:
     """Raise ValueError if the unit's place is taken: there is one unit on a host.
 
-    One that neither runs nor starts at the next boot gives way; `stop` and a run's end leave it so.
+    That of a run that has ended, or is gone, gives way.
     """
     other = systemd_unit.run_dir_of(UNIT_PATH)
     if not UNIT_PATH.exists() or other == str(run_dir.resolve()):
         return
     if not other:
         raise ValueError(f"{UNIT_PATH} is not ours: rename it, or give --way {TMUX}")
-    if background.unit_is_active() or background.unit_is_enabled():
-        end = shlex.join([str(CLONE / "setup_and_train.sh"), "--stop", "--run_dir", other])
+    end = runs.end_of(Path(other))
+    if background.unit_is_active() or background.unit_is_enabled() or not end:
+        stop_it = background.script_line("--stop", "--run_dir", other)
         raise ValueError(
-            f"the systemd unit of this host trains {other}, now or after the next boot. Make room "
-            f"with `{end}` (it saves first) or `sudo systemctl disable --now {UNIT}`; or train "
-            f"beside it: --way {TMUX}"
+            f"the systemd unit of this host trains {other}, which has not ended, or would start at "
+            f"the next boot. Make room with `{stop_it}` (it saves first), then `sudo rm "
+            f"{UNIT_PATH}`; or train beside it: --way {TMUX}"
         )
+    print(f"the unit's run before, {other}, is {end}: this one takes its place")
 
 
 def is_settled(args: argparse.Namespace) -> int:
@@ -90,14 +121,38 @@ def is_settled(args: argparse.Namespace) -> int:
         return 0
     if status.read_status(args.run_dir).get("state") not in status.ENDED:
         return NO
-    show(args.run_dir)
+    runs.refuse_another(args.run_dir, args.recipe, args.data_dir)
+    show_ended(args.run_dir, args.then)
     print("give a new --run_dir to train another one")
     return 0
 
 
 def is_training(args: argparse.Namespace) -> int:
     """0 if it is training at this moment, after showing how; else NO."""
-    return show(args.run_dir) if status.supervisor_of(args.run_dir) else NO
+    supervisor = status.supervisor_of(args.run_dir)
+    if not supervisor:
+        return NO
+    runs.refuse_another(args.run_dir, args.recipe, args.data_dir)
+    refuse_other_end(args, supervisor)
+    return show(args.run_dir)
+
+
+def refuse_other_end(args: argparse.Namespace, supervisor: int) -> None:
+    """Raise ValueError if --then is asked for, but the running training has it not."""
+    if args.then in (shut_down.NEVER, background.then_of(supervisor, args.run_dir)):
+        return
+    stop_it = background.script_line("--stop", "--run_dir", str(args.run_dir))
+    raise ValueError(
+        f"{args.run_dir} is training already, without --then {args.then}. `{stop_it}` saves and "
+        "ends it; then this command resumes it with --then"
+    )
+
+
+def show_ended(run_dir: Path, then: str) -> int:
+    """As `show`, where nothing was left to train, and so nothing follows it."""
+    if then != shut_down.NEVER:
+        print(f"--then {then}: not in effect, since nothing is left to train; this host stays up")
+    return show(run_dir)
 
 
 def size_of(log: Path) -> int:
@@ -115,18 +170,18 @@ def wait_for_first_step(launch: Launch, log_size: int, is_alive: Callable[[], bo
         lives = is_alive()  # asked first: if it has ended, its status is written by now
         found = status.read_status(run_dir)
         is_done = found.get("state") == status.DONE
-        trains = status.supervisor_of(run_dir) and found.get("step", 0) > 0
+        trains = status.supervisor_of(run_dir) and status.numbers(found).get("step", 0) > 0
         is_new = found.get("attempt", "") not in ("", launch.last_attempt)
         if is_new and (trains or is_done):
             return show(run_dir)
         if not lives and is_done:  # it was done before: train.py has said so, or why not
             said = launch.log.read_bytes()[log_size:].decode(errors="replace").rstrip()
             print(said)
-            return 2 if ": error: " in said else show(run_dir)
+            return 2 if ": error: " in said else show_ended(run_dir, launch.then)
     if lives:
         print("it is still starting")
         return show(run_dir)
-    print(launch.log.read_text()[-2000:], file=sys.stderr)
+    print(launch.log.read_text(errors="replace")[-2000:], file=sys.stderr)
     message = f"training ended while starting; above is the end of {launch.log}"
     if is_new and launch.then == shut_down.ALWAYS:
         message += ". --then stop-host shuts this host down; to keep it up: sudo shutdown -c"
@@ -144,6 +199,8 @@ def show(run_dir: Path) -> int:
         state = f"training, {ELSEWHERE}"
     elif supervisor:
         state = f"training, process {supervisor}, {how_it_runs(run_dir)}"
+        if (then := background.then_of(supervisor, run_dir)) != shut_down.NEVER:
+            state += f", --then {then}"
     elif state == status.RUNNING:
         state = "gone: it was killed; the command that started it resumes it"
     print(f"{run_dir}: {state}")
@@ -171,7 +228,7 @@ def how_it_runs(run_dir: Path) -> str:
 def stop(args: argparse.Namespace) -> int:
     """Make the run save and end, and not start at the next boot."""
     if background.is_units(args.run_dir) and shutil.which("systemctl"):
-        HostChanges().run(*as_root("systemctl", "disable", "--now", UNIT))
+        end_unit()
     if holder := status.supervisor_of(args.run_dir):
         tell_to_end(holder, args.run_dir)
     deadline = time.monotonic() + STOP_S
@@ -180,6 +237,19 @@ def stop(args: argparse.Namespace) -> int:
     if status.supervisor_of(args.run_dir):
         raise ValueError(f"process {holder} has not ended after {STOP_S:.0f} s; see --logs")
     return show(args.run_dir)
+
+
+def end_unit() -> None:
+    """Stop the unit and keep it from the next boot, as far as there is anything to do."""
+    is_active = background.unit_is_active()
+    if not is_active and not background.unit_is_enabled():
+        return
+    try:
+        HostChanges().run(*as_root("systemctl", "disable", "--now", UNIT))
+    except ValueError as error:
+        if is_active:  # it would start the run again
+            raise
+        print(f"warning: the unit may start at the next boot: {error}")
 
 
 def tell_to_end(holder: int, run_dir: Path) -> None:
@@ -204,7 +274,9 @@ def tell_to_end(holder: int, run_dir: Path) -> None:
 
 def attach(args: argparse.Namespace) -> int:
     """The tmux screen, or the log as it grows; Ctrl-C leaves it, and training continues."""
-    if background.has_tmux_session(args.run_dir):
+    if not os.isatty(0):  # nobody could leave it
+        logs(args)
+    if os.isatty(1) and background.has_tmux_session(args.run_dir):
         os.execvp("tmux", background.attach_words(args.run_dir))
     check_log(args.run_dir)
     os.execvp("tail", ["tail", "-n", "40", "-F", str(args.run_dir / CONSOLE)])
@@ -251,6 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     calls = {
         "start": start,
+        "check": check,
         "is_settled": is_settled,
         "is_training": is_training,
         "status": lambda args: show(args.run_dir),
@@ -259,8 +332,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     calls |= {"attach": attach, "logs": logs, "after": after}
     add = parser.add_argument
     add("do", choices=calls)
-    add("--run_dir", type=Path, required=True, metavar="DIR", help="run folder")
+    folder = {"type": Path, "metavar": "DIR"}
+    add("--run_dir", **folder, help="run folder")
+    add("--runs", **folder, action="append", help="instead: folder of run folders, to choose from")
     add("--way", choices=(SYSTEMD, TMUX, SETSID), help="how to keep it running [the best one here]")
+    add("--recipe", help="refuse a run that is training or has ended with another one")
+    add("--data_dir", **folder, help="the same for its data")
     add("--before", default="", metavar="LINE", help="command to run before each start")
     add(
         "--then",
@@ -279,7 +356,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.command = argv[own + 1 :]
     if (args.do == "start") != bool(args.command):
         parser.error("`start`, and nothing else, needs a command after --")
+    if not args.run_dir and not args.runs:
+        parser.error("--run_dir is missing")
     try:
+        args.run_dir = args.run_dir or runs.choose(args.do, args.runs)
         return calls[args.do](args)
     except KeyboardInterrupt:
         print("host/service.py: interrupted; what was started keeps running")
@@ -289,4 +369,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a quiet end in `| head`; tail inherits it
     sys.exit(main())

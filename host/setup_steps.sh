@@ -84,7 +84,7 @@ bench_step() {
 }
 
 train_step() {
-    local watch
+    local watch script=("$here/setup_and_train.sh")
     if [[ -n $cache ]]; then
         printf -v cache 'env --chdir=%q %q -B -m host.instance_store --source %q --link %q' \
             "$here" "$host_python" "$packed" "$data"
@@ -93,8 +93,9 @@ train_step() {
     # What this script starts must not inherit its lock.
     ask "$host_python" -m host.service start --run_dir "$run_dir" "${service_flags[@]}" "${dry[@]}" \
         -- "${train[@]}" 9>&-
-    printf -v watch '%q --status --run_dir %q' "$here/setup_and_train.sh" "$run_dir"
-    say "watch: $watch (or --attach, --logs); stop: the same with --stop; resume: this command again"
+    [[ -x ${script[0]} ]] || script=(bash "${script[@]}")
+    printf -v watch ' %q' "${script[@]}" --status --run_dir "$run_dir"
+    say "watch:$watch (or --attach, --logs); stop: the same with --stop; resume: this command again"
 }
 
 # Whether there is nothing to do: training is running, or all steps are requested and it is done.
@@ -106,7 +107,8 @@ is_settled() {
     if [[ $only != "${STEPS// /,}" || -n $max_steps || ${#train_words[@]} != 0 ]]; then
         question=is_training
     fi
-    "$host_python" -m host.service "$question" --run_dir "$run_dir" || code=$?
+    "$host_python" -m host.service "$question" --run_dir "$run_dir" "${service_flags[@]}" \
+        "${recipe[@]}" ${data_dir:+--data_dir "$data_dir"} || code=$?
     # 10 is no; anything else is no answer, as from a Python that does not work.
     case $code in
         0) return 0 ;;
@@ -136,6 +138,9 @@ setup() {
         elif [[ $code != 0 ]]; then
             say "warning: $log is on a disk without locks: never run two setups at once"
         fi
+    fi
+    if [[ ,$only, == *,train,* ]]; then
+        ask "$host_python" -m host.service check --run_dir "$run_dir" "${service_flags[@]}"
     fi
     for step in $STEPS; do
         number=$((number + 1))

@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from support.commands import host_words, run, wait_for
 from support.needs import needs, program
 
-from host import background, service, systemd_unit
+from host import background, service, shut_down, systemd_unit
 
 # train.py for these tests: it is done at once, and leaves the environment that it had.
 TRAIN = """\
@@ -161,23 +162,30 @@ def test_the_units_pass_systemds_own_check(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "run_folder, is_active, is_enabled, message",
+    "run_folder, state, is_active, is_enabled, message",
     [
-        ("/other/user's runs/imagenet", "failed", "enabled", "trains /other/user's runs/imagenet"),
-        ("/other/user's runs/imagenet", "active", "disabled", "trains /other/user's runs/imagenet"),
-        ("/other/user's runs/imagenet", "inactive", "", "trains /other/user's runs/imagenet"),
-        ("/other/user's runs/imagenet", "failed", "disabled", ""),  # it was stopped, or has ended
-        ("", "inactive", "disabled", "is not ours"),
-        (None, "inactive", "", ""),
+        ("other user's", None, "failed", "enabled", "trains"),
+        ("other user's", "done", "active", "disabled", "trains"),
+        ("other user's", None, "inactive", "", "trains"),
+        ("other user's", None, "failed", "disabled", ""),  # its folder is gone
+        ("other user's", "diverged", "failed", "disabled", ""),
+        ("other user's", "interrupted", "inactive", "disabled", "trains"),
+        ("other user's", "crashed", "failed", "disabled", "trains"),
+        ("", None, "inactive", "disabled", "is not ours"),
+        (None, None, "inactive", "", ""),
     ],
 )
 def test_another_runs_unit_is_not_replaced(
-    in_process, tmp_path, run_folder, is_active, is_enabled, message
+    in_process, tmp_path, run_folder, state, is_active, is_enabled, message
 ):
+    other = tmp_path / (run_folder or "none")
+    if state:
+        other.mkdir()
+        (other / "status.json").write_text(json.dumps({"state": state}))
     unit, stub = tmp_path / "units" / background.UNIT, tmp_path / "bin" / "systemctl"
     for folder in (unit.parent, stub.parent):
         folder.mkdir()
-    before = f"{systemd_unit.MARK}{run_folder}\n" if run_folder else "# another program's\n"
+    before = f"{systemd_unit.MARK}{other}\n" if run_folder else "# another program's\n"
     if run_folder is not None:
         unit.write_text(before)
     answers = f"is-active) echo {is_active} ;; is-enabled) echo {is_enabled} ;;"
@@ -188,19 +196,55 @@ def test_another_runs_unit_is_not_replaced(
     for module in (background, service):
         patch.setattr(module, "UNIT_PATH", unit)
     patch.setattr(background, "UNITS", unit.parent)
+    patch.setattr(shut_down, "BOOTED", tmp_path)
+    patch.setattr(background, "can_sudo", lambda: True)
     patch.setattr(service, "START_S", 0)
     patch.setattr(background, "as_root", lambda *words: list(words))
-    words = ["start", f"--run_dir={tmp_path / 'r'}", "--way=systemd", "--", sys.executable]
-    result = in_process(service, *words)
+    flags = [f"--run_dir={tmp_path / 'r'}", "--way=systemd"]
+    assert in_process(service, "check", *flags).code == (2 if message else 0)
+    result = in_process(service, "start", *flags, "--", sys.executable)
     assert message in result.err
     is_replaced = unit.exists() and f"{systemd_unit.MARK}{tmp_path / 'r'}\n" in unit.read_text()
     assert is_replaced != bool(message)
     if message:
         assert result.code == 2
         assert unit.read_text() == before and not (tmp_path / "r").exists()
-    if message.startswith("trains"):
-        stop = "--stop --run_dir '/other/user'\"'\"'s runs/imagenet'"
-        assert stop in result.err and "systemctl disable --now resnet50-training" in result.err
+    if message == "trains":
+        stop = f"--stop --run_dir {shlex.quote(str(other))}"
+        assert stop in result.err and f"sudo rm {unit}" in result.err
+    assert (f"the unit's run before, {other}, is" in result.out) == bool(run_folder and not message)
+
+
+@pytest.mark.parametrize("is_active", ["inactive", "active"])
+def test_a_unit_that_cannot_be_started_or_stopped(in_process, tmp_path, hold, is_active):
+    """As in a container with systemctl but no systemd, or for a user without sudo."""
+    unit, run_dir = tmp_path / "units" / background.UNIT, tmp_path / "r"
+    for folder in (unit.parent, tmp_path / "bin"):
+        folder.mkdir()
+    stub = tmp_path / "bin" / "systemctl"
+    stub.write_text(f'#!/bin/sh\n[ "$1" = is-active ] && echo {is_active} || exit 1\n')
+    stub.chmod(0o755)
+    patch = in_process.monkeypatch
+    patch.setenv("PATH", f"{stub.parent}:{os.environ['PATH']}")
+    for module in (background, service):
+        patch.setattr(module, "UNIT_PATH", unit)
+        patch.setattr(module, "as_root", lambda *words: list(words))
+    patch.setattr(background, "UNITS", unit.parent)
+    patch.setattr(shut_down, "BOOTED", tmp_path)
+    patch.setattr(background, "can_sudo", lambda: True)
+    words = ["start", f"--run_dir={run_dir}", "--way=systemd", "--then=stop-host"]
+    patch.setattr(shut_down, "problem", lambda: "")
+    result = in_process(service, *words, "--", sys.executable)
+    assert result.code == 2 and "daemon-reload failed" in result.err
+    assert [path.exists() for path in unit.parent.iterdir()] == [True] * (
+        2 if is_active == "active" else 0
+    )
+    unit.write_text(f"{systemd_unit.MARK}{run_dir}\n")
+    holder = hold("train.py", run_dir)
+    stopped = in_process(service, "stop", f"--run_dir={run_dir}")
+    assert stopped.code == (2 if is_active == "active" else 0), stopped.out + stopped.err
+    assert "disable --now" in stopped.out + stopped.err
+    assert (holder.poll() is None) == (is_active == "active")
 
 
 def test_a_user_without_a_name_is_told_of_the_other_ways(in_process, tmp_path):
@@ -210,6 +254,8 @@ def test_a_user_without_a_name_is_told_of_the_other_ways(in_process, tmp_path):
         raise KeyError(number)
 
     in_process.monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    in_process.monkeypatch.setattr(shut_down, "BOOTED", tmp_path)
+    in_process.monkeypatch.setattr(background, "can_sudo", lambda: True)
     words = ["start", f"--run_dir={tmp_path / 'r'}", "--way=systemd", "--dry_run", "--", "true"]
     result = in_process(service, *words)
     assert result.code == 2 and "has no name here" in result.err and "--way tmux" in result.err

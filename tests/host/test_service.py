@@ -2,12 +2,12 @@
 
 import errno
 import fcntl
+import json
 import os
 import pty
 import pwd
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,13 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import (
-    PROGRAM_PATH,
     booted_words,
     environment,
     host_words,
     processes_mentioning,
     run,
-    start,
     tiny_flags,
     train_words,
     wait_for,
@@ -30,7 +28,7 @@ from support.needs import needs, needs_root
 from support.runs import newest_checkpoint, status_of
 
 from host import service, systemd_unit
-from host.background import Launch
+from host.background import Launch, tmux_words
 from resnet50.records.status import supervisor_of
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
@@ -214,37 +212,6 @@ def test_a_unit_gives_every_word_to_the_program_as_it_is(words):
     assert [*found, current] if current is not None else found == words
 
 
-# What keeps a run folder as a supervisor does, under any name.
-HOLDER = """\
-import sys, time
-from pathlib import Path
-from resnet50.records import status
-from resnet50.system.locking import FolderLock
-lock = FolderLock(Path(sys.argv[1]), status.SUPERVISOR_LOCK)
-status.write_status(Path(sys.argv[1]), state=status.RUNNING, attempt="a", step=1, stop_step=9)
-print("holds", flush=True)
-time.sleep(300)
-"""
-
-
-@pytest.fixture
-def hold(tmp_path, no_leftovers):
-    """Starts a holder whose script has this name."""
-    holders = []
-
-    def start_holder(name: str, run_dir: Path) -> subprocess.Popen:
-        script = tmp_path / name
-        script.write_text(HOLDER)
-        holders.append(start([sys.executable, script, run_dir], tmp_path, **PROGRAM_PATH))
-        assert holders[-1].stdout.readline() == "holds\n"
-        return holders[-1]
-
-    yield start_holder
-    for holder in holders:
-        holder.kill()
-        holder.communicate()
-
-
 ELSEWHERE = "training, held by a process that cannot be seen from here"
 
 
@@ -325,3 +292,103 @@ def test_waiting_for_the_first_step_ends(tmp_path, monkeypatch):
     assert service.wait_for_first_step(launch, 0, lambda: True) == 2  # no run to show yet
     assert service.wait_for_first_step(launch, 0, lambda: False) == 1
     assert time.monotonic() - started < 60
+
+
+def test_without_a_run_dir_the_run_that_trains_is_meant(in_process, tmp_path, hold):
+    """Not whatever wrote last; to end one of several is not for us to choose."""
+    folder = f"--runs={tmp_path / 'runs'}"
+    assert in_process(service, "status", folder).code == 2
+    for name in ("a", "b"):
+        holder = hold("train.py", tmp_path / "runs" / name)
+    done = tmp_path / "runs" / "done"
+    done.mkdir()
+    (done / "status.json").write_text('{"state": "done"}')
+    shown = in_process(service, "status", folder)
+    assert f"{tmp_path / 'runs' / 'b'}: training, process {holder.pid}" in shown.out
+    assert f"--status --run_dir {tmp_path / 'runs' / 'a'}" in shown.out
+    refused = in_process(service, "stop", folder)
+    assert refused.code == 2 and holder.poll() is None
+    for name in ("a", "b"):
+        assert f"--stop --run_dir {tmp_path / 'runs' / name}" in refused.err
+    assert in_process(service, "stop", f"--run_dir={tmp_path / 'runs' / 'b'}").code == 0
+    assert in_process(service, "stop", folder).code == 0
+    assert f"{done}: done" in in_process(service, "status", folder).out
+
+
+@pytest.mark.parametrize("state", ["done", "running"])
+def test_another_run_under_the_same_name_is_not_taken_for_this_one(
+    in_process, tmp_path, hold, state
+):
+    data, run_dir = tmp_path / "a" / "images", tmp_path / "images"
+    run_dir.mkdir()
+    if state == "running":
+        hold("train.py", run_dir)
+    else:
+        (run_dir / "status.json").write_text('{"state": "done"}')
+    settings = {"settings": {"data_dir": str(data), "recipe": "mild"}}
+    (run_dir / "config.json").write_text(json.dumps(settings))
+    words = ["is_settled", f"--run_dir={run_dir}"]
+    for same in ([], [f"--data_dir={data}/../images", "--recipe=mild"]):
+        assert in_process(service, *words, *same).code == 0
+    for other in ("--recipe=fast16", f"--data_dir={tmp_path / 'b' / 'images'}"):
+        result = in_process(service, *words, other)
+        assert result.code == 2 and other.replace("=", " ") in result.err
+        assert f"--run_dir {tmp_path / 'OTHER'}" in result.err
+
+
+WHOLE = {
+    "state": "running",
+    "step": 5,
+    "stop_step": 9,
+    "epoch": 0.5,
+    "best_top1": 1.5,
+    "images_per_s": 30.0,
+    "data_wait_pct": 2.0,
+    "remaining_s": 60.0,
+    "cost_usd": 2.5,
+    "paid_s": 3600.0,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_status_with_a_gap_is_shown(in_process, tmp_path, name):
+    for status in (WHOLE | {name: None}, {key: WHOLE[key] for key in WHOLE if key != name}):
+        (tmp_path / "status.json").write_text(json.dumps(status))
+        result = in_process(service, "status", f"--run_dir={tmp_path}")
+        assert result.code == 0 and f"{tmp_path}: " in result.out
+
+
+def test_a_log_that_is_not_text_is_shown(in_process, tmp_path):
+    words = ["start", f"--run_dir={tmp_path / 'r'}", "--way=setsid", "--"]
+    result = in_process(service, *words, "printf", r"caf\351 is no path\n")
+    assert result.code == 1 and "caf\ufffd is no path" in result.err
+
+
+@needs_root
+def test_a_run_in_memory_is_warned_of(in_process, tmp_path):
+    """As in /dev/shm."""
+    words = host_words("service", "start", f"--run_dir={tmp_path / 'r'}", "--dry_run", "--", "true")
+    script = f'mount -t tmpfs none {tmp_path} && exec "$@"'
+    result = run(["unshare", "--mount", "sh", "-c", script, "sh", *words], Path("/"))
+    assert result.code == 0 and f"is on {tmp_path} (tmpfs), which is in memory" in result.out
+    assert "a stop of the host may empty it" in result.out
+
+
+@pytest.mark.parametrize("do", ["status", "stop", "logs"])
+def test_a_reader_that_has_enough_ends_it_quietly(tmp_path, do):
+    (tmp_path / "status.json").write_text('{"state": "done", "step": null, "stop_step": 3}')
+    (tmp_path / "console.log").write_text("line\n" * 100_000)
+    command = " ".join(map(str, words(do, tmp_path)))
+    result = run(["sh", "-c", f"{command} | true"], tmp_path)
+    assert result.code == 0 and result.err == ""
+
+
+@needs("tmux")
+def test_without_a_terminal_attach_shows_the_log(tmp_path):
+    own_tmux = {"TMUX_TMPDIR": str(tmp_path), "TERM": "xterm"}
+    (tmp_path / "console.log").write_text("its last words\n")
+    session = tmux_words(tmp_path, "new-session", "-d", "sleep", "100")
+    subprocess.run(session, env=environment(**own_tmux), check=True)
+    result = call("attach", tmp_path, **own_tmux)
+    assert result.code == 0 and result.out == "its last words\n"
+    subprocess.run(tmux_words(tmp_path, "kill-server"), env=environment(**own_tmux), check=True)

@@ -2,14 +2,24 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.commands import booted_words, host_words, run, wait_for
+from support.commands import (
+    REPOSITORY,
+    booted_words,
+    host_words,
+    processes_mentioning,
+    run,
+    wait_for,
+)
 from support.needs import needs, needs_root
 
-from host import background, service, shut_down
+from host import background, changes, service, shut_down
+from resnet50.records import status
 
 # train.py for these tests: it begins an attempt, and ends it with a state and a code.
 TRAIN = """\
@@ -82,6 +92,21 @@ def test_the_shell_that_trains_carries_it_out(tmp_path, way):
     assert "sudo shutdown -c" in result.err
 
 
+@needs_root
+def test_it_is_carried_out_after_the_environment_was_renamed(tmp_path):
+    """It was started by the Python of an activated one."""
+    run_dir, said, venv = tmp_path / "r", tmp_path / "shutdowns", tmp_path / "environment"
+    path = stubs(tmp_path / "bin", shutdown=f'echo "$*" >>{said}')
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    script = TRAIN.format(attempt=1, state="done", code=0).replace("RUN_DIR", str(run_dir))
+    start = host_words("service", "start", f"--run_dir={run_dir}", "--way=setsid")
+    words = [venv / "bin" / "python" if word == sys.executable else word for word in start]
+    words += ["--then=stop-host", "--", "sh", "-c", f"mv {venv} {venv}.old; {script}"]
+    result = run(booted_words(*words), tmp_path, PATH=path)
+    assert result.code == 0, result.out + result.err
+    wait_for(said.exists, 30, what="the shutdown")
+
+
 @pytest.mark.parametrize(
     "systemd, init, marked, program, uid, problem",
     [
@@ -108,13 +133,53 @@ def test_a_host_that_cannot_be_shut_down_is_named_at_the_start(
     in_process.monkeypatch.setenv("PATH", "/no/folder")
     assert problem in shut_down.problem() and bool(problem) == bool(shut_down.problem())
     if problem:
-        words = ["start", f"--run_dir={tmp_path / 'r'}", "--way=setsid", "--then=stop-host"]
-        result = in_process(service, *words, "--", sys.executable)
-        assert result.code == 2 and f"--then stop-host {shut_down.problem()}" in result.err
-        assert not (tmp_path / "r").exists()
+        flags = [f"--run_dir={tmp_path / 'r'}", "--way=setsid", "--then=stop-host"]
+        for words in (["check"], ["start", "--", "true"], ["start", "--dry_run", "--", "true"]):
+            result = in_process(service, words[0], *flags, *words[1:])
+            assert result.code == 2 and f"--then stop-host {shut_down.problem()}" in result.err
+            assert "SHUT DOWN" not in result.out and not (tmp_path / "r").exists()
+
+
+def test_a_password_given_a_moment_ago_does_not_count(in_process, tmp_path):
+    """sudo has forgotten it by the end of a training. The stand-in remembers one, as sudo does."""
+    path = stubs(tmp_path / "bin", sudo='case " $* " in *" -k "*) exit 1 ;; esac')
+    in_process.monkeypatch.setenv("PATH", path)
+    assert not changes.can_sudo()
+
+
+@pytest.mark.parametrize("way", ["setsid", pytest.param("tmux", marks=needs("tmux"))])
+def test_a_training_that_runs_without_it_is_not_promised_a_shutdown(
+    in_process, tmp_path, holder_script, way
+):
+    run_dir, bin_path = tmp_path / "r", stubs(tmp_path / "bin", shutdown="")
+    flags = [f"--run_dir={run_dir}", f"--way={way}"]
+    in_process.monkeypatch.setenv("TMUX_TMPDIR", str(tmp_path))
+    in_process.monkeypatch.setenv("PATH", bin_path)
+    in_process.monkeypatch.setattr(shut_down, "problem", lambda: "")
+    for own, other in (("nothing", "stop-host"), ("stop-host-when-done", "stop-host")):
+        program = ["env", f"PYTHONPATH={REPOSITORY}", sys.executable, holder_script, run_dir]
+        started = in_process(service, "start", *flags, f"--then={own}", "--", *map(str, program))
+        assert started.code == 0, started.out + started.err
+        assert (f"--then {own}" in in_process(service, "status", *flags).out) == (own != "nothing")
+        for do in ("check", "is_training", "is_settled"):
+            assert in_process(service, do, *flags, f"--then={own}").code == 0
+            refused = in_process(service, do, *flags, f"--then={other}")
+            assert refused.code == 2 and f"without --then {other}" in refused.err
+            assert f"--stop --run_dir {run_dir}" in refused.err
+        (run_dir / "status.json").unlink()  # so that what follows sees an end that is not due
+        os.kill(status.supervisor_of(run_dir), signal.SIGKILL)
+        wait_for(lambda: not processes_mentioning(str(run_dir)), what="its end")
+
+
+def test_a_run_that_is_done_is_followed_by_nothing_and_says_so(in_process, tmp_path):
+    (tmp_path / "status.json").write_text('{"state": "done", "attempt": "a"}')
+    words = ["is_settled", f"--run_dir={tmp_path}", "--then=stop-host"]
+    result = in_process(service, *words)
+    assert result.code == 0 and "--then stop-host: not in effect" in result.out
 
 
 def test_what_will_happen_to_the_host_is_said_first(in_process, tmp_path):
+    in_process.monkeypatch.setattr(shut_down, "problem", lambda: "")
     for then, promise in shut_down.PROMISES.items():
         flags = [f"--run_dir={tmp_path}", f"--then={then}", "--way=setsid", "--dry_run"]
         result = in_process(service, "start", *flags, "--", "true")
