@@ -103,6 +103,15 @@ tests() {
     if [[ $has_gpu == yes ]]; then run "$venv/bin/python" -m pytest -m gpu --numprocesses 1; fi
 }
 
+# Whether a folder has the rest of this script. A clone has; so has an unpacked archive of it.
+is_code() { [[ -f $1/setup_and_train.sh && -f $1/host/setup_steps.sh ]]; }
+
+# Refuse to put a clone where the user has something else.
+check_is_free() {
+    [[ ! -e $1 && ! -L $1 ]] ||
+        die "$1 is in the way of a clone, and holds none: mv $1 $1.old, and come back"
+}
+
 # For a script copied to the host without its repository: clone that, mount the volume with the
 # clone's code, and continue in a clone on the volume.
 alone() {
@@ -110,7 +119,7 @@ alone() {
     target=${target:-$mount}/$CLONE_NAME
     [[ $mode != __demo && $mode != __test ]] || die "this script is not in a clone: ${mode//_/-} needs one"
     command -v git >/dev/null || die "git is not installed: sudo apt-get install git"
-    # As host/repository.py: the user's ssh command is kept; without a terminal nothing may ask.
+    # As host/clone.py: the user's ssh command is kept; without a terminal nothing may ask.
     local git=(timeout --foreground 600 git)
     if [[ ! -t 0 ]]; then
         git=(env GIT_TERMINAL_PROMPT=0 GIT_ASKPASS= SSH_ASKPASS= SSH_ASKPASS_REQUIRE=never
@@ -119,26 +128,29 @@ alone() {
             git=(env GIT_SSH_COMMAND="ssh -o BatchMode=yes -o ConnectTimeout=30" "${git[@]}")
         fi
     fi
-    if [[ ! -d $target/.git ]]; then
+    if ! is_code "$target"; then
+        check_is_free "$target"
         [[ -n $repo ]] || die "this script is not in a clone: give --repo URL, or run it from one"
         # Not local: the trap runs after this function has ended. rm may fail on files left by root.
-        clone=$(mktemp -d)
-        trap 'rm -rf "$clone" || true' EXIT
+        clone=$(mktemp -d) beside=""
+        trap 'rm -rf "$clone" ${beside:+"$beside"} || true' EXIT
         say "cloning $repo"
         "${git[@]}" clone --quiet "$repo" "$clone/$CLONE_NAME" </dev/null ||
             die "--repo $repo cannot be cloned (see above; or there was no answer in 10 minutes)"
+        is_code "$clone/$CLONE_NAME" || die "--repo $repo is another project: give the URL of this one"
         if [[ $dry_run == yes ]]; then
             bash "$clone/$CLONE_NAME/setup_and_train.sh" "${words[@]}" # /tmp may be mounted noexec
             exit
         fi
         bash "$clone/$CLONE_NAME/setup_and_train.sh" --only_until_volume "${words[@]}"
-        if [[ ! -d $target/.git ]]; then
-            rm -rf "$target.partial"
-            "${git[@]}" clone --quiet "$repo" "$target.partial" </dev/null ||
+        if ! is_code "$target"; then
+            check_is_free "$target"
+            beside=$(mktemp -d "$target.partial.XXXXXX") || die "you cannot write there (see above)"
+            "${git[@]}" clone --quiet "$repo" "$beside/$CLONE_NAME" </dev/null ||
                 die "--repo $repo cannot be cloned onto the volume (see above)"
-            mv "$target.partial" "$target"
+            mv -T "$beside/$CLONE_NAME" "$target"
         fi
-        rm -rf "$clone" || true # exec skips the trap
+        rm -rf "$clone" ${beside:+"$beside"} || true # exec skips the trap
     fi
     exec bash "$target/setup_and_train.sh" "${words[@]}"
 }
@@ -269,6 +281,10 @@ main() {
     if [[ $(id -u) == 0 && -n ${SUDO_USER:-} && $SUDO_USER != root ]]; then
         die "run this as $SUDO_USER, without sudo: it calls sudo where it needs root"
     fi
+    # They point git to another repository than the folder's; as in resnet50/system/git.py.
+    unset GIT_DIR GIT_WORK_TREE GIT_COMMON_DIR GIT_INDEX_FILE GIT_PREFIX GIT_OBJECT_DIRECTORY \
+        GIT_ALTERNATE_OBJECT_DIRECTORIES GIT_NAMESPACE GIT_SHALLOW_FILE GIT_GRAFT_FILE \
+        GIT_REPLACE_REF_BASE GIT_IMPLICIT_WORK_TREE
     [[ -f $here/host/setup_steps.sh ]] || alone "$@"
     cd "$here"
     # shellcheck source=host/environment.sh

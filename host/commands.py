@@ -25,24 +25,26 @@ def run(
     limit_s: float = READ_S,
     *,
     what: str = "",
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     english: bool = True,
     own_session: bool = False,
     **more: object,
 ) -> subprocess.CompletedProcess:
     """Run a command without input; its output as text.
 
-    what: its name in messages. english: whatever the user's language is, for output that we read.
+    what: its name in messages. env: added to ours; None removes a variable. english: whatever the
+    user's language is, for output that we read.
     own_session: without our terminal, and with all that it starts ended if the time is over. more:
     of subprocess.Popen. Raises ValueError if there is no such program, or if it takes longer than
     limit_s.
     """
     path = f"{os.environ.get('PATH') or os.defpath}:{SYSTEM_FOLDERS}"
     language = {"LC_ALL": "C"} if english else {}
+    variables = {**os.environ, **language, "PATH": path, **(env or {})}
     try:
         process = subprocess.Popen(
             command,
-            env={**os.environ, **language, "PATH": path, **(env or {})},
+            env={name: value for name, value in variables.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -43,4 +43,4 @@ def give_to_caller(folder: Path, host: HostChanges) -> None:
 
 def is_ours(name: str) -> bool:
     """Whether setup_and_train.sh made it; an unfinished or a replaced one is ours, too."""
-    return re.sub(r"\.(partial|old-\d+)$", "", name) in OURS
+    return re.sub(r"\.(partial(\.\w+)?|old-\d+)$", "", name) in OURS

@@ -18,189 +18,19 @@ change something.
 """
 
 import argparse
-import os
-import re
 import select
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
-from host import commands
+from host.clone import Clone
 from resnet50.config.command_line import Parser, print_error
 from resnet50.records import status
 
 CLONE = Path(__file__).resolve().parents[1]
 WAYS = ("fail", "keep", "backup", "merge", "reset")
 ANSWER_S = 60.0
-SSH = "ssh -o BatchMode=yes -o ConnectTimeout=30"
-SLOW_S, FETCH_S = "30", 120.0  # below 1 kB/s for this long: no network; and the whole fetch
-# What git leaves of something that is half finished, and how to end that.
-HALF_FINISHED = {
-    "MERGE_HEAD": ("merge", "git merge --abort"),
-    "rebase-merge": ("rebase", "git rebase --abort"),
-    "rebase-apply": ("rebase", "git rebase --abort, or git am --abort"),
-    "CHERRY_PICK_HEAD": ("cherry-pick", "git cherry-pick --abort"),
-    "REVERT_HEAD": ("revert", "git revert --abort"),
-    "BISECT_LOG": ("bisect", "git bisect reset"),
-}
 THROWN_AWAY = "commits that upstream has thrown away"
-IDENTITY = ("-c", "user.name=setup_and_train.sh", "-c", "user.email=setup_and_train@localhost")
-
-
-class Clone:
-    """A git work tree and what is changed in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @cached_property
-    def quiet(self) -> dict[str, str]:
-        """What keeps git from asking for an answer, or waiting for a network, for ever."""
-        quiet = {
-            "GIT_TERMINAL_PROMPT": "0",
-            "GIT_MERGE_AUTOEDIT": "no",
-            "GIT_HTTP_LOW_SPEED_TIME": SLOW_S,
-            "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
-        }
-        # A command or program of the user's, as for a deploy key, is kept, and may not know -o.
-        own = os.environ.get("GIT_SSH_COMMAND") or os.environ.get("GIT_SSH")
-        if not own:
-            own = commands.run(["git", "-C", str(self.folder), "config", "core.sshCommand"]).stdout
-        if not own:
-            quiet["GIT_SSH_COMMAND"] = SSH
-        if not os.isatty(0):  # nobody would answer a window, such as that of VS Code
-            quiet |= {"GIT_ASKPASS": "", "SSH_ASKPASS": "", "SSH_ASKPASS_REQUIRE": "never"}
-            quiet["GCM_INTERACTIVE"] = "never"
-        return quiet
-
-    def call(
-        self, *words: str, limit_s: float = commands.CHANGE_S, **more: object
-    ) -> subprocess.CompletedProcess:
-        """Run git, whatever it ends with. Raises ValueError if there is none, or it hangs."""
-        more["env"] = {**self.quiet, **more.get("env", {})}
-        return commands.run(["git", "-C", str(self.folder), *IDENTITY, *words], limit_s, **more)
-
-    def git(self, *words: str, **environment: str) -> str:
-        """What a git command prints. Raises ValueError with its message if it fails."""
-        done = self.call(*words, env=environment)
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip()
-            raise ValueError(f"git {' '.join(words)} failed: {said}")
-        return done.stdout.rstrip("\n")
-
-    def holds(self, *words: str) -> bool:
-        """Whether a git command that answers by its exit code says yes."""
-        return self.call(*words).returncode == 0
-
-    def setting(self, name: str) -> str:
-        """A value of git's configuration; empty if it is not set."""
-        return self.call("config", name).stdout.strip()
-
-    def fetch(self) -> str:
-        """Get what this branch follows, if it follows one; returns why that failed, or nothing."""
-        branch = self.branch()
-        remote, followed = (self.setting(f"branch.{branch}.{key}") for key in ("remote", "merge"))
-        if not followed:
-            return ""
-        address = self.setting(f"remote.{remote}.url") or remote
-        what = f"git fetch from {re.sub('//[^/@]*@', '//', address)}"  # without a password
-        words = ("fetch", "--quiet", remote, followed)
-        try:
-            done = self.call(*words, limit_s=FETCH_S, what=what, own_session=True)
-        except ValueError as error:
-            return str(error)
-        if "couldn't find remote ref" in done.stderr:
-            name = followed.removeprefix("refs/heads/")
-            return (
-                f"{what}: its branch {name} is gone; was it renamed? To follow another one: git "
-                f"fetch {remote} && git branch --set-upstream-to={remote}/NAME"
-            )
-        return f"{what} failed: {done.stderr.strip()}" if done.returncode else ""
-
-    def branch(self) -> str:
-        """The branch that is checked out; empty if none is, but a commit."""
-        return self.call("symbolic-ref", "--quiet", "--short", "HEAD").stdout.strip()
-
-    def how_to_follow(self) -> str:
-        """The command after which this clone has an upstream branch."""
-        default = self.call("rev-parse", "--abbrev-ref", "origin/HEAD")
-        name = default.stdout.strip() if default.returncode == 0 else "origin/BRANCH"
-        if not self.branch():
-            return f"git checkout {name.removeprefix('origin/')}"
-        if not self.git("remote"):
-            return f"git remote add origin URL && git fetch && git branch --set-upstream-to={name}"
-        return f"git branch --set-upstream-to={name}"
-
-    def upstream(self) -> str:
-        """Commit of the branch that this one follows; empty if it follows none."""
-        return self.call("rev-parse", "--verify", "--quiet", "@{upstream}").stdout.strip()
-
-    def has(self, commit: str, other: str) -> bool:
-        """Whether a commit has the other one in its history, or is it."""
-        return self.holds("merge-base", "--is-ancestor", other, commit)
-
-    def was_rewritten(self) -> bool:
-        """Whether upstream had a commit of ours, and has thrown it away since."""
-        followed = self.git("rev-parse", "--symbolic-full-name", "@{upstream}")
-        fork = self.call("merge-base", "--fork-point", followed, "HEAD").stdout.strip()
-        return bool(fork) and not self.has("@{upstream}", fork)
-
-    def check_is_whole(self) -> None:
-        """Raise ValueError if something is half finished: its files are no code to train with."""
-        for name, (what, way_out) in HALF_FINISHED.items():
-            if (self.folder / self.git("rev-parse", "--git-path", name)).exists():
-                raise ValueError(
-                    f"a git {what} is half finished in {self.folder}: finish it, or go back "
-                    f"({way_out}), and come back"
-                )
-        if unmerged := self.git("diff", "--name-only", "--diff-filter=U").splitlines():
-            raise ValueError(
-                f"{self.folder} has files with conflicts ({', '.join(unmerged[:8])}): resolve "
-                "them, git add them, and come back"
-            )
-
-    def merging(self) -> Path:
-        """The note that a merge was begun: the backup, and the commit from before."""
-        return self.folder / self.git("rev-parse", "--git-path", "SETUP_MERGE")
-
-    def same(self, one: str, other: str) -> bool:
-        """Whether two commits have the same files and the same first parent."""
-        shown = [self.git("show", "--no-patch", "--format=%T %P", name) for name in (one, other)]
-        return shown[0].split()[:2] == shown[1].split()[:2]
-
-    def changes(self) -> list[str]:
-        """git status's lines for staged, unstaged and untracked files."""
-        return self.git("status", "--porcelain", "--untracked-files=all").splitlines()
-
-    def back_up(self) -> str:
-        """Commit everything to a ref of its own, touching neither index nor files; returns it.
-
-        A merge, as git stash makes it: its tree is the files as they are, its parents are HEAD and
-        a commit of what is staged.
-        """
-        head = self.git("rev-parse", "HEAD")
-        staged = self.git(
-            "commit-tree", self.git("write-tree"), "-p", head, "-m", "what was staged"
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            index = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
-            self.git("read-tree", "HEAD", **index)
-            self.git("add", "--all", **index)
-            tree = self.git("write-tree", **index)
-        saved = self.git("commit-tree", tree, "-p", head, "-p", staged, "-m", "all local changes")
-        for ref in self.git("for-each-ref", "--format=%(refname)", "refs/backup").splitlines():
-            if self.same(ref, saved) and self.same(f"{ref}^2", staged):
-                print(f"all local changes are saved already, as {ref}")
-                return ref
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        ref = f"refs/backup/{stamp}-{saved[:8]}"
-        self.git("update-ref", ref, saved)
-        print(f"all local changes are saved as {ref}; to get back to them: git checkout {ref}")
-        return ref
 
 
 def update(clone: Clone, args: argparse.Namespace) -> None:
@@ -223,6 +53,7 @@ def update(clone: Clone, args: argparse.Namespace) -> None:
         print(f"{run} has checkpoints of this code: not updating it without --allow_code_change")
         return
     if not changes and not own:
+        check_ignored(clone, upstream)
         clone.git("merge", "--ff-only", "--quiet", upstream)
         print(f"fast-forwarded to {upstream[:12]}")
         return
@@ -243,7 +74,17 @@ def update(clone: Clone, args: argparse.Namespace) -> None:
     elif way == "reset" and not args.yes:
         raise ValueError("--on_local_changes reset removes local changes: add --yes")
     else:
+        check_ignored(clone, upstream)
         {"backup": back_up, "merge": merge, "reset": reset}[way](clone, upstream, behind)
+
+
+def check_ignored(clone: Clone, upstream: str) -> None:
+    """Raise ValueError if upstream has files where the user has some that git ignores."""
+    if upstream and (names := clone.in_the_way(upstream)):
+        raise ValueError(
+            f"upstream has files where {clone.folder} has others, which git ignores: "
+            f"{', '.join(names[:8])}. Rename yours, and come back"
+        )
 
 
 def own_commits(clone: Clone, head: str, upstream: str) -> str:
@@ -292,35 +133,84 @@ def merge(clone: Clone, upstream: str, behind: bool) -> None:
     if not behind:
         return
     changed = bool(clone.changes())
-    clone.merging().write_text(f"{ref} {head}\n")  # a later start that finds it goes back: see mend
+    clone.merging().write_text(
+        f"{ref} {head} {upstream}\n"
+    )  # a later start that finds it: see mend
     if changed:
-        clone.git("stash", "push", "--include-untracked", "--quiet")
+        set_aside(clone, ref, head)
     try:
         clone.git("merge", "--quiet", upstream)
         if changed:
-            clone.git("stash", "apply", "--index", "--quiet")
+            put_back(clone, ref, head)
     except ValueError as error:
-        mend(clone)
-        if changed:
-            clone.git("stash", "drop", "--quiet")
+        undo(clone, ref, head)
         raise ValueError(
             f"local changes cannot be merged with {upstream[:12]} ({error}): all is as before. "
             "Merge by hand, or choose another --on_local_changes"
         ) from error
     clone.merging().unlink()
-    if changed:
-        clone.git("stash", "drop", "--quiet")
     print(f"local changes are merged with {upstream[:12]}")
 
 
-def mend(clone: Clone) -> None:
-    """Restore commit, files and index to before a merge that failed or was killed."""
-    ref, head = clone.merging().read_text().split()
+def set_aside(clone: Clone, ref: str, head: str) -> None:
+    """Make files and index those of HEAD. Raises ValueError, with all as before, if it cannot."""
+    try:
+        clone.git("read-tree", ref)
+        clone.call("update-index", "-q", "--refresh")
+        clone.git("read-tree", "-m", "-u", ref, head)  # refuses if a file is not as in the backup
+    except ValueError:
+        clone.merging().unlink()
+        clone.git("read-tree", f"{ref}^2")
+        raise
+
+
+def put_back(clone: Clone, ref: str, head: str) -> None:
+    """Apply a backup, which is what git stash makes. Raises ValueError after a conflict."""
+    clone.git("stash", "apply", "--index", "--quiet", ref)
+    # Where nothing was staged, or upstream has all that was, it has staged the untracked files.
+    if any(clone.holds("diff", "--quiet", f"{ref}^2", commit) for commit in (head, "HEAD")):
+        clone.git("reset", "--quiet")
+
+
+def undo(clone: Clone, ref: str, head: str) -> None:
+    """Restore commit, files and index to before a merge."""
     clone.git("reset", "--hard", "--quiet", head)
     clone.git("read-tree", "--reset", "-u", ref)
     clone.git("read-tree", "--reset", f"{ref}^2")
     clone.merging().unlink()
+
+
+def mend(clone: Clone) -> None:
+    """Undo a merge that was killed. Raises ValueError if there is anything that it did not make."""
+    note = clone.merging()
+    try:
+        ref, head, upstream = note.read_text().split()
+        clone.git("rev-parse", *(f"{commit}^{{tree}}" for commit in (f"{ref}^2", head, upstream)))
+    except ValueError as error:
+        raise ValueError(
+            f"{note} is there because a merge was interrupted, and says nothing that can be used. "
+            f"If files are not as they were, git for-each-ref refs/backup names the backups; then "
+            f"rm {note}, and come back"
+        ) from error
+    if what := made_since(clone, ref, head, upstream):
+        raise ValueError(
+            f"a merge was interrupted in {clone.folder}, and this may be newer: {what}. To go on "
+            f"with what is there: rm {note}. Or, without all that came after the merge began: "
+            f"git reset --hard {head[:12]} && git stash apply {ref} && rm {note}"
+        )
+    if clone.changes():
+        clone.back_up()
+    undo(clone, ref, head)
     print(f"an unfinished merge was undone, back to {ref}")
+
+
+def made_since(clone: Clone, ref: str, head: str, upstream: str) -> str:
+    """The commit or files that an interrupted merge did not make; empty if there are none."""
+    now, *parents = clone.git("show", "--no-patch", "--format=%H %P", "HEAD").split()
+    if now not in (head, upstream) and parents != [head, upstream]:
+        return f"commit {now[:12]}"
+    known = set().union(*map(clone.files, (ref, head, upstream, now)))
+    return ", ".join(sorted(line.split("\t")[1] for line in clone.files(clone.tree()) - known)[:8])
 
 
 def reset(clone: Clone, upstream: str, behind: bool) -> None:
@@ -332,9 +222,9 @@ def reset(clone: Clone, upstream: str, behind: bool) -> None:
     print(f"the code is upstream's {upstream[:12]}")
 
 
-def run_with_checkpoints(runs: Path) -> Path | None:
+def run_with_checkpoints(folders: Sequence[Path]) -> Path | None:
     """A run that can still be resumed, and so needs the code that started it."""
-    for path in sorted(runs.glob(f"*/{status.FILE}")):
+    for path in sorted(path for runs in folders for path in runs.glob(f"*/{status.FILE}")):
         run, state = path.parent, status.read_status(path.parent).get("state")
         if state not in status.ENDED and any(run.glob("checkpoints/step_*.pt")):
             return run
@@ -346,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("host/repository.py", __doc__)
     add = parser.add_argument
     add("--folder", type=Path, default=CLONE, metavar="DIR", help="[this clone]")
-    add("--runs", type=Path, default=Path("runs"), metavar="DIR", help="run folders [runs]")
+    runs = [Path("runs")]
+    add("--runs", type=Path, nargs="+", default=runs, metavar="DIR", help="run folders [runs]")
     add("--on_local_changes", choices=WAYS, help="[asks on a terminal, else keep]")
     add("--yes", action="store_true", help="with reset: remove local changes from the files")
     add("--allow_code_change", action="store_true", help="even under a run with checkpoints")

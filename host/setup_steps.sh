@@ -47,7 +47,8 @@ env_step() {
 repo_step() {
     local before
     before=$(git rev-parse HEAD 2>/dev/null || true)
-    ask "$host_python" -m host.repository --runs "$(dirname "$run_dir")" "${repo_flags[@]}" "${dry[@]}"
+    ask "$host_python" -m host.repository --runs "$(dirname "$run_dir")" "$here/runs" "$mount/runs" \
+        "${repo_flags[@]}" "${dry[@]}"
     if [[ $before != "$(git rev-parse HEAD 2>/dev/null || true)" ]]; then
         cd "$cwd" || exit
         exec bash "$here/setup_and_train.sh" "${words[@]}"

@@ -16,7 +16,7 @@ import torch
 
 from resnet50.records import checkpoint, ownership, status
 from resnet50.records.ownership import CHECKPOINTS, CONFIG
-from resnet50.system import files
+from resnet50.system import files, git
 
 RUNS = Path("runs")
 
@@ -151,7 +151,9 @@ def commit() -> str:
     here = str(Path(__file__).parent)
     describe = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        result = subprocess.run(describe, capture_output=True, text=True, timeout=30)
+        result = subprocess.run(
+            describe, env=git.environment(), capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip()

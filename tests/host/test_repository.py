@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.commands import host_words, processes_mentioning
+from support.clones import clone as support_clone
+from support.commands import REPOSITORY, host_words, processes_mentioning
 
-from host import repository
+from host import clone
+from resnet50.system.git import ELSEWHERE
 
 SCRIPT = host_words("repository")
 WHO = {
@@ -171,25 +173,140 @@ def test_a_merge_with_a_conflict_leaves_all_as_it_was(clones, name):
     assert git(clones.here, "diff", "--cached", "--name-only").split() == ["both", "staged"]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_a_merge_that_was_killed_is_undone_and_done_over(clones, steps):
-    """As it stands after the note was written, after the stash, and after the merge."""
-    clones.change()
-    newest = clones.upstream_gets(same="upstream's\n")
+def kill_a_merge(clones: Clones, newest: str, steps: int) -> Path:
+    """Leave what it does: after the note was written, after files are set aside, and merged."""
     before, head = clones.state(), git(clones.here, "rev-parse", "HEAD")
     assert clones.update("backup").returncode == 0
     git(clones.here, "reset", "--soft", head)
     git(clones.here, "checkout", head, "--", "same")
     assert clones.state() == before
-    (clones.here / ".git" / "SETUP_MERGE").write_text(f"{clones.backup()} {head}\n")
+    note = clones.here / ".git" / "SETUP_MERGE"
+    note.write_text(f"{clones.backup()} {head} {newest}\n")
     if steps > 1:
-        git(clones.here, "stash", "push", "--include-untracked", "--quiet")
+        git(clones.here, "read-tree", clones.backup())
+        git(clones.here, "reset", "--hard", "--quiet", head)
     if steps > 2:
         git(clones.here, "merge", "--quiet", newest)
+    return note
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_merge_that_was_killed_is_undone_and_done_over(clones, steps):
+    clones.change()
+    newest = clones.upstream_gets(same="upstream's\n")
+    before = clones.state()
+    kill_a_merge(clones, newest, steps)
     result = clones.update("merge")
     assert result.returncode == 0, result.stderr
     assert clones.state() == (before[0], {**before[1], "same": "upstream's\n"})
     assert git(clones.here, "rev-parse", "HEAD") == newest
+
+
+@pytest.mark.parametrize(
+    "steps, what",
+    [(1, "edit"), (3, "edit"), (1, "new file"), (3, "commit"), (1, "damaged note"), (3, "no text")],
+)
+def test_what_came_after_a_merge_was_killed_is_left_alone(clones, steps, what):
+    clones.change()
+    note = kill_a_merge(clones, clones.upstream_gets(same="upstream's\n"), steps)
+    text = f"rm {note}"
+    if what in ("damaged note", "no text"):
+        note.write_text("refs/backup/x 12\n" if what == "damaged note" else "")
+    else:
+        (clones.here / ("newer" if what == "new file" else "unstaged")).write_text("newer\n")
+    if what == "commit":
+        git(clones.here, "commit", "--quiet", "--all", "--message", "newer")
+        text = f"commit {git(clones.here, 'rev-parse', 'HEAD')[:12]}"
+    before, head = clones.state(), git(clones.here, "rev-parse", "HEAD")
+    result = clones.update("reset", "--yes")
+    assert result.returncode == 2 and text in result.stderr, result.stdout
+    assert clones.state() == before and git(clones.here, "rev-parse", "HEAD") == head
+    note.unlink()
+    assert clones.update("keep").returncode == 0 and clones.state() == before
+
+
+def submodule(clones: Clones) -> None:
+    """One with changed content, which git status lists and git stash does not save."""
+    git(clones.there, "-c", "protocol.file.allow=always", "submodule", "add", "../origin", "sub")
+    clones.upstream_gets()
+    git(clones.here, "pull", "--quiet")
+    git(clones.here, "-c", "protocol.file.allow=always", "submodule", "update", "--init")
+    (clones.here / "sub" / "same").write_text("mine\n")
+
+
+ODD_CHANGES = {
+    "with git add -N": lambda clones: git(clones.here, "add", "-N", "untracked"),
+    "staged though ignored": lambda clones: git(clones.here, "add", "-f", "an.ignored"),
+    "in a submodule": submodule,
+}
+
+
+@pytest.mark.parametrize("what", ODD_CHANGES)
+def test_a_merge_keeps_odd_changes_and_the_users_own_stash(clones, what):
+    (clones.here / "same").write_text("stashed\n")
+    git(clones.here, "stash", "push", "--quiet")
+    stash = git(clones.here, "rev-parse", "refs/stash")
+    (clones.here / ".git" / "info" / "exclude").write_text("*.ignored\n")
+    for name in ("untracked", "an.ignored"):
+        (clones.here / name).write_text("mine\n")
+    ODD_CHANGES[what](clones)
+    (clones.here / "an.ignored").write_text("mine, changed\n")
+    newest, before = clones.upstream_gets(both="upstream's\n"), clones.state()
+    result = clones.update("merge")
+    assert result.returncode == 0, result.stderr
+    assert clones.state()[1] == {**before[1], "both": "upstream's\n"}
+    assert git(clones.here, "rev-parse", "HEAD") == newest
+    assert git(clones.here, "rev-parse", "refs/stash") == stash
+    assert git(clones.here, "stash", "list").count("\n") == 0
+
+
+def test_a_merge_that_cannot_begin_leaves_no_note(clones):
+    clones.change()
+    clones.upstream_gets(same="upstream's\n")
+    before = clones.state()
+    (clones.here / ".git" / "index.lock").touch()
+    result = clones.update("merge")
+    assert result.returncode == 2 and "index.lock" in result.stderr
+    (clones.here / ".git" / "index.lock").unlink()
+    assert clones.state() == before and not (clones.here / ".git" / "SETUP_MERGE").exists()
+
+
+@pytest.mark.parametrize(
+    "way, name",
+    [*(("", name) for name in ("mine", "mine/deep", "runs"))]
+    + [(way, "mine") for way in ("backup", "merge", "reset")],
+)
+def test_an_ignored_file_is_not_replaced_by_upstreams(clones, way, name):
+    """As a file, as a folder where upstream has a file, and the other way around."""
+    mine = clones.here / ("runs/mine" if name == "runs" else "mine")
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("secret\n")
+    (clones.here / ".git" / "info" / "exclude").write_text("mine\n")
+    (clones.there / name).parent.mkdir(exist_ok=True)
+    (clones.there / ".gitignore").unlink()
+    clones.upstream_gets(**{name: "upstream's\n"})
+    if way:
+        (clones.here / "same").write_text("mine, too\n")
+    head = git(clones.here, "rev-parse", "HEAD")
+    result = clones.update(way, "--yes")
+    assert result.returncode == 2 and str(mine.relative_to(clones.here)) in result.stderr
+    assert mine.read_text() == "secret\n" and git(clones.here, "rev-parse", "HEAD") == head
+    mine.rename(clones.here.parent / "renamed")
+    assert clones.update(way, "--yes").returncode == 0
+
+
+def test_another_repository_of_the_environment_is_not_touched(clones, tmp_path):
+    other = tmp_path / "other"
+    git(tmp_path, "clone", "--quiet", "origin", "other")
+    before = git(other, "rev-parse", "HEAD")
+    newest = clones.upstream_gets(same="upstream's\n")
+    (clones.here / "unstaged").write_text("mine\n")
+    dot_git, index = str(other / ".git"), str(other / ".git" / "index")
+    result = clones.update("merge", GIT_DIR=dot_git, GIT_WORK_TREE=str(other), GIT_INDEX_FILE=index)
+    assert result.returncode == 0, result.stderr
+    assert git(clones.here, "rev-parse", "HEAD") == newest
+    assert git(other, "rev-parse", "HEAD") == before and not git(other, "status", "--porcelain")
+    assert not git(other, "for-each-ref", "refs/backup")
 
 
 def test_a_second_backup_of_the_same_is_the_first(clones):
@@ -229,14 +346,16 @@ def test_commits_of_ones_own_are_kept_or_saved(clones, way):
 
 @pytest.mark.parametrize("way", ["", "keep", "backup", "merge", "reset"])
 def test_the_code_stays_under_a_run_with_checkpoints(clones, way):
+    """Whichever of the folders of runs it is in."""
     clones.change()
     clones.upstream_gets(same="upstream's\n")
     run = clones.here / "runs" / "one"
+    runs = ["--runs", "/no/such/folder", str(run.parent)]
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "step_000000001.pt").touch()
     (run / "status.json").write_text(json.dumps({"state": "interrupted"}))
     before, head = clones.state(), git(clones.here, "rev-parse", "HEAD")
-    result = clones.update(way, "--yes")
+    result = clones.update(way, "--yes", *runs)
     assert result.returncode == 0 and "has checkpoints" in result.stdout
     assert clones.state() == before and git(clones.here, "rev-parse", "HEAD") == head
     if way in ("backup", "merge", "reset"):
@@ -338,30 +457,73 @@ def test_no_window_asks_for_a_password_where_nobody_is(clones, asks, wants_passw
     assert "secret" not in result.stdout + result.stderr
 
 
+def run_alone(folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess:
+    """setup_and_train.sh, copied without its clone."""
+    script = shutil.copy2(REPOSITORY / "setup_and_train.sh", folder)
+    return subprocess.run(
+        [script, f"--data_dir={folder}", "--cpu", "--only=repo", *flags],
+        env=os.environ | more,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+    )
+
+
 def test_a_script_without_its_clone_does_the_same(clones, tmp_path, my_ssh, asks, wants_password):
     """What it clones here is no repository of ours, so that it ends there."""
-    script = shutil.copy2(repository.CLONE / "setup_and_train.sh", tmp_path)
-    for url, ends in ((wants_password, True), (f"ssh://server{tmp_path}/origin", False)):
-        result = subprocess.run(
-            [script, f"--repo={url}", f"--data_dir={tmp_path}", "--dry_run"],
-            env=os.environ | {"GIT_SSH_COMMAND": my_ssh, "GIT_ASKPASS": asks},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=60,
-        )
-        assert ("cannot be cloned" in result.stderr) == ends and result.returncode, result.stderr
-        assert ("setup_and_train.sh: No such file" in result.stderr) != ends
+    for url, text in (
+        (wants_password, "cannot be cloned"),
+        (f"ssh://server{tmp_path}/origin", "is another project"),
+    ):
+        flags = (f"--repo={url}", "--dry_run")
+        result = run_alone(tmp_path, *flags, GIT_SSH_COMMAND=my_ssh, GIT_ASKPASS=asks)
+        assert result.returncode == 2 and text in result.stderr, result.stderr
+
+
+def test_a_clone_never_goes_where_the_user_has_something(clones, tmp_path):
+    """Code that is there is used, with or without .git; git's environment is another clone's."""
+    folder, code = tmp_path / "alone", tmp_path / "alone" / "ResNet50_ImageNet1K_Training"
+    code.mkdir(parents=True)
+    origin = tmp_path / "code"
+    support_clone(origin)
+    for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=all"]):
+        git(origin, *words)
+    head = git(clones.here, "rev-parse", "HEAD")
+    elsewhere = {"GIT_DIR": str(clones.here / ".git"), "GIT_WORK_TREE": str(clones.here)}
+    (code / "thesis").touch()
+    partial = folder / f"{code.name}.partial"
+    partial.mkdir()
+    refused = run_alone(folder, f"--repo={origin}", **elsewhere)
+    assert refused.returncode == 2 and f"mv {code} {code}.old" in refused.stderr
+    assert os.listdir(code) == ["thesis"]
+    code.rename(f"{code}.old")
+    for how in ("cloned", "a clone", "without .git"):
+        if how == "without .git":
+            shutil.rmtree(code / ".git")
+        result = run_alone(folder, f"--repo={origin}", **elsewhere)
+        assert ("== cloning" in result.stdout) == (how == "cloned")
+        assert result.returncode == 0 and "== 4/7 repo" in result.stdout, result.stderr
+        assert ("not a git clone" in result.stdout) == (how == "without .git")
+    kept = {"setup_and_train.sh", code.name, f"{code.name}.old", partial.name}
+    assert {*os.listdir(folder)} == kept
+    assert git(clones.here, "rev-parse", "HEAD") == head
+    assert not git(clones.here, "status", "--porcelain")
+
+
+def test_the_script_forgets_what_git_was_told_of_another_repository():
+    words = (REPOSITORY / "setup_and_train.sh").read_text().replace("\\\n", "").split()
+    assert {*ELSEWHERE} == {word for word in words if word in ELSEWHERE}
 
 
 def test_a_network_that_swallows_everything_is_named(clones, monkeypatch):
-    monkeypatch.setattr(repository, "FETCH_S", 1.0)
+    monkeypatch.setattr(clone, "FETCH_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"git://127.0.0.1:{server.getsockname()[1]}/x"
         git(clones.here, "remote", "set-url", "origin", url)
         start = time.monotonic()
-        problem = repository.Clone(clones.here).fetch()
+        problem = clone.Clone(clones.here).fetch()
     assert problem == f"git fetch from {url} did not end in 1 s, and was stopped"
     assert time.monotonic() - start < 20 and not processes_mentioning(url)
 

@@ -46,6 +46,7 @@ def test_run_twice_the_second_changes_nothing(setup):
     assert code == 0, out
     for number, step in enumerate(("host", "volume", "env", "repo", "data", "bench", "train"), 1):
         assert f"== {number}/7 {step}" in out
+    assert f"== watch: bash {setup.clone}/setup_and_train.sh --status" in out
     before, fstab = setup.state(), setup.host.fstab()
     code, out = setup.run()
     assert code == 0 and "done" in out, out
