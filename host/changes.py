@@ -19,13 +19,18 @@ class HostChanges:
         self.dry_run = dry_run
 
     def run(
-        self, *command: str, may_fail: bool = False, limit_s: float = commands.CHANGE_S
+        self,
+        *command: str,
+        may_fail: bool = False,
+        limit_s: float = commands.CHANGE_S,
+        own_session: bool = False,
     ) -> None:
         """Run a command without input. Unless may_fail, raises ValueError with its output."""
         print("+", shlex.join(command), flush=True)
         if self.dry_run:
             return
-        done = commands.run(command, limit_s, english=False)  # a run in tmux keeps the language
+        # A run in tmux keeps the language.
+        done = commands.run(command, limit_s, english=False, own_session=own_session)
         if done.returncode and not may_fail:
             said = (done.stderr or done.stdout).strip()
             raise ValueError(f"{shlex.join(command)} failed ({done.returncode}): {said}")

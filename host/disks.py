@@ -82,7 +82,13 @@ def read() -> list[Disk]:
         listed = commands.run([*command[:-1], COLUMNS.removesuffix("S")])
     if listed.returncode:
         raise ValueError(f"lsblk cannot list the disks ({listed.stderr.strip()}): or {FOLDER}")
-    return parse(json.loads(listed.stdout))
+    try:
+        return parse(json.loads(listed.stdout))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"what lsblk says of the disks cannot be understood ({error!r}; see "
+            f"{shlex.join(command)}): or {FOLDER}"
+        ) from error
 
 
 def parse(listed: Mapping) -> list[Disk]:

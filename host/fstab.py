@@ -27,10 +27,13 @@ def fields_for(mount: str) -> list[str]:
 
 
 def mount_point_of(device: str, uuid: str) -> str:
-    """Where fstab has a device; empty if nowhere."""
+    """Where fstab has a device, by whatever name; empty if nowhere."""
     names = (device, f"UUID={uuid}", f'UUID="{uuid}"')
-    found = (words[1] for words in lines() if words[0] in names and words[1].startswith("/"))
-    return next(found, "")
+    for name, place, *_ in lines():
+        meant = map(os.path.realpath, devices_of(name)) if place.startswith("/") else ()
+        if place.startswith("/") and (name in names or os.path.realpath(device) in meant):
+            return place
+    return ""
 
 
 def devices_of(source: str) -> list[str]:
@@ -62,6 +65,13 @@ def add(line: str, host: HostChanges) -> None:
         raise ValueError(
             f"{PATH} cannot be written ({error.strerror}), and needs this line: {line}"
         ) from error
+
+
+def remove(line: str, host: HostChanges) -> None:
+    """Take back a line that `add` added, if it did; nothing else that has changed since."""
+    before = read().split("\n")
+    if line in before:
+        replace("\n".join(other for other in before if other != line), host)
 
 
 def replace(text: str, host: HostChanges) -> None:

@@ -59,9 +59,14 @@ def _look(mount: str) -> Mounted | None:
     )
     if found.returncode:
         return None
-    last = json.loads(found.stdout)["filesystems"][-1]
-    options = tuple((last["options"] or "").split(","))
-    return Mounted(last["source"] or "", last["fsroot"] or "/", last["fstype"] or "", options)
+    try:
+        last = json.loads(found.stdout)["filesystems"][-1]
+        options = tuple((last["options"] or "").split(","))
+        return Mounted(last["source"] or "", last["fsroot"] or "/", last["fstype"] or "", options)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"findmnt says nothing that can be understood of {mount} ({error!r})"
+        ) from error
 
 
 def check(there: Mounted, mount: str, wanted: str) -> None:
@@ -161,4 +166,8 @@ def keep_for_boot(there: Mounted, mount: str, host: HostChanges) -> None:
     except (ValueError, OSError) as error:
         print(f"{next_boot} {error}")
     else:
-        print("it was mounted by hand; with this line, every boot mounts it")
+        # What a boot does not set up by itself: an image file; an encrypted disk, without crypttab.
+        below = ["lsblk", "--noheadings", "--inverse", "--list", "--output", "TYPE", there.device]
+        needs = {"loop", "crypt"} & set(commands.run(below).stdout.split())
+        how = f"a boot mounts it if something sets up {there.device} first"
+        print(f"it was mounted by hand; with this line, {how if needs else 'every boot mounts it'}")

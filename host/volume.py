@@ -11,7 +11,7 @@ with the system's Python: standard library, Python 3.10. Exit codes: 0 done, 2 c
 
 import argparse
 import fcntl
-import json
+import math
 import os
 import sys
 import time
@@ -25,8 +25,6 @@ from host.disks import MIB, Disk
 from host.mounts import Mounted
 from resnet50.config.command_line import Parser, print_error
 
-# Records that mkfs was begun on a blank volume, so that a kill in the middle can be repaired.
-INTENT = Path("/var/lib/setup_and_train.formatting.json")
 LABEL = "imagenet"
 GROWS_BY = 64 * MIB  # partitions and file systems leave less than this unused
 LOCK, LOCK_S = Path("/run/setup_and_train.volume.lock"), 900.0
@@ -44,8 +42,6 @@ def mount_volume(args: argparse.Namespace, host: HostChanges) -> None:
         there = mount_anew(args, host)
     if there is None:  # in a dry run
         return
-    if not host.dry_run:
-        INTENT.unlink(missing_ok=True)  # what is mounted is whole
     if there.is_volume():
         try:
             grow(there.device, args.mount, host)
@@ -100,7 +96,7 @@ def mount_anew(args: argparse.Namespace, host: HostChanges) -> Mounted | None:
     disk = wait_for_volume(args.volume, 0 if host.dry_run else args.wait_s)
     print(f"the data volume is {disk}")
     device, found = what_to_mount(disk)
-    if not found or interrupted_format(disk, found):
+    if not found:
         if disk.kind not in disks.WHOLE:
             raise ValueError(without_file_system(disk.path))
         if not args.format_if_blank:
@@ -198,31 +194,17 @@ def without_file_system(partition: str) -> str:
 
 
 def identity(disk: Disk) -> dict[str, object]:
-    """What identifies a volume across reboots."""
+    """What tells a volume from another one at the same path."""
     return {"serial": disk.serial or disk.path, "size_bytes": disk.size_bytes}
 
 
-def was_begun(disk: Disk) -> bool:
-    """Whether we have begun to format it."""
-    return INTENT.exists() and json.loads(INTENT.read_text()) == identity(disk)
-
-
 def check_is_blank(disk: Disk) -> None:
-    """Raise ValueError for a volume that holds anything but what a format of ours began."""
-    if not was_begun(disk) and (what := disks.not_blank(disk.path)):
-        raise ValueError(f"{disk} is not blank ({what}): it is left alone")
-
-
-def interrupted_format(disk: Disk, found: dict[str, str]) -> bool:
-    """Whether a format that we began is unfinished there: never mounted, so never used."""
-    if not was_begun(disk):
-        return False
-    if not found:
-        return True
-    if found.get("TYPE") != "ext4" or found.get("LABEL") != LABEL:
-        return False
-    superblock = commands.run(["dumpe2fs", "-h", disk.path]).stdout
-    return "Last mount time:          n/a" in superblock
+    """Raise ValueError for a volume that holds anything."""
+    if what := disks.not_blank(disk.path):
+        raise ValueError(
+            f"{disk} is not blank ({what}): it is left alone. If nothing on it is worth keeping, "
+            f"as after a format that was interrupted: sudo mkfs.ext4 {disk.path}, and come back"
+        )
 
 
 def format_blank(disk: Disk, host: HostChanges) -> None:
@@ -237,9 +219,11 @@ def format_blank(disk: Disk, host: HostChanges) -> None:
     again = disks.choose(disks.read(), disk.path)  # looking took a while: is it still the same?
     if identity(again) != identity(disk) or again.parts:
         raise ValueError(f"{disk} is another device now: it is left alone")
-    host.replace(INTENT, json.dumps(identity(disk)))
     # -F: we have looked more closely than mkfs does. -m 0: no room is reserved for root's daemons.
-    host.run("mkfs.ext4", "-q", "-F", "-L", LABEL, "-m", "0", disk.path)
+    # In a session of its own, so that it ends well when this setup is stopped: half a file system
+    # would not be blank any more. It writes the superblock last, so what has one is whole.
+    words = ["mkfs.ext4", "-q", "-F", "-L", LABEL, "-m", "0", disk.path]
+    host.run(*words, own_session=True)
 
 
 def mount_for_good(
@@ -251,7 +235,7 @@ def mount_for_good(
     if host.dry_run:
         uuid = uuid or "that of the new file system"
     line = mounts.fstab_line(device, kind, uuid, mount)
-    before, made = fstab.read(), not Path(mount).exists()
+    made = not Path(mount).exists()
     try:
         fstab.add(line, host)
         host.run("mkdir", "-p", mount)
@@ -263,16 +247,15 @@ def mount_for_good(
             what = there.device if there else "nothing"
             raise ValueError(f"{what} was mounted at {mount} instead of {device}")
     except (ValueError, OSError):
-        take_back(mount, before, made, host)
+        take_back(mount, line, made, host)
         raise
     return there
 
 
-def take_back(mount: str, before: str, made: bool, host: HostChanges) -> None:
+def take_back(mount: str, line: str, made: bool, host: HostChanges) -> None:
     """Undo a mount that went wrong; what cannot be undone is only a warning beside the error."""
     try:
-        if fstab.read() != before:
-            fstab.replace(before, host)
+        fstab.remove(line, host)
         if mounts.at(mount):
             host.run("umount", mount)
         if made and Path(mount).exists():
@@ -315,6 +298,14 @@ def locked() -> Iterator[None]:
         yield
 
 
+def seconds(text: str) -> float:
+    """For argparse: how long to wait."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of seconds, 0 or more")
+    return value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Mount; 0 if the volume is mounted, 2 if something must be changed."""
     parser = Parser("host/volume.py", __doc__)
@@ -324,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--format_if_blank", action="store_true", help="put ext4 on a volume with nothing on it")
     add(
         "--wait_s",
-        type=float,
+        type=seconds,
         default=0,
         metavar="S",
         help="seconds to wait for a volume being attached [0]",

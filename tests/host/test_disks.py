@@ -322,6 +322,18 @@ def test_an_lsblk_of_before_2_37_is_understood(monkeypatch, tmp_path):
     assert [disk.mounts for disk in disks.read()] == [("/",)]
 
 
+NOTHING = json.dumps({"blockdevices": [entry("/dev/sda", "disk", 9) | {"size": None}]})
+
+
+@pytest.mark.parametrize("listing", ["{}", "[]", "", NOTHING, NOTHING.replace('"/dev/sda"', "3")])
+def test_an_lsblk_that_cannot_be_understood_is_one_message(monkeypatch, tmp_path, listing):
+    (tmp_path / "lsblk").write_text(f"#!/bin/sh\necho '{listing}'\n")
+    (tmp_path / "lsblk").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(ValueError, match=r"lsblk says .* --data_dir DIR"):
+        disks.read()
+
+
 @given(size=st.integers(1, 64 << 30))
 def test_what_is_read_lies_on_the_device_and_covers_its_ends(size):
     places = list(disks.places(size))

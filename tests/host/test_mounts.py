@@ -112,9 +112,17 @@ def test_the_copy_of_a_volume_of_fstab_is_not_taken_for_it(host, tmp_path):
     assert known.returncode == 2 and "detach all but one" in known.stderr and not is_mounted(host)
 
 
-def test_a_volume_that_fstab_has_for_another_place_is_used_there(host, tmp_path):
-    loop = host.attach(formatted(tmp_path))
-    line = f"UUID={disks.contents(loop)['UUID']} /mnt/data ext4 defaults 0 0"
+@pytest.mark.parametrize("name", ["UUID", "LABEL", "link"])
+def test_a_volume_that_fstab_has_for_another_place_is_used_there(host, tmp_path, name):
+    image, label = formatted(tmp_path), f"test-{os.getpid()}"
+    tool("tune2fs", "-L", label, str(image))
+    loop = host.attach(image)
+    link = f"/dev/shm/{label}"  # as udev's in /dev/disk
+    host.call("mount", "-t", "tmpfs", "none", "/dev/shm")
+    host.call("ln", "-s", loop, link)
+    uuid = disks.contents(loop)["UUID"]
+    names = {"UUID": f"UUID={uuid}", "LABEL": f"LABEL={label}", "link": link}
+    line = f"{names[name]} /mnt/data ext4 defaults 0 0"
     write_fstab(host, line)
     result = host.volume(loop)
     assert result.returncode == 2 and "use it there, --mount /mnt/data" in result.stderr
@@ -128,6 +136,7 @@ def test_what_was_mounted_by_hand_is_kept_for_the_next_boot(host, tmp_path):
     for _ in range(2):
         result = volume(host)
         assert result.returncode == 0 and f"{loop} is mounted at" in result.stdout, result.stderr
+        assert "every boot mounts it" not in result.stdout  # nothing attaches the image then
         assert [line.split()[1:] for line in host.fstab()] == [
             [MOUNT, "ext4", "defaults,nofail,x-systemd.device-timeout=30s", "0", "0"]
         ]
@@ -279,6 +288,13 @@ def test_a_mount_that_fails_is_taken_back_and_named(host, tmp_path, stand_in):
         assert result.returncode == 2 and text in result.stderr, result.stdout
         assert not host.fstab()
     assert "warning: umount" in result.stdout and "target is busy" in result.stdout
+
+
+def test_an_edit_of_fstab_stays_when_a_line_is_taken_back(host, tmp_path, stand_in):
+    loop, edit = host.attach(formatted(tmp_path)), "LABEL=x /x ext4 noauto 0 0"
+    env = stand_in("mount", f"{LOOK_REALLY}; echo {edit} >>/etc/fstab; exit 32")
+    result = volume(host, f"--volume={loop}", env=env)
+    assert result.returncode == 2 and host.fstab() == [edit], result.stderr
 
 
 def test_an_fstab_of_any_kind_is_changed_and_kept(host, tmp_path):

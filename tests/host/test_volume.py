@@ -4,7 +4,10 @@
 """
 
 import os
+import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from support.commands import host_words
 from support.devices import MIB, MOUNT, Host, blank, digest, make_node, tool
 from support.needs import needs, needs_root
 
-from host import disks
+from host import commands, disks
 
 pytestmark = needs_root
 
@@ -202,8 +205,8 @@ def test_a_partition_grows_too(host, tmp_path):
     assert size_there(host) > 1.8 * small
 
 
-def test_a_format_that_was_killed_is_done_over(host, tmp_path):
-    """mkfs.ext4 stopped halfway by a stand-in that writes some of it and dies."""
+def test_a_format_that_failed_is_never_a_reason_to_format(host, tmp_path):
+    """mkfs.ext4 as a stand-in that writes some of it and dies; and then a disk with raw data."""
     image = blank(tmp_path / "image")
     loop = host.attach(image)
     stand_in = tmp_path / "bin"
@@ -213,29 +216,46 @@ def test_a_format_that_was_killed_is_done_over(host, tmp_path):
     )
     (stand_in / "mkfs.ext4").chmod(0o755)
     path = os.environ["PATH"]
-    killed = host.call(
+    failed = host.call(
         *host_words("volume", f"--mount={MOUNT}", f"--volume={loop}", "--format_if_blank"),
         env=os.environ | {"PATH": f"{stand_in}:{path}"},
     )
-    assert killed.returncode == 2 and "mkfs.ext4" in killed.stderr
-    assert host.volume(loop).returncode == 2
+    assert failed.returncode == 2 and "mkfs.ext4" in failed.stderr
+    write_at(image, 40 * MIB, b"raw data")
+    before = digest(image)
     result = host.volume(loop, "--format_if_blank")
-    assert result.returncode == 0, result.stderr
-    assert not (tmp_path / "lib" / "setup_and_train.formatting.json").exists()
+    assert result.returncode == 2 and f"sudo mkfs.ext4 {loop}, and come" in result.stderr
+    assert digest(image) == before
+    host.call("mkfs.ext4", "-q", loop)
+    assert host.volume(loop).returncode == 0
 
 
-def test_the_record_of_a_killed_format_endangers_no_files(host, tmp_path):
-    """A file system that was ever mounted is not formatted, whatever the record says."""
+def test_a_format_outlives_a_setup_that_is_killed(host, tmp_path):
+    """With all of its process group, as Ctrl-C and a closed terminal end it."""
     loop = host.attach(blank(tmp_path / "image"))
-    assert host.volume(loop, "--format_if_blank").returncode == 0
-    host.call("sh", "-c", f"echo kept > {MOUNT}/file")
-    host.call("umount", MOUNT)
-    (tmp_path / "etc" / "fstab").write_text("# fstab of this test\n")
-    record = f'{{"serial": "{loop}", "size_bytes": {64 * MIB}}}'
-    (tmp_path / "lib" / "setup_and_train.formatting.json").write_text(record)
-    result = host.volume(loop, "--format_if_blank")
+    mkfs = tmp_path / "bin" / "mkfs.ext4"
+    mkfs.parent.mkdir()
+    really = shutil.which("mkfs.ext4", path=commands.SYSTEM_FOLDERS)
+    mkfs.write_text(f'#!/bin/sh\ntouch {tmp_path}/begun; sleep 1; exec {really} "$@"\n')
+    mkfs.chmod(0o755)
+    words = host_words("volume", f"--mount={MOUNT}", f"--volume={loop}", "--format_if_blank")
+    process = subprocess.Popen(
+        ["nsenter", "--mount", f"--target={host.process.pid}", *words],
+        env=os.environ | {"PATH": f"{mkfs.parent}:{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    while disks.contents(loop).get("TYPE") != "ext4" or disks.in_use(loop):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    result = host.volume(loop)
     assert result.returncode == 0 and "mkfs" not in result.stdout, result.stderr
-    assert host.call("cat", f"{MOUNT}/file").stdout == "kept\n"
 
 
 def test_a_mount_point_in_use_is_left_alone(host, tmp_path):
@@ -265,6 +285,8 @@ def test_root_is_refused(host):
     [
         (["--mount=/"], "--mount /: give an absolute path"),
         (["--mount=here"], "--mount here: give an absolute path"),
+        (["--wait_s=nan"], "--wait_s: nan: give a number of seconds"),
+        (["--wait_s=inf"], "--wait_s: inf: give a number of seconds"),
         (["--volume=vol-0123"], "--volume vol-0123: no such volume is attached"),
     ],
 )
