@@ -21,6 +21,7 @@ from resnet50.config.command_line import Parser, print_error
 
 MOUNT = Path("/mnt/instance_store")
 DLAMI_MOUNT = Path("/opt/dlami/nvme")  # where Deep Learning AMIs mount theirs at boot
+FOLDER = "setup_and_train.cache"  # in it; other folders there are the user's
 FREE_BYTES = 1 << 30  # to keep free
 SLOWEST = 5e6  # bytes/s; a volume that is slower, even one that comes from a snapshot, hangs
 
@@ -54,7 +55,7 @@ def copy(source: Path, target: Path, host: HostChanges) -> bool:
     packs = [path for path in source.iterdir() if path.is_file()]
     stale = [path for path in packs if not is_same(path, target / path.name)]
     needed = sum(path.stat().st_size for path in stale)
-    if needed and shutil.disk_usage(target.parent).free < needed + FREE_BYTES:
+    if needed and shutil.disk_usage(target.parents[1]).free < needed + FREE_BYTES:
         print(f"instance store has no room for the {needed / 1e9:.1f} GB of {source}")
         return False
     host.run("mkdir", "-p", str(target))
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     host, target = HostChanges(args.dry_run), args.source.absolute()
     try:
         folder = store_folder(host)
-        cached = folder and folder / target.name
+        cached = folder and folder / FOLDER / target.name
         if cached and (args.dry_run or copy(target, cached, host)):
             target = cached
     except (ValueError, OSError) as error:

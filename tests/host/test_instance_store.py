@@ -11,6 +11,7 @@ from support.needs import needs_root
 from host import disks, instance_store
 
 pytestmark = needs_root
+COPY = f"{instance_store.MOUNT}/{instance_store.FOLDER}/imagenet"
 
 
 @pytest.fixture
@@ -51,9 +52,9 @@ def test_a_blank_store_gets_a_copy_that_is_made_once(host, packed, tmp_path):
     assert not disks.contents(loop) and not (tmp_path / "cached").exists()
     result = call(host, packed, store=loop)
     assert result.returncode == 0 and "2 of them copied now" in result.stdout, result.stderr
-    assert link_of(packed) == f"{instance_store.MOUNT}/imagenet"
+    assert link_of(packed) == COPY
     for name in ("train.pack", "val.pack"):
-        copy = host.call("sha256sum", f"{instance_store.MOUNT}/imagenet/{name}").stdout.split()[0]
+        copy = host.call("sha256sum", f"{COPY}/{name}").stdout.split()[0]
         assert copy == host.call("sha256sum", str(packed / name)).stdout.split()[0]
     assert "0 of them copied now" in call(host, packed, store=loop).stdout
 
@@ -90,7 +91,20 @@ def test_a_copy_that_was_lost_is_made_again(host, packed, tmp_path):
     second = host.attach(blank(tmp_path / "other", 2 << 30))
     result = call(host, packed, store=second)
     assert result.returncode == 0 and "2 of them copied now" in result.stdout, result.stderr
-    assert link_of(packed) == f"{instance_store.MOUNT}/imagenet"
+    assert link_of(packed) == COPY
+
+
+def test_a_folder_of_the_users_is_not_copied_into(host, packed):
+    """On what a Deep Learning AMI, or somebody, has mounted."""
+    mine = f"{instance_store.MOUNT}/imagenet"
+    host.call("mkdir", str(instance_store.MOUNT))
+    host.call("mount", "-t", "tmpfs", "none", str(instance_store.MOUNT))
+    host.call("mkdir", mine)
+    host.call("sh", "-c", f"echo mine >{mine}/train.pack")
+    result = call(host, packed)
+    assert result.returncode == 0 and link_of(packed) == COPY, result.stderr
+    assert host.call("cat", f"{mine}/train.pack").stdout == "mine\n"
+    assert host.call("ls", mine).stdout == "train.pack\n"
 
 
 def test_mistakes_end_with_2(host, packed):
