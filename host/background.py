@@ -185,9 +185,8 @@ def then_of(supervisor: int, run_dir: Path) -> str:
 
 
 def script_line(*words: str) -> str:
-    """The command line that calls setup_and_train.sh, also where it may not be executed."""
-    script = CLONE / "setup_and_train.sh"
-    return shlex.join([*([] if os.access(script, os.X_OK) else ["bash"]), str(script), *words])
+    """The command line that calls setup_and_train.sh, also where its run bit is missing."""
+    return shlex.join(["bash", str(CLONE / "setup_and_train.sh"), *words])
 
 
 def is_units(run_dir: Path) -> bool:

@@ -74,7 +74,8 @@ def update(clone: Clone, args: argparse.Namespace) -> None:
     elif way == "reset" and not args.yes:
         raise ValueError("--on_local_changes reset removes local changes: add --yes")
     else:
-        check_ignored(clone, upstream)
+        if behind or way == "reset":
+            check_ignored(clone, upstream)
         {"backup": back_up, "merge": merge, "reset": reset}[way](clone, upstream, behind)
 
 

@@ -85,7 +85,7 @@ bench_step() {
 }
 
 train_step() {
-    local watch script=("$here/setup_and_train.sh")
+    local watch
     if [[ -n $cache ]]; then
         printf -v cache 'env --chdir=%q %q -B -m host.instance_store --source %q --link %q' \
             "$here" "$host_python" "$packed" "$data"
@@ -94,8 +94,7 @@ train_step() {
     # What this script starts must not inherit its lock.
     ask "$host_python" -m host.service start --run_dir "$run_dir" "${service_flags[@]}" "${dry[@]}" \
         -- "${train[@]}" 9>&-
-    [[ -x ${script[0]} ]] || script=(bash "${script[@]}")
-    printf -v watch ' %q' "${script[@]}" --status --run_dir "$run_dir"
+    printf -v watch ' %q' bash "$here/setup_and_train.sh" --status --run_dir "$run_dir"
     say "watch:$watch (or --attach, --logs); stop: the same with --stop; resume: this command again"
 }
 
@@ -103,7 +102,7 @@ train_step() {
 # Nothing is touched while a run trains; a finished one can be extended by train.py's own options.
 is_settled() {
     local question=is_settled code=0
-    [[ -n $data_dir ]] || mountpoint -q "$mount" ||
+    [[ -n $data_dir ]] || timeout 60 mountpoint -q "$mount" ||
         die "nothing is mounted at $mount: --only volume mounts a volume, --data_dir DIR needs none"
     if [[ $only != "${STEPS// /,}" || -n $max_steps || ${#train_words[@]} != 0 ]]; then
         question=is_training

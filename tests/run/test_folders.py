@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -283,3 +284,11 @@ def test_a_lock_that_is_held_is_still_refused(in_process, copied):
 
     in_process.monkeypatch.setattr(fcntl, "lockf", lockf)
     assert_refused(go_on(in_process, copied), "is in use by process")
+
+
+def test_the_commit_of_a_run_is_that_of_this_code(monkeypatch, tmp_path):
+    """Whatever repository the environment points git to, as in a hook."""
+    before = run_folder.commit()
+    subprocess.run(["git", "init", "--quiet", "--bare", tmp_path], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))
+    assert run_folder.commit() == before
