@@ -78,8 +78,7 @@ die() {
 
 demo() {
     say "1/3 environment"
-    choose_build --or_cpu
-    build_environment requirements.txt
+    build_environment_alone requirements.txt
     say "2/3 data"
     run "$venv/bin/python" prepare_data.py fashion-mnist --out data/fashion-mnist
     say "3/3 training; Ctrl-C saves first, and the same command resumes"
@@ -91,8 +90,7 @@ demo() {
 tests() {
     local shell_scripts=(setup_and_train.sh host/*.sh .ci/run launch/slurm.sbatch)
     say "1/3 environment"
-    choose_build --or_cpu
-    build_environment requirements-dev.txt
+    build_environment_alone requirements-dev.txt
     say "2/3 lint"
     run "$venv/bin/ruff" check .
     run "$venv/bin/ruff" format --check .
@@ -170,6 +168,8 @@ resolve_options() {
     check_choice --on_local_changes "${on_local_changes:-keep}" fail keep backup merge reset
     service_flags=(${way:+--way "$way"} ${then:+--then "$then"})
     repo_flags+=(${on_local_changes:+--on_local_changes "$on_local_changes"})
+    only=${only//[[:space:]]/,}
+    [[ $only == *[!,]* ]] || die "--only $only names no step: steps are $STEPS"
     for step in ${only//,/ }; do
         [[ " $STEPS " == *" $step "* ]] || die "--only $step: steps are $STEPS"
     done
@@ -198,20 +198,22 @@ resolve_options() {
     among=(--runs "$PWD/runs" --runs "$mount/runs")
     if [[ -n $run_dir ]]; then among=(--run_dir "$run_dir"); fi
     run_dir=${run_dir:-$runs/$dataset}
-    if [[ -z $data_dir && -z ${VENV:-} ]]; then venv=$(realpath -m "$mount/resnet50"); fi
     train=("$venv/bin/python" train.py --data_dir "$data" --run_dir "$run_dir" "${recipe[@]}"
         "${price[@]}" ${max_steps:+--max_steps "$max_steps"} ${cpu[0]:+--device cpu}
         "${train_words[@]}")
-    log=$PWD/.setup.log
     may_install=yes
 }
 
 # Read the command line into the variables of main.
 parse() {
-    local name
+    local name others=()
     while (($#)); do
         case $1 in --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;; esac
         name=${1//-/_}
+        case $name in
+            __demo | __test | __max_steps | __dry_run | __cpu) ;;
+            *) others+=("$1") ;;
+        esac
         case $name in
             __demo | __test | __status | __attach | __logs | __stop)
                 [[ -z $mode || $mode == "$name" ]] || die "${mode//_/-} and $1 exclude each other"
@@ -234,6 +236,7 @@ parse() {
             __max_steps | __dataset | __recipe | __volume | __mount | __wait_s | __data_dir | \
                 __price_per_hour | __then | __way | __repo | __on_local_changes | __only | __run_dir)
                 (($# > 1)) || die "--${name#__} needs a value; see --help"
+                [[ -n $2 ]] || die "--${name#__} is empty: is it an unset variable?"
                 case $name in
                     __max_steps)
                         [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--max_steps $2: give a number from 1 up"
@@ -253,11 +256,19 @@ parse() {
         esac
         shift
     done
-    # Folders are relative to the user's current one; everything else, to this clone.
-    data_dir=${data_dir:+$(realpath -m "$data_dir")} run_dir=${run_dir:+$(realpath -m "$run_dir")}
-    mount=$(realpath -ms "$mount") venv=$(realpath -m "${VENV:-$here/.venv}")
-    if [[ ${PYTHON:-} == */* ]]; then PYTHON=$(realpath -ms "$PYTHON"); fi
     [[ -z $max_steps || $mode == __demo || -z $mode ]] || die "--max_steps is only for training"
+    if [[ $mode == __demo || $mode == __test ]] && [[ ${#others[@]} != 0 ]]; then
+        die "${mode//_/-} does not take ${others[0]}: leave it out; see --help"
+    fi
+}
+
+# Folders are relative to the user's current one; everything else, to this clone.
+resolve_folders() {
+    data_dir=${data_dir:+$(realpath -m -- "$data_dir")} run_dir=${run_dir:+$(realpath -m -- "$run_dir")}
+    mount=$(realpath -ms -- "$mount") venv=$here/.venv
+    if [[ $mode != __demo && $mode != __test && -z $data_dir ]]; then venv=$mount/resnet50; fi
+    venv=$(realpath -m -- "${VENV:-$venv}")
+    if [[ ${PYTHON:-} == */* ]]; then PYTHON=$(realpath -ms -- "$PYTHON"); fi
 }
 
 main() {
@@ -275,9 +286,11 @@ main() {
     local source packed data
     local state runs among train
     # How the steps do their work.
-    local here venv index has_gpu host_python root=() may_install=no log=/dev/null step
+    local here venv index has_gpu host_python root=() may_install=no log step
     here=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
+    log=$here/.setup.log
     parse "$@"
+    resolve_folders
     if [[ $(id -u) == 0 && -n ${SUDO_USER:-} && $SUDO_USER != root ]]; then
         die "run this as $SUDO_USER, without sudo: it calls sudo where it needs root"
     fi
@@ -287,11 +300,14 @@ main() {
         GIT_REPLACE_REF_BASE GIT_IMPLICIT_WORK_TREE
     [[ -f $here/host/setup_steps.sh ]] || alone "$@"
     cd "$here"
+    # shellcheck source=host/pythons.sh
+    source host/pythons.sh
     # shellcheck source=host/environment.sh
     source host/environment.sh
     # shellcheck source=host/setup_steps.sh
     source host/setup_steps.sh
     unset PYTHONPATH PYTHONHOME PYTHONSAFEPATH # of other projects; they would hide packages, or ours
+    leave_environment
     find_host_python
     case $mode in
         __demo) demo ;;

@@ -1,116 +1,12 @@
 # shellcheck shell=bash
-# Finding Pythons and building the environment, for setup_and_train.sh, which sources this file and
-# sets the variables that it uses: venv, index, mount, cpu, root, may_install, dry_run.
+# Building the environment, for setup_and_train.sh, which sources this file and pythons.sh and sets the
+# variables that it uses: venv, index, mount, cpu, dry_run.
 # shellcheck disable=SC2034,SC2154
 
 readonly ENVIRONMENT_GB=12 # PyTorch with CUDA takes 6, and pip unpacks beside it
-readonly LOCK_TRIES=60 SMOKE_TEST_S=600
+readonly SMOKE_TEST_S=600 UV_S=3600
 # Only this script makes a file of that name, before anything else in a new or empty folder.
 readonly MARK=.made_by_setup_and_train
-
-# Run a command without input; `said` keeps what it printed.
-run_and_note() {
-    { said=$(run "$@" </dev/null 2>&1 | tee >(cat >&3)); } 3>&1
-}
-
-# Print the version of a Python, such as 3.12.
-version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' </dev/null 2>/dev/null; }
-
-# Whether a version is from 3.OLDEST to 3.NEWEST.
-is_within() { [[ $1 =~ ^3\.([0-9]+)$ ]] && ((BASH_REMATCH[1] >= $2 && BASH_REMATCH[1] <= $3)); }
-
-is_ubuntu() { grep -qs '^ID=ubuntu$' /etc/os-release; }
-
-how_to_get_python() {
-    if [[ -n ${lacks_venv:-} ]]; then
-        echo "sudo apt-get install python$lacks_venv-venv"
-    elif command -v dnf >/dev/null && ! command -v apt-get >/dev/null; then
-        echo "sudo dnf install python3.11"
-    elif [[ -n ${host_python:-} ]] && is_ubuntu; then # whose own is too old
-        echo "sudo add-apt-repository ppa:deadsnakes/ppa && sudo apt-get install python3.12-venv"
-    else
-        echo "sudo apt-get install python3 python3-venv"
-    fi
-}
-
-# Set host_python, which runs host/: that needs Python 3.10 and no packages.
-find_host_python() {
-    local candidate version
-    local candidates=(python3 python3.14 python3.13 python3.12 python3.11 python3.10)
-    if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
-    for candidate in "${candidates[@]}"; do
-        version=$(version_of "$candidate") || version=""
-        if is_within "$version" 10 99; then
-            host_python=$(command -v "$candidate")
-            return
-        fi
-    done
-    if [[ -z ${PYTHON:-} ]]; then
-        die "no Python 3.10 or newer found: $(how_to_get_python), or set PYTHON=/path/to/python3.12"
-    elif [[ -z $version ]]; then
-        die "PYTHON=$PYTHON does not start: give a Python from 3.11 to 3.14"
-    fi
-    die "PYTHON=$PYTHON is Python $version: give one from 3.11 to 3.14"
-}
-
-# Set python, for the environment: from 3.11 to 3.14, for which all packages have wheels, and with
-# the modules venv and ensurepip; else lacks_venv, the version of one that only lacks these.
-find_python() {
-    local candidate version candidates=(python3 python3.14 python3.13 python3.12 python3.11)
-    python="" lacks_venv=""
-    if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
-    for candidate in "${candidates[@]}"; do
-        version=$(version_of "$candidate") || continue
-        is_within "$version" 11 14 || continue
-        if "$candidate" -c 'import venv, ensurepip' </dev/null >/dev/null 2>&1; then
-            python=$(command -v "$candidate")
-            return
-        fi
-        lacks_venv=${lacks_venv:-$version}
-    done
-    return 1
-}
-
-# Run apt-get, once nobody else holds its locks. On a host's first boot apt-daily does, and apt-get's
-# own DPkg::Lock::Timeout does not wait for the lock of the package lists.
-apt_get() {
-    local said tries=0 words=("${root[@]}" env LC_ALL=C DEBIAN_FRONTEND=noninteractive
-        NEEDRESTART_MODE=a apt-get -y -q "$@")
-    until run_and_note "${words[@]}"; do
-        [[ $said == *"Could not get lock"* ]] && ((++tries <= LOCK_TRIES)) || return 1
-        say "another program holds apt's lock: waiting, up to 10 minutes"
-        sleep 10
-    done
-}
-
-# Ubuntu 24.04 has Python 3.12 without venv, 22.04 has 3.10; deadsnakes has 3.12 for the latter.
-install_python() {
-    local failed="Python cannot be installed (see above): is there a network? Or set PYTHON=/path/to/one"
-    local version=${lacks_venv:-3.12}
-    if [[ -n ${PYTHON:-} && -z $lacks_venv ]]; then
-        die "PYTHON=$PYTHON is Python $(version_of "$PYTHON"), but the environment needs one from" \
-            "3.11 to 3.14"
-    fi
-    if [[ $may_install == no ]] || ! command -v apt-get >/dev/null ||
-        ! { [[ -n $lacks_venv ]] || is_ubuntu; }; then
-        die "no Python from 3.11 to 3.14 with the modules venv and ensurepip found:" \
-            "$(how_to_get_python), or set PYTHON=/path/to/python3.12"
-    fi
-    apt_get update || say "continuing with the package lists that are here"
-    if [[ -z $lacks_venv ]]; then
-        apt_get install software-properties-common || die "$failed"
-        # -n: without an update, for whose lock it would not wait.
-        run "${root[@]}" add-apt-repository -y -n ppa:deadsnakes/ppa </dev/null || die "$failed"
-        apt_get update || die "$failed"
-    fi
-    apt_get install "python$version" "python$version-venv" || die "$failed"
-    if [[ $dry_run == yes ]]; then
-        python=python$version
-    else
-        find_python || die "python$version-venv is installed, but ${PYTHON:-no Python here} can make an" \
-            "environment with it: set PYTHON=/usr/bin/python$version"
-    fi
-}
 
 # Set index to where pip finds the build of PyTorch for this host; and cpu, with --or_cpu, if there
 # is a GPU that cannot be used. A CPU runs every build, so there the one that is installed stays.
@@ -144,9 +40,15 @@ foreign_files() (
 
 # Print why an environment of ours must be built anew, if so.
 fault_of_environment() {
-    local version=""
-    version=$("$venv/bin/python" -c 'import pip, sys; print("%d.%d" % sys.version_info[:2])' \
-        </dev/null 2>/dev/null) || version=""
+    local version="" code=0 limit_s=120 # a volume's first reads are slow
+    version=$(answer "$venv/bin/python" -c 'import pip, sys; print("%d.%d" % sys.version_info[:2])' \
+        2>/dev/null) || code=$?
+    if [[ $code == 124 || $code == 137 ]]; then
+        die "$venv/bin/python says nothing in $limit_s s: is its disk still there? Run the same command" \
+            "again, or give another folder, VENV=DIR"
+    elif [[ $code != 0 ]]; then
+        version=""
+    fi
     if [[ -z $version ]]; then
         echo "no Python with pip starts in it" # it is gone, or another version now
     elif [[ -e $venv/.index && $(<"$venv/.index") != "$index" ]]; then
@@ -156,36 +58,94 @@ fault_of_environment() {
     fi
 }
 
+# Print the id of a process that runs from an environment: by the path of its program or its first
+# argument, or by what it has loaded. Only root sees what other users' processes have loaded.
+process_in() {
+    local process word words
+    for process in /proc/[0-9]*; do
+        mapfile -d "" -t words 2>/dev/null <"$process/cmdline" || continue # it has ended
+        for word in "${words[@]}"; do
+            if [[ $word == /*/bin/* && ${word%/*} -ef $1/bin ]]; then
+                echo "${process#/proc/}"
+                return
+            fi
+        done
+    done
+    grep -lsF " $(realpath "$1")/" /proc/[0-9]*/maps | head -n 1 | cut -d / -f 3 || true
+}
+
+# Print the names of the packages in an environment that have a file, such as REQUESTED, which pip
+# writes for those that someone named to it.
+packages_with() {
+    local file
+    for file in "$1"/lib/python*/site-packages/*.dist-info/"$2"; do
+        if [[ -e $file ]]; then
+            file=${file%-*.dist-info/*}
+            echo "${file##*/}"
+        fi
+    done | normalize
+}
+
+normalize() { tr 'A-Z.-' 'a-z__'; }
+
+# Print the names of the packages that a user has put into an environment before this one: not those
+# that come with some Pythons or builds of PyTorch, and not those of --test.
+users_packages() {
+    packages_with "$1" REQUESTED | grep -vE '^(pip|setuptools|triton|(nvidia|cuda)_.*)$' |
+        grep -vxFf <(packages_with "$venv" METADATA &&
+            sed -nE 's/^([A-Za-z0-9._-]+).*/\1/p' requirements*.txt | normalize) || true
+}
+
 # Nothing that was installed is removed before something else has taken its place.
 set_aside() {
-    local why=$1 number=1 others
+    local why=$1 number=1 others process installed
     others=$(foreign_files "$venv")
     [[ -z $others ]] ||
         die "$venv must be built anew ($why), but also holds ${others% }: move that away, or give" \
             "another folder, VENV=DIR"
+    process=$(process_in "$venv")
+    [[ -z $process ]] ||
+        die "$venv must be built anew ($why), but process $process runs from it: stop that first, or" \
+            "give another folder, VENV=DIR"
+    installed=$(packages_with "$venv" METADATA | grep -vxE 'pip|setuptools' || true)
+    if [[ ! -e $venv/.installed && -z $installed ]]; then
+        say "$venv is removed: nothing was installed in it yet"
+        run rm -rf --one-file-system "$venv" || die "$venv cannot be removed (see above): VENV=DIR"
+        return
+    fi
     while [[ -e $venv.old-$number ]]; do number=$((number + 1)); done
     say "$venv is renamed to $venv.old-$number: $why"
     run touch "$venv/.set_aside"
     run mv -T "$venv" "$venv.old-$number" || die "$venv cannot be renamed (see above): VENV=DIR"
 }
 
-# Once the new environment works: remove the one that was set aside last.
+# Once the new environment works: remove the one that was set aside last, unless it is still needed.
 remove_old() {
-    local old newest=""
+    local old newest="" process packages
     for old in "$venv".old-*; do
         if [[ -e $old/.set_aside && (-z $newest || $old/.set_aside -nt $newest/.set_aside) ]]; then
             newest=$old
         fi
     done
-    if [[ -n $newest ]] && has_mark "$newest" && [[ -z $(foreign_files "$newest") ]]; then
+    if [[ -z $newest ]] || ! has_mark "$newest" || [[ -n $(foreign_files "$newest") ]]; then return; fi
+    process=$(process_in "$newest")
+    packages=$(users_packages "$newest" | paste -sd ' ')
+    if [[ -n $process ]]; then
+        say "$newest, the environment before this one, stays: process $process runs from it"
+    elif [[ -n $packages ]]; then
+        say "$newest, the environment before this one, stays: it also has $packages. Install what you" \
+            "need with $venv/bin/python -m pip install, then remove it"
+    else
         say "the environment works; removing the one before it, $newest"
         run rm -rf --one-file-system "$newest"
     fi
 }
 
-# Before gigabytes are fetched: programs must be allowed to run there.
-check_exec() {
+# Before anything is changed and gigabytes are fetched: environments must be possible there.
+check_place() {
     local place=$venv
+    [[ $venv != *:* ]] ||
+        die "$venv: Python makes no environment in a path with a colon: give another folder, VENV=DIR"
     while [[ ! -d $place ]]; do place=$(dirname "$place"); done
     if [[ ,$(findmnt -no OPTIONS -T "$place" 2>/dev/null), == *,noexec,* ]]; then
         die "$venv is on a file system that is mounted noexec, where no program runs: sudo mount -o" \
@@ -196,7 +156,8 @@ check_exec() {
 check_room() {
     local place=$venv free_gb
     while [[ ! -d $place ]]; do place=$(dirname "$place"); done
-    free_gb=$(df --output=avail --block-size=1G "$place" | tail -n 1)
+    free_gb=$(answer df --output=avail --block-size=1G "$place" | tail -n 1) ||
+        die "the disk of $venv does not say how much room it has (df): give another folder, VENV=DIR"
     ((free_gb >= ENVIRONMENT_GB)) ||
         die "$venv has ${free_gb// /} GB free, but the environment takes $ENVIRONMENT_GB: free some," \
             "enlarge the volume, or give another folder, VENV=DIR"
@@ -218,6 +179,12 @@ no_packages() {
     if [[ $said == *"No space left on device"* ]]; then
         die "the packages cannot be installed: the disk of $venv is full, where pip also unpacks them:" \
             "free some room, or give another folder, VENV=DIR. The same command continues"
+    elif [[ $said == *ResolutionImpossible* ]]; then
+        die "the packages cannot be installed (see above): their versions contradict each other: undo the" \
+            "changes in requirements*.txt and host/constraints.txt"
+    elif [[ $said == *"No matching distribution"* ]]; then
+        die "the packages cannot be installed (see above): pip's index cannot be reached, or lacks one. Is" \
+            "there a network, and is the index the right one: $venv/bin/python -m pip config list"
     fi
     die "the packages cannot be installed (see above): is there a network? The same command continues"
 }
@@ -226,19 +193,37 @@ no_packages() {
 # nothing cached) but does not know pip's settings, such as another index.
 can_use_uv() {
     [[ -z $index ]] && command -v uv >/dev/null &&
-        ! "$venv/bin/python" -m pip config list 2>/dev/null | grep -qE 'index|find-links|proxy|cert'
+        ! compgen -v PIP_ | grep -qE 'INDEX|FIND_LINKS|PROXY|CERT|HOST'
 }
 
-# Install what a requirements file and host/constraints.txt name; interrupted, it continues.
-install_packages() {
+# Of the user's settings for pip, in files and variables, only those of the network and of the cache
+# count: none that would install something else, or elsewhere.
+keep_network_settings() {
+    local settings section line value limit_s=120
+    local names='(default-)?timeout|retries|(extra-)?index-url|no-index|find-links|proxy|(client-)?cert'
+    names+='|trusted-host|keyring-provider|cache-dir'
+    settings=$(answer "$venv/bin/python" -m pip config list) ||
+        die "pip's settings cannot be read (see above): mend or remove its configuration file"
+    unset "${!PIP_@}"
+    for section in global install :env:; do # the later ones win, as they do in pip
+        while IFS= read -r line; do
+            if [[ $line =~ ^$section\.($names)=.(.*).$ ]]; then
+                printf -v value %b "${BASH_REMATCH[-1]}" # written as Python would: lines end with \n
+                line=${BASH_REMATCH[1]^^}
+                export "PIP_${line//-/_}=$value"
+            fi
+        done <<<"$settings"
+    done
+    export PIP_CONFIG_FILE=/dev/null PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+}
+
+# Install what a requirements file and host/constraints.txt name; interrupted, it continues. In a
+# subshell, with which the settings for pip end.
+install_packages() (
     local said info torch build=${index:+"+${index##*/}"}
     local pip=("$venv/bin/python" -m pip install --quiet)
-    local uv=(uv pip install --quiet --python "$venv/bin/python")
-    # Of the user's settings, those of the network count; not what would install something else, or
-    # elsewhere.
-    unset PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_REQUIREMENT PIP_CONSTRAINT PIP_NO_DEPS PIP_PRE
-    unset PIP_REQUIRE_HASHES PIP_IGNORE_INSTALLED PIP_DRY_RUN
-    export PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+    local uv=(timeout --foreground "$UV_S" uv pip install --quiet --python "$venv/bin/python")
+    if [[ $dry_run == no ]]; then keep_network_settings; fi
     # Packages are unpacked where there is room for them: /tmp may be small. On a volume, downloads
     # are kept, too: a host's own disk may have only 8 GB.
     pip=(env TMPDIR="$venv/.tmp" "${pip[@]}")
@@ -271,7 +256,7 @@ install_packages() {
         printf '%s\n' "$wanted" >"$venv/.installed"
         rm "$venv/.installing"
     fi
-}
+)
 
 # The message is the smoke test's own, unless that could not say anything.
 try_environment() {
@@ -290,7 +275,7 @@ try_environment() {
 # built from is written to .installed once pip is done, and to the file's stamp once it works.
 build_environment() {
     local wanted why="" anew=yes python lacks_venv stamp=$venv/.stamp.$1
-    check_exec
+    check_place
     wanted=$(cat requirements.txt "$1" host/constraints.txt <(printf %s "$index") |
         sha256sum | cut -d ' ' -f 1)
     if [[ -e $venv && (! -d $venv || -n $(ls -A "$venv")) ]]; then

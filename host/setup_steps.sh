@@ -126,19 +126,34 @@ check_writable() {
     done
 }
 
+# Two at once would build the same environment, and mount the same volume. Descriptor 9 has the lock.
+take_lock() {
+    local code=0
+    if [[ $dry_run == yes ]]; then return; fi
+    exec 9>>"$log" || die "$log cannot be written: does this clone belong to another user?"
+    flock --nonblock --conflict-exit-code 75 9 2>/dev/null || code=$?
+    if [[ $code == 75 ]]; then
+        say "another setup is running; waiting for it"
+        flock 9
+    elif [[ $code == 127 ]]; then
+        say "warning: flock is not installed: never run two setups at once"
+    elif [[ $code != 0 ]]; then
+        say "warning: $log is on a disk without locks: never run two setups at once"
+    fi
+}
+
+# The environment step of --demo and --test; what they start next must not inherit the lock.
+build_environment_alone() {
+    take_lock
+    choose_build --or_cpu
+    build_environment "$1"
+    exec 9>&-
+}
+
 # All steps, or those of --only.
 setup() {
-    local number=0 step code=0
-    if [[ $dry_run == no ]]; then
-        exec 9>>"$log" || die "$log cannot be written: does this clone belong to another user?"
-        flock --nonblock --conflict-exit-code 75 9 2>/dev/null || code=$?
-        if [[ $code == 75 ]]; then
-            say "another setup is running; waiting for it"
-            flock 9
-        elif [[ $code != 0 ]]; then
-            say "warning: $log is on a disk without locks: never run two setups at once"
-        fi
-    fi
+    local number=0 step
+    take_lock
     if [[ ,$only, == *,train,* ]]; then
         ask "$host_python" -m host.service check --run_dir "$run_dir" "${service_flags[@]}"
     fi
@@ -149,6 +164,8 @@ setup() {
         if [[ $dry_run == no && " host volume " != *" $step "* ]]; then
             if is_settled; then return; fi
             check_writable "$(dirname "$run_dir")" "$run_dir" "$packed" "$venv"
+            [[ " data bench train " != *" $step "* || -x $venv/bin/python ]] ||
+                die "there is no environment in $venv, which --only $step needs: --only env builds it"
         fi
         "${step}_step"
     done

@@ -106,11 +106,11 @@ def test_what_was_interrupted_continues_and_what_is_done_is_not_repeated(a_clone
 def test_uv_is_used_where_it_is_there_and_pip_has_no_settings(a_clone, works):
     """pip then only looks whether all is there, or does it all."""
     a_clone.tool("uv", f"touch {a_clone.folder}/asked; {'true' if works else 'false'}")
-    assert a_clone.demo() == (0, "VPT") and " uv pip install" not in a_clone.out
+    assert a_clone.demo() == (0, "VPT") and "uv pip install" not in a_clone.out
     (a_clone.folder / "requirements.txt").write_text("torch==9.9\n")
-    a_clone.stand_in(("echo \"no-index='1'\"", "true"), installed=True)
+    a_clone.stand_in(("echo \"global.no-index='1'\"", "true"), installed=True)
     assert a_clone.demo() == (0, "PT") and (a_clone.folder / "asked").exists()
-    assert f"+ uv pip install --quiet --python {a_clone.venv}/bin/python -c" in a_clone.out
+    assert f"3600 uv pip install --quiet --python {a_clone.venv}/bin/python -c" in a_clone.out
     assert ("continuing with pip" in a_clone.out) == (not works)
     (a_clone.venv / ".lock").touch()  # which uv leaves behind
     no_python(a_clone)

@@ -110,7 +110,7 @@ word() { while [ $# -gt 1 ]; do [ "$1" = "$want" ] && printf %s "$2"; shift; don
 case "$*" in
     -c*) echo 3.11 ;;
     "-m venv "*) mkdir -p "$3/bin" && exec cp "$0" "$3/bin/python" ;;
-    "-m pip config list") echo "no-index='1'" ;; # so that uv is not used
+    "-m pip config list") echo "global.no-index='1'" ;; # so that uv is not used
     "-m pip install"*) sleep 0.05; cd "${0%/bin/python}" && mkdir -p share
         exec touch share/installed ;;
     "-m host.smoke_test"*) test -f "${0%/bin/python}/share/installed" ;;
@@ -129,7 +129,7 @@ REAL = """\
 case "$*" in
     -c*) echo 3.11 ;;
     "-m venv "*) mkdir -p "$3/bin" && exec cp "$0" "$3/bin/python" ;;
-    "-m pip config list") echo "no-index='1'" ;;
+    "-m pip config list") echo "global.no-index='1'" ;;
     "-m pip "*) exit 0 ;;
     *) exec PYTHON "$@" ;;
 esac
