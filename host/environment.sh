@@ -83,17 +83,14 @@ packages_with() {
             file=${file%-*.dist-info/*}
             echo "${file##*/}"
         fi
-    done | normalize
+    done | tr 'A-Z.-' 'a-z__'
 }
 
-normalize() { tr 'A-Z.-' 'a-z__'; }
-
-# Print the names of the packages that a user has put into an environment before this one: not those
-# that come with some Pythons or builds of PyTorch, and not those of --test.
+# Print the names of the packages that were asked for in an environment, and are not in this one;
+# without those that only come with some Pythons or builds of PyTorch.
 users_packages() {
-    packages_with "$1" REQUESTED | grep -vE '^(pip|setuptools|triton|(nvidia|cuda)_.*)$' |
-        grep -vxFf <(packages_with "$venv" METADATA &&
-            sed -nE 's/^([A-Za-z0-9._-]+).*/\1/p' requirements*.txt | normalize) || true
+    packages_with "$1" REQUESTED | grep -vxE '(pip|setuptools|triton|(nvidia|cuda)_.*)' |
+        grep -vxFf <(packages_with "$venv" METADATA) || true
 }
 
 # Nothing that was installed is removed before something else has taken its place.
@@ -202,7 +199,8 @@ keep_network_settings() {
     local settings section line value limit_s=120
     local names='(default-)?timeout|retries|(extra-)?index-url|no-index|find-links|proxy|(client-)?cert'
     names+='|trusted-host|keyring-provider|cache-dir'
-    settings=$(answer "$venv/bin/python" -m pip config list) ||
+    # Some of the settings would hide others from `pip config list`.
+    settings=$(PIP_USER=0 PIP_GLOBAL=0 PIP_SITE=0 PIP_QUIET=0 answer "$venv/bin/python" -m pip config list) ||
         die "pip's settings cannot be read (see above): mend or remove its configuration file"
     unset "${!PIP_@}"
     for section in global install :env:; do # the later ones win, as they do in pip

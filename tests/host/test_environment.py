@@ -12,78 +12,18 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from support.clones import clone
-from support.commands import environment
-from support.devices import STAND_IN, Host
+from support.devices import Host
 from support.needs import needs_root, program
+from support.setups import DRIVER_550, Clone, another_build, files_of
 
 MARK = ".made_by_setup_and_train"
 FAILED = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
-DRIVER_550 = "echo 'NVIDIA A10G, 550.54.15, 8.6, 23028'"
 CU126 = "https://download.pytorch.org/whl/cu126"
-
-
-class Clone:
-    """A clone with a stand-in for Python, and programs of the test's own first on PATH."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = clone(folder / "clone")
-        self.tools, self.python = folder / "tools", folder / "python"
-        self.tools.mkdir()
-        self.images = folder / "images"
-        (self.images / "train").mkdir(parents=True)
-        self.venv = self.folder / ".venv"
-        self.stand_in()
-
-    def stand_in(self, *changes: tuple[str, str], installed: bool = False) -> None:
-        """Write the interpreter, also that of the environment if so, with words of it replaced."""
-        text = STAND_IN
-        for old, new in changes:
-            assert old in text
-            text = text.replace(old, new)
-        for path in [self.python, *([self.venv / "bin" / "python"] if installed else [])]:
-            path.write_text(text)
-            path.chmod(0o755)
-
-    def tool(self, name: str, script: str) -> None:
-        (self.tools / name).write_text(f"#!/bin/sh\n{script}\n")
-        (self.tools / name).chmod(0o755)
-
-    def run(self, *flags: object, **more: str) -> subprocess.CompletedProcess:
-        given = {"PATH": f"{self.tools}:{os.environ['PATH']}", "PYTHON": str(self.python), **more}
-        return subprocess.run(
-            ["bash", self.folder / "setup_and_train.sh", *map(str, flags)],
-            env={name: value for name, value in environment(**given).items() if value},
-            cwd=self.folder.parent,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-        )
-
-    def demo(self, **more: str) -> tuple[int, str]:
-        """Exit code, and of a new environment, packages, and a test, what was begun: "VPT"."""
-        result = self.run("--demo", **more)
-        self.out = result.stdout
-        commands = [line for line in self.out.splitlines() if line.startswith("+ ")]
-        names = {"V": " -m venv ", "P": " -m pip install ", "T": " host.smoke_test"}
-        return result.returncode, "".join(
-            letter for letter, text in names.items() if any(text in line for line in commands)
-        )
-
-    def old(self) -> list[str]:
-        return sorted(path.name for path in self.folder.glob(".venv.old-*"))
 
 
 @pytest.fixture
 def a_clone(tmp_path) -> Clone:
     return Clone(tmp_path)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    paths = [folder, *sorted(folder.rglob("*"))]
-    return {str(path): path.read_bytes() if path.is_file() else b"" for path in paths}
 
 
 def test_what_was_interrupted_continues_and_what_is_done_is_not_repeated(a_clone):
@@ -117,11 +57,18 @@ def test_uv_is_used_where_it_is_there_and_pip_has_no_settings(a_clone, works):
     assert a_clone.demo() == (0, "VPT") and not a_clone.old()
 
 
-def test_a_full_disk_is_named(a_clone):
-    script = "echo ERROR: No space left on device >&2; exit 1"
-    a_clone.stand_in(("sleep 0.05; cd", f"{script}; cd"))
-    assert a_clone.demo() == (2, "VP")
-    assert f"the disk of {a_clone.venv} is full" in a_clone.out and "network" not in a_clone.out
+@pytest.mark.parametrize(
+    "says, text, is_network",
+    [
+        ("No space left on device", "the disk of {} is full", False),
+        ("ResolutionImpossible: see pip's pages", "their versions contradict each other", False),
+        ("No matching distribution found for x", "{}/bin/python -m pip config list", True),
+    ],
+)
+def test_why_packages_cannot_be_installed(a_clone, says, text, is_network):
+    a_clone.stand_in(("sleep 0.05; cd", f'echo "ERROR: {says}" >&2; exit 1; cd'))
+    assert a_clone.demo() == (2, "VP") and text.format(a_clone.venv) in a_clone.out
+    assert ("network" in a_clone.out) == is_network
 
 
 @pytest.mark.parametrize(
@@ -158,10 +105,6 @@ def test_what_is_not_ours_is_left_alone(a_clone, make):
     result = a_clone.run("--demo")
     assert result.returncode == 2 and f"{a_clone.venv} was not made by this script" in result.stdout
     assert "VENV=DIR" in result.stdout and files_of(a_clone.venv) == before and not a_clone.old()
-
-
-def another_build(a_clone: Clone) -> None:
-    a_clone.tool("nvidia-smi", DRIVER_550)
 
 
 def no_python(a_clone: Clone) -> None:
@@ -331,10 +274,10 @@ def test_apt_waits_for_its_locks(a_clone, tmp_path):
     assert "install python3.12 python3.12-venv" in result.stdout
 
 
-def wheel(folder: Path, name: str, version: str) -> None:
+def wheel(folder: Path, name: str, version: str, more: str = "") -> None:
     """A package of one empty module."""
     texts = {
-        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{more}",
         "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "RECORD": "",
     }
@@ -344,27 +287,34 @@ def wheel(folder: Path, name: str, version: str) -> None:
             file.writestr(f"{name}-{version}.dist-info/{part}", text)
 
 
-def test_pips_variables_change_neither_what_is_installed_nor_where(a_clone, tmp_path):
+def test_pips_settings_change_neither_what_is_installed_nor_where(a_clone, tmp_path):
     """A real environment, by the real pip, of packages that are quickly installed."""
     wheels, others = tmp_path / "wheels", tmp_path / "others"
     for folder, versions in ((wheels, ["1.0", "2.0"]), (others, ["1.0+cpu"])):
         folder.mkdir()
         for name, version in itertools.product(("torch", "torchvision"), versions):
             wheel(folder, name, version)
-    wheel(wheels, "needed", "1.0")
+    wheel(wheels, "needed", "1.0", "Requires-Dist: dependency\n")
     wheel(wheels, "needed", "2.0")
+    wheel(wheels, "dependency", "1.0")
     (a_clone.folder / "requirements.txt").write_text("torch==1.0\ntorchvision==1.0\nneeded\n")
     (a_clone.folder / "host" / "constraints.txt").write_text("needed==1.0\ntorch==1.0\n")
     (a_clone.folder / "host" / "smoke_test.py").write_text("import torch, torchvision\n")
     (tmp_path / "constraints").write_text("torch==2.0\n")
+    settings = tmp_path / "pip.conf"
+    settings.write_text(
+        f"[global]\nno-index = true\nfind-links = {wheels}\n    {others}\n"
+        f"[install]\ntarget = {tmp_path}/target\nno-deps = true\nrequire-hashes = true\n"
+        f"constraint = {tmp_path}/constraints\nprefix = {tmp_path}/target\n"
+    )
     result = a_clone.run(
         *(f"--data_dir={a_clone.images}", "--cpu", "--only=env"),
         PYTHON=sys.executable,
-        PIP_NO_INDEX="1",
-        PIP_FIND_LINKS=f"{wheels} {others}",
-        PIP_CONFIG_FILE=os.devnull,
+        PIP_FIND_LINKS="",
+        PIP_CONFIG_FILE=str(settings),
         PIP_CONSTRAINT=str(tmp_path / "constraints"),
         PIP_USER="1",
+        PIP_QUIET="1",
         PIP_TARGET=str(tmp_path / "target"),
         PIP_REQUIRE_HASHES="1",
         PYTHONPATH=str(wheels),
@@ -373,7 +323,9 @@ def test_pips_variables_change_neither_what_is_installed_nor_where(a_clone, tmp_
     assert "host.smoke_test" in result.stdout, result.stdout  # train.py's settings are checked next
     packages = next(a_clone.venv.glob("lib/*/site-packages"))
     names = {path.name for path in packages.glob("*-1.0*.dist-info")}
-    assert names == {f"{name}-1.0.dist-info" for name in ("torch", "torchvision", "needed")}
+    assert names == {
+        f"{name}-1.0.dist-info" for name in ("torch", "torchvision", "needed", "dependency")
+    }
     assert (a_clone.venv / ".stamp.requirements.txt").exists()
     assert not (tmp_path / "target").exists()
 
