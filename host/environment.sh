@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Building the environment, for setup_and_train.sh, which sources this file and pythons.sh and sets the
-# variables that it uses: venv, index, mount, cpu, dry_run.
+# Building the environment, for setup_and_train.sh, which sources this file and pythons.sh, and sets
+# the variables that it uses: venv, index, mount, cpu, dry_run.
 # shellcheck disable=SC2034,SC2154
 
 readonly ENVIRONMENT_GB=12 # PyTorch with CUDA takes 6, and pip unpacks beside it
