@@ -155,8 +155,8 @@ def check_pytest(flags: list[str]) -> None:
     assert all((REPOSITORY / path).exists() for path in parser.parse_args(flags).paths)
 
 
-def check(words: list[str]) -> None:
-    """Read a command's flags with the parser of its script; ends the program on an unknown one."""
+def as_python(words: list[str]) -> list[str]:
+    """The command that a launcher, or a program of an environment, runs."""
     if words[0] == "torchrun":
         script = words.index("train.py")
         check_torchrun(words[1:script])
@@ -167,6 +167,12 @@ def check(words: list[str]) -> None:
     folder, _, name = words[0].rpartition("/bin/")
     if folder in (".venv", "/mnt/imagenet/resnet50", "/mnt/imagenet/kaggle"):
         words = [name, *words[1:]]
+    return words
+
+
+def check(words: list[str]) -> None:
+    """Read a command's flags with the parser of its script; ends the program on an unknown one."""
+    words = as_python(words)
     match words:
         case ["./setup_and_train.sh", *flags]:
             check_setup(flags)

@@ -174,14 +174,14 @@ def test_a_crash_is_restarted_as_long_as_checkpoints_advance(image_folder, tmp_p
     run_dir = tmp_path / "run"
     process = start(train_words(*tiny_flags(image_folder, run_dir), "--epochs=500"), tmp_path)
     killed = 0
-    for step in (30, 60):
+    for step in (10, 20):
         wait_for(lambda step=step: len(steps_logged(run_dir)) >= step)
         before = status_of(run_dir)["attempt"]
         for pid in ranks_of(run_dir):
             os.kill(pid, signal.SIGKILL)
             killed += 1
         wait_for(lambda before=before: status_of(run_dir)["attempt"] != before)
-    wait_for(lambda: len(steps_logged(run_dir)) >= 90)
+    wait_for(lambda: len(steps_logged(run_dir)) >= 30)
     process.send_signal(signal.SIGTERM)
     result = finish(process)
     assert killed == 2 and result.code == 75
