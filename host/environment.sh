@@ -144,9 +144,9 @@ check_place() {
     [[ $venv != *:* ]] ||
         die "$venv: Python makes no environment in a path with a colon: give another folder, VENV=DIR"
     while [[ ! -d $place ]]; do place=$(dirname "$place"); done
-    if [[ ,$(findmnt -no OPTIONS -T "$place" 2>/dev/null), == *,noexec,* ]]; then
+    if [[ ,$(answer findmnt -no OPTIONS -T "$place" 2>/dev/null), == *,noexec,* ]]; then
         die "$venv is on a file system that is mounted noexec, where no program runs: sudo mount -o" \
-            "remount,exec $(findmnt -no TARGET -T "$place"), or give another folder, VENV=DIR"
+            "remount,exec $(answer findmnt -no TARGET -T "$place"), or give another folder, VENV=DIR"
     fi
 }
 

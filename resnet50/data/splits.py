@@ -22,7 +22,6 @@ from resnet50.data.unused import Unused
 
 Split = ImageFolder | PackedImages
 NUM_SAMPLED = 16  # files of a folder that are looked into when a run starts
-JPEG_ENDS = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 class Splits(NamedTuple):
@@ -172,8 +171,6 @@ def deep_gray_line(split: Split) -> str:
         return ""
     for index in np.unique(np.linspace(0, len(split) - 1, NUM_SAMPLED).astype(int)):
         path = Path(split.name(index))
-        if path.suffix.lower() in JPEG_ENDS:  # which have 8 bits
-            continue
         try:
             data = path.read_bytes()
             image = by_pillow.open_picture(data)

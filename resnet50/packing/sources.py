@@ -176,15 +176,9 @@ def _from_split_folders(tree: Tree, train_dir: str, val_dir: str, val_pct: float
     other = posixpath.join(folder, dataset_paths.VAL_NAMES[-1])
     if val_dir != other and posixpath.basename(other) in tree.subfolders[folder]:
         remarks.append(f"validating on {val_dir}/; {other}/ is not used")
-    made = _from_folders(tree, [_unwrapped(tree, train_dir)], [_unwrapped(tree, val_dir)])
+    # train.zip, unpacked into a folder of its name, is train/train.
+    made = _from_folders(tree, [_to_classes(tree, train_dir)], [_to_classes(tree, val_dir)])
     return replace(made, remarks=tuple(remarks))
-
-
-def _unwrapped(tree: Tree, folder: str) -> str:
-    """A split's folder, or the one of the same name that is all it holds, as train.zip unpacks."""
-    inner = posixpath.join(folder, posixpath.basename(folder))
-    holds_itself = tree.subfolders.get(folder) == {posixpath.basename(folder)}
-    return inner if holds_itself and not tree.pictures.get(folder) else folder
 
 
 def _few_shot_dirs(tree: Tree, folder: str, train_dir: str, val_dir: str) -> list[str]:

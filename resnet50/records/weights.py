@@ -24,7 +24,7 @@ from resnet50.records.model_folders import CONFIG, PREPROCESSOR, WEIGHTS_NAMES, 
 TORCHVISION = "torchvision"
 WEIGHTS = model_folders.WEIGHTS
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-MAX_NAME = 255  # characters of a file's name on most disks
+MAX_NAME = 255  # bytes of a file's name on most disks
 # Names that end like this are files, and are never looked up on the Hub.
 FILE_ENDS = (
     *(".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar", ".pkl", ".pickle", ".h5", ".onnx"),
@@ -89,7 +89,8 @@ def load(source: str, option: str = "--weights", raw: bool = False) -> Weights:
     if source == TORCHVISION:
         return from_torchvision(option)
     path = Path(source)
-    if max(map(len, path.parts), default=0) > MAX_NAME:  # of which Path's methods raise OSError
+    # Path's own methods would raise OSError for these.
+    if any(len(os.fsencode(part)) > MAX_NAME for part in path.parts):
         raise ValueError(f"{option} {source[:40]}...: too long to be a file, folder or repository")
     if path.is_dir():
         return from_folder(path, source, option, raw)

@@ -260,6 +260,11 @@ def hugging_face() -> Files:
 
 # Options, layout, training and validation pictures, classes, what is not taken.
 TAKEN = {
+    "archives of splits, each unpacked into a folder of its name": (
+        (),
+        files("train/train/{a,b}/{1,2}.jpg", "val/val/{a,b}/1.jpg"),
+        *(4, 2, 2, {}),
+    ),
     "a class called train": ((), files("{bus,car,train}/{1,2}.jpg"), 3, 3, 3, {}),
     "a class called train, each with images/": (
         (),

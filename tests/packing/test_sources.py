@@ -199,6 +199,13 @@ def test_a_mistake_in_a_csv_is_named_with_its_line(train, val, message, tmp_path
         sources.recognize(write_csvs(tmp_path / "x", train, val), tmp_path)
 
 
+def test_blanks_after_commas_are_no_part_of_labels(tmp_path):
+    spaced = (text.replace(",", ", ") for text in (TRAIN, VAL))
+    with_blanks = sources.recognize(write_csvs(tmp_path / "x", *spaced), tmp_path)
+    without = sources.recognize(write_csvs(tmp_path / "y", TRAIN, VAL), tmp_path)
+    assert with_blanks.classes == without.classes
+
+
 def test_pictures_that_the_csvs_do_not_list_are_counted(tmp_path):
     folder = write_csvs(tmp_path / "x", TRAIN, VAL)
     before = sources.recognize(folder, tmp_path / "work").unused
