@@ -97,8 +97,9 @@ def remove_run(run_dir: Path) -> None:
         else:
             checkpoint.put_aside(path)
     checkpoint.remove_partial(folder)
-    had_tensorboard = _json_object(run_dir / CONFIG).get("settings", {}).get("tensorboard")
-    events = (run_dir / TENSORBOARD).glob(EVENTS) if had_tensorboard else ()
+    config = run_dir / CONFIG
+    has_events = is_config(config) and _json_object(config)["settings"].get("tensorboard")
+    events = (run_dir / TENSORBOARD).glob(EVENTS) if has_events else ()
     found = () if foreign_range_test(run_dir / RANGE_TEST) else IN_RANGE_TEST
     for path in (*events, *(run_dir / name for name in (*FILES, *found))):
         path.unlink(missing_ok=True)
