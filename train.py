@@ -106,7 +106,7 @@ def exchange_requests(run: Run) -> Requests:
     """
     state, ranks = run.parts.state, run.parts.ranks
     run.heartbeat.beat(state.step)
-    report_failed_save(run)
+    report_failed_saves(run)
     # Sums over the ranks: more than 0 means that at least one rank asks for it.
     stop, save_now, out_of_time, non_finite, num_new_bad = distributed.agree(
         [
@@ -274,26 +274,24 @@ def save(run: Run) -> None:
 def wait_for_save(run: Run) -> bool:
     """Wait until the checkpoint of this step is written; returns whether it was."""
     run.writer.wait()
-    report_failed_save(run)
+    report_failed_saves(run)
     return run.saved_step == run.parts.state.step
 
 
-def report_failed_save(run: Run) -> None:
-    """Report a failed save, and have rank 0 schedule another one soon.
+def report_failed_saves(run: Run) -> None:
+    """Report failed saves, and have rank 0 schedule another one soon.
 
     A full or missing disk costs this checkpoint, not the run: older ones are kept.
     """
-    failure = run.writer.take_failure()
-    if failure is None:
-        return
-    if failure.step == run.saved_step:  # otherwise a newer save has started since
-        run.saved_step = NOT_SAVED
-        run.schedule_save(delay_s=RETRY_SAVE_S)
-    run.log.event(
-        run.parts.state.step,
-        f"warning: no checkpoint of step {failure.step}: {run.writer.folder}: "
-        f"{failure.error.strerror}; older ones are kept, training continues and will try again",
-    )
+    for failure in run.writer.take_failures():
+        if failure.step == run.saved_step:  # otherwise a newer save has started since
+            run.saved_step = NOT_SAVED
+            run.schedule_save(delay_s=RETRY_SAVE_S)
+        run.log.event(
+            run.parts.state.step,
+            f"warning: no checkpoint of step {failure.step}: {run.writer.folder}: "
+            f"{failure.error.strerror}; older ones are kept, training continues and will try again",
+        )
 
 
 def raise_diverged(run: Run) -> None:

@@ -1,13 +1,14 @@
 """Checkpoints written in the background: training waits for a copy in memory, not for the disk.
 
-One thread, one file at a time. A failure, most likely a full disk, is kept until the loop asks for
-it with `take_failure`: some steps later, or after `wait` if it needs the file before continuing.
+One thread, one file at a time. A failure, most likely a full disk, is kept until the loop asks with
+`take_failures`: some steps later, or after `wait` if it needs the file before continuing.
 """
 
 import errno
 import os
 import shutil
 import threading
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,8 @@ class CheckpointWriter:
         """written_step: of the newest checkpoint on disk; later saves update the attribute."""
         self.folder, self.keep, self.written_step = folder, keep, written_step
         self._thread: threading.Thread | None = None
-        self._failure: Failure | None = None
+        # Several, for on a slow disk the next save begins before the loop has asked about the last.
+        self._failures: deque[Failure] = deque()
         self._bug: BaseException | None = None
 
     @property
@@ -59,13 +61,11 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def take_failure(self) -> Failure | None:
-        """The failure of the last checkpoint, if it could not be written; given only once."""
+    def take_failures(self) -> list[Failure]:
+        """The checkpoints that could not be written since the last call, oldest first."""
         if self._bug is not None:
             raise self._bug
-        failure = self._failure
-        self._failure = None
-        return failure
+        return [self._failures.popleft() for _ in range(len(self._failures))]
 
     def _write(self, step: int, state: dict, is_best: bool) -> None:
         try:
@@ -76,7 +76,7 @@ class CheckpointWriter:
                 checkpoint.mark_best(path)
             checkpoint.prune(self.folder, self.keep)
         except OSError as error:
-            self._failure = Failure(step, error)
+            self._failures.append(Failure(step, error))
         except BaseException as error:
             self._bug = error  # raised in the loop, where it ends the run as any other would
 

@@ -141,8 +141,8 @@ def test_where_there_is_no_room_the_oldest_goes_and_two_stay(tmp_path):
             state = {"step": step, "w": torch.full((num_floats,), float(step))}
             writer.start(step, state, is_best=False)
             writer.wait()
-            failure = writer.take_failure()
-            return failure and failure.error
+            failures = writer.take_failures()
+            return failures[0].error if failures else None
 
         for step in (1, 2, 3):
             assert save(step, 70_000) is None  # 0.28 MB each: no fourth one fits
@@ -158,6 +158,16 @@ def test_where_there_is_no_room_the_oldest_goes_and_two_stay(tmp_path):
             assert checkpoint.load(checkpoint.step_path(folder, step))["step"] == step
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_each_failure_is_told_though_the_next_save_began_before_anyone_asked(tmp_path):
+    (tmp_path / "checkpoints").write_text("no folder")
+    writer = CheckpointWriter(tmp_path / "checkpoints", keep=3)
+    for step in (1, 2):
+        writer.start(step, {"step": step}, is_best=False)
+    writer.wait()
+    assert [failure.step for failure in writer.take_failures()] == [1, 2]
+    assert writer.take_failures() == []
 
 
 @needs_root

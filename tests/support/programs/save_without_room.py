@@ -11,4 +11,4 @@ from resnet50.records.checkpoint_writer import CheckpointWriter
 writer = CheckpointWriter(Path(sys.argv[1]), keep=3)
 writer.start(1, {"w": torch.zeros(600_000)}, is_best=True)
 writer.wait()
-assert writer.take_failure().error.errno == errno.ENOSPC
+assert writer.take_failures()[0].error.errno == errno.ENOSPC
