@@ -40,6 +40,7 @@ from resnet50.packing import (
     downloads,
     encode,
     fashion_mnist,
+    level_choice,
     output_folder,
     snapshot,
     sources,
@@ -126,6 +127,13 @@ def add_pixels(parser: argparse.ArgumentParser) -> None:
         help="turn pictures upright, as EXIF says; auto: except ImageNet and other data sets with "
         "published results [auto]",
     )
+    add(
+        "--levels",
+        type=level_choice.parse,
+        metavar="N,..",
+        help="beside each training image, smaller copies with long sides of N pixels, descending, "
+        "from which small crops are cut faster; none: only the image [half of --long_side: 248]",
+    )
     add_split_dirs(parser)
 
 
@@ -153,6 +161,10 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name in ("long_side", "short_side"):
         if getattr(args, name) and not 32 <= getattr(args, name) <= 8192:
             parser.error(f"--{name} {getattr(args, name)}: must be from 32 to 8192, or 0")
+    if args.levels and train_store(args) == ORIGINAL:
+        parser.error("--levels is for tiles, and original files are stored: leave it out")
+    if problem := level_choice.problem(args.levels or (), args.long_side):
+        parser.error(problem)
     if not 1 <= args.quality <= 100:
         parser.error(f"--quality {args.quality}: must be from 1 to 100")
     if not 0 < args.val_pct < 100:
@@ -174,18 +186,25 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         args.out = Path("data") / args.source
 
 
+def train_store(args: argparse.Namespace) -> str:
+    """How training images are stored; Fashion-MNIST's small pictures losslessly by default."""
+    return args.store or (ORIGINAL if args.source == "fashion-mnist" else TILES)
+
+
 def encodings(args: argparse.Namespace, classes: Sequence[str]) -> dict[str, Encoding]:
-    """How each split is stored. Fashion-MNIST's small pictures are stored losslessly.
+    """How each split is stored; evaluation takes whole images, so that only training has levels.
 
     classes: of the data set; they decide what --upright auto means.
     """
-    is_small = args.source == "fashion-mnist"
     sizes = {name: getattr(args, name) for name in ("long_side", "short_side", "quality")}
     is_auto = args.upright == orientation.AUTO
     sizes["upright"] = orientation.of_classes(classes) if is_auto else args.upright
-    train = args.store or (ORIGINAL if is_small else TILES)
+    levels = args.levels
+    if levels is None:
+        is_tiled = train_store(args) == TILES
+        levels = level_choice.default(args.long_side, args.short_side) if is_tiled else ()
     return {
-        "train": Encoding(store=train, **sizes),
+        "train": Encoding(store=train_store(args), levels=levels, **sizes),
         "val": Encoding(store=args.val_store or ORIGINAL, **sizes),
     }
 
@@ -261,6 +280,7 @@ def pack(args: argparse.Namespace) -> int:
         for split in SPLITS
     ]
     try:
+        jobs[0] = level_choice.settle(jobs[0], args.levels is not None, out)
         check_room(jobs, out)
     except ValueError:
         output_folder.remove_if_empty(work_dir)
@@ -286,11 +306,14 @@ def request_of(args: argparse.Namespace) -> dict[str, object]:
     ways = {split: way.settings() for split, way in encodings(args, ()).items()}
     for way in ways.values():
         del way["upright"]  # only the source's classes tell what auto means
+        for name in ("levels", "level_quality"):  # only the pictures tell whether they get any
+            way.pop(name, None)
     source = args.source if is_by_name(args) else Path(args.source).resolve()
     upright = {} if args.upright == orientation.AUTO else {"upright": args.upright}
+    levels = {} if args.levels is None else {"levels": list(args.levels)}
     # Only if given: older reports have none.
     dirs = {name: getattr(args, name) for name in SPLIT_DIRS if getattr(args, name)}
-    return {"source": str(source), "val_pct": args.val_pct, **ways, **upright, **dirs}
+    return {"source": str(source), "val_pct": args.val_pct, **ways, **upright, **levels, **dirs}
 
 
 def is_by_name(args: argparse.Namespace) -> bool:

@@ -6,7 +6,8 @@
 The reference is the original, decoded whole by Pillow, and Pillow's bilinear resize with
 anti-aliasing of the same rectangle. A crop of ours is what train.py would see: from a pack, cut out
 of the compressed bytes and resized in its own way. If a pack holds shrunken pictures, the rectangle
-is drawn on these, and the reference's is the same one scaled up. Yardsticks:
+is drawn on these, and the reference's is the same one scaled up; so it is if the crop is cut from a
+smaller level. Yardsticks:
 Pillow's bicubic filter instead of its bilinear one, and what FFCV does (the whole JPEG decoded,
 OpenCV's INTER_AREA) with pictures of the same size and quality.
 
@@ -43,10 +44,12 @@ from resnet50.system import limits
 
 ORIGINAL, LONG_500, LONG_400 = "original", "long side 500 q90", "long side 400 q90"
 SHORT_256, FULL_95 = "short side 256 q90", "full size q95"
+LEVEL_248 = f"{LONG_500}, level 248"  # as prepare_data.py packs by default
 STORES = {
     ORIGINAL: Encoding(store="original"),
     FULL_95: Encoding(long_side=0, quality=95),
     LONG_500: Encoding(long_side=500),
+    LEVEL_248: Encoding(long_side=500, levels=(248,)),
     LONG_400: Encoding(long_side=400),
     SHORT_256: Encoding(long_side=0, short_side=256),
 }
@@ -130,9 +133,12 @@ def our_crops(split: splits.Split, indices: np.ndarray, side: int, scale: float)
     slot = batch.Slot(0, np.zeros(1, batch.slot_dtype(len(indices), side))[0])
     slot.set_key(sampling.BatchKey(0, indices, side))
     crops.TrainImages(split, 0, crops.Augmentation(scale, flip=False))(slot)
-    sizes = [split.open(index).size for index in indices.tolist()]
-    boxes, _ = crops.reduce_boxes(draw_boxes(indices, sizes, scale), side)
-    return [Crop(*crop) for crop in zip(slot.images, boxes.tolist(), sizes, strict=True)]
+    sizes = crops.stacked([split.open(index).sizes for index in indices.tolist()])
+    boxes = draw_boxes(indices, sizes[:, 0], scale)
+    boxes, levels = crops.pick_levels(boxes, sizes, side)
+    boxes, _ = crops.reduce_boxes(boxes, side)
+    used = sizes[np.arange(len(sizes)), levels].tolist()
+    return [Crop(*crop) for crop in zip(slot.images, boxes.tolist(), used, strict=True)]
 
 
 def draw_boxes(indices: np.ndarray, sizes: Sequence, scale: float) -> np.ndarray:

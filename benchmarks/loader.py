@@ -46,7 +46,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import crop_quality
 import loader_rivals
-from crop_quality import LONG_400, LONG_500, ORIGINAL, SHORT_256, Corpus
+from crop_quality import LEVEL_248, LONG_400, LONG_500, ORIGINAL, SHORT_256, Corpus
 from loader_rivals import LONG_SIDES, TITLES, Rival, RivalError, start_rivals
 
 from resnet50.data import crops, splits, transforms
@@ -57,7 +57,7 @@ from resnet50.system import limits
 from resnet50.training import throughput
 
 BATCH = 50  # images
-STORES = (ORIGINAL, LONG_500, LONG_400, SHORT_256)
+STORES = (ORIGINAL, LONG_500, LEVEL_248, LONG_400, SHORT_256)
 STORE_OF = {0: ORIGINAL, 500: LONG_500, 400: LONG_400}  # by the long side of others' files
 RATIO = "{median:.2f} ({p10:.2f}-{p90:.2f})"
 LEAD_IN = 4  # batches until workers that began together are out of step
@@ -177,7 +177,8 @@ def compare(candidates: Sequence[Candidate], seconds: np.ndarray, work: Work) ->
             "images_per_s": spread(work.rounds[0].size / own),
         }
         for other, times in zip(candidates, seconds.T, strict=True):
-            is_same = other.family in LONG_SIDES and other.store == candidate.store
+            store = LONG_500 if candidate.store == LEVEL_248 else candidate.store
+            is_same = other.family in LONG_SIDES and other.store == store
             if is_same or other.family == "base":
                 row[f"x_{other.family}"] = spread(times / own)
         rows.append(row)

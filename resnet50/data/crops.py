@@ -8,6 +8,7 @@ Shape letters: B batch, H and W height and width in pixels, S side of a square c
 
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -63,7 +64,7 @@ class TrainImages:
         slot.flips[:] = (draws[:, FLIP] < 0.5) & self._augmentation.flip
         slot.labels[:] = self._split.labels[key.indices]
         # The disk reads all of them while we decode the first.
-        self._split.will_need(key.indices)
+        self._split.will_need(key.indices, key.image_size)
         for start in range(0, len(images), CHUNK):
             chunk = slice(start, start + CHUNK)
             failed = self._fill(images[chunk], key.indices[chunk], draws[chunk], slot)
@@ -88,16 +89,20 @@ class TrainImages:
                 note_undecodable(slot, self._split, index, error)
         # A picture's size is in its header, and a crop's rectangle depends on nothing else: it is
         # known before a pixel is decoded.
-        sizes = np.array([picture.size if picture else (1, 1) for picture in pictures])
-        crop_draws = draws[:, :FLIP]
-        min_crop_scale = self._augmentation.min_crop_scale
-        boxes = crop_boxes(crop_draws, sizes, min_crop_scale)
+        sizes = stacked([picture.sizes if picture else [(1, 1)] for picture in pictures])
+        boxes = crop_boxes(draws[:, :FLIP], sizes[:, 0], self._augmentation.min_crop_scale)
+        boxes, levels = pick_levels(boxes, sizes, images.shape[1])
         boxes, shrinks = (array.tolist() for array in reduce_boxes(boxes, images.shape[1]))
+        levels = levels.tolist()
+        for picture, level in zip(pictures, levels, strict=True):
+            if picture is not None:
+                picture.will_need(level)
         for place, picture in enumerate(pictures):
             try:
                 if picture is None:
                     continue
-                resize(picture.crop(*boxes[place], shrinks[place]), images[place])
+                pixels = picture.level(levels[place]).crop(*boxes[place], shrinks[place])
+                resize(pixels, images[place])
                 if self._augmentation.trivial_augment:
                     images[place] = augment.trivial_augment(images[place], draws[place, TRIVIAL])
             except Exception as error:
@@ -172,6 +177,36 @@ def crop_boxes(draws: np.ndarray, sizes: np.ndarray, min_scale: float) -> np.nda
     left = np.where(found, left, (widths - width) // 2)
     top = np.where(found, top, (heights - height) // 2)
     return np.stack([left, top, left + width, top + height], axis=1).astype(np.int64)
+
+
+def stacked(sizes: Sequence[Sequence[tuple[int, int]]]) -> np.ndarray:
+    """Widths and heights of all that is stored of each picture, largest first, as (B, L, 2) int64,
+    with zeros where there is nothing."""
+    most = max(map(len, sizes))
+    padded = [[*of_one, *[(0, 0)] * (most - len(of_one))] for of_one in sizes]
+    return np.array(padded, dtype=np.int64)
+
+
+def pick_levels(
+    boxes: np.ndarray, sizes: np.ndarray, image_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each crop is cut from: rectangles (B, 4) there, and the numbers of the levels, (B,).
+
+    boxes: (B, 4), drawn on the full pictures; sizes: as `stacked` gives them. The smallest level is
+    taken whose part of the rectangle has at least image_size pixels on both sides: then nothing
+    that the crop shows is missing, and the least is decoded. Edges fall on whole pixels of the
+    level, outwards. All in integers, a function of box and sizes alone, so that a batch is the same
+    whoever makes it.
+    """
+    picked, levels = boxes.copy(), np.zeros(len(boxes), dtype=np.int64)
+    full = sizes[:, 0]
+    for level in range(1, sizes.shape[1]):
+        first = boxes[:, :2] * sizes[:, level] // full
+        last = -(-boxes[:, 2:] * sizes[:, level] // full)
+        fits = (last - first).min(axis=1) >= image_size
+        picked[fits] = np.concatenate([first, last], axis=1)[fits]
+        levels[fits] = level
+    return picked, levels
 
 
 def reduce_boxes(boxes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -61,7 +61,7 @@ class ImageFolder:
         paths = [Path(self.name(index)) for index in indices.tolist()]
         return [(path, 0, path.stat().st_size) for path in paths]
 
-    def will_need(self, indices: np.ndarray) -> None:
+    def will_need(self, indices: np.ndarray, image_size: int | None = None) -> None:
         """Does nothing: finding where a file is on the disk takes as long as reading it."""
 
     @property

@@ -5,9 +5,9 @@ pays to skip the bytes that a crop does not use:
 
 * A JPEG as it came (`WholePicture`) is decoded from its top to the crop's bottom: its header is
   patched to say that it ends there.
-* A JPEG made by `encode_tiles` (`TiledPicture`) has a restart marker after every 2 MCUs, so it
-  splits into tiles of 32x16 pixels that can be decoded alone. The tiles under a crop are spliced
-  behind a header that gives their size: a smaller, valid, baseline JPEG.
+* A JPEG made by `encode_tiles` (`TiledPicture`) has a restart marker after every few MCUs, so it
+  splits into tiles, of 32x16 pixels in a full picture, that can be decoded alone. The tiles under
+  a crop are spliced behind a header that gives their size: a smaller, valid, baseline JPEG.
 
 Anything that is not a plain JPEG, or is damaged, goes to Pillow, which decodes it or raises.
 """
@@ -25,8 +25,6 @@ from PIL import Image
 
 from resnet50.data import by_pillow, orientation
 
-TILE_WIDTH, TILE_HEIGHT = 32, 16  # pixels: 2 MCUs of a 4:2:0 JPEG side by side
-MCUS_PER_TILE = 2
 EDGE = 16  # rows below the crop that its last rows' chroma is interpolated from
 START_OF_SCAN, END_OF_IMAGE, FIRST_RESTART, APP1 = 0xDA, 0xD9, 0xD0, 0xE1
 END_MARKER = bytes((0xFF, END_OF_IMAGE))
@@ -36,6 +34,21 @@ EXIF_NAME, XMP_NAME = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"  # what an 
 # Baseline and extended sequential. Progressive files have their pixels spread over many scans.
 SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 RESTARTS = FIRST_RESTART + np.arange(1 << 16, dtype=np.int64).astype(np.uint8) % 8
+
+
+class Tiling(NamedTuple):
+    """How pictures are cut into tiles. width, height: of a tile, in pixels; mcus: in a tile."""
+
+    subsampling: str
+    width: int
+    height: int
+    mcus: int
+
+
+FULL_TILES = Tiling("4:2:0", 32, 16, 2)
+# A crop from a smaller copy has about as many pixels as are asked for, and 4:2:0 keeps the color of
+# a quarter of them: that would cost 2 to 4 dB of PSNR at 88 to 128 px (benchmarks/README.md).
+LEVEL_TILES = Tiling("4:4:4", 32, 8, 4)
 
 
 class Frame(NamedTuple):
@@ -132,7 +145,25 @@ def next_scan(data: bytes, at: int) -> tuple[int, int, int] | None:
     return None
 
 
-class WholePicture:
+class OneSize:
+    """A picture that is stored in one size: what crops.py asks of one that may have several."""
+
+    size: tuple[int, int]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Widths and heights of all that is stored of it, largest first."""
+        return [self.size]
+
+    def level(self, number: int) -> "OneSize":
+        """The picture in one of its sizes."""
+        return self
+
+    def will_need(self, number: int) -> None:
+        """Have the kernel fetch a size: it is in memory already."""
+
+
+class WholePicture(OneSize):
     """A picture as it came, in any format that Pillow reads. size: (width, height) in pixels.
 
     upright: one of data/orientation.py's ways, not AUTO; if it is YES, the size and all
@@ -217,25 +248,31 @@ def decode(
     return pixels
 
 
-def tile_grid(width: int, height: int) -> tuple[int, int]:
+def tile_grid(width: int, height: int, tiling: Tiling = FULL_TILES) -> tuple[int, int]:
     """Rows and columns of the tiles that cover a picture of this size."""
-    return math.ceil(height / TILE_HEIGHT), math.ceil(width / TILE_WIDTH)
+    return math.ceil(height / tiling.height), math.ceil(width / tiling.width)
 
 
-def encode_tiles(pixels: np.ndarray, quality: int) -> tuple[bytes, bytes, np.ndarray]:
+def encode_tiles(
+    pixels: np.ndarray, quality: int, tiling: Tiling = FULL_TILES
+) -> tuple[bytes, bytes, np.ndarray]:
     """Encode uint8 (H, W, 3) in tiles: the header, the tiles one after the other, their lengths.
 
-    lengths: uint16 (ceil(H / 16), ceil(W / 32)), bytes of every tile with the marker behind it.
+    lengths: uint16 (rows, columns) of `tile_grid`, bytes of each tile with the marker behind it.
     The header is the same for all pictures of a quality, but for the size in its frame header.
     """
     height, width = pixels.shape[:2]
-    rows, columns = tile_grid(width, height)
-    if width % TILE_WIDTH:
-        missing = columns * TILE_WIDTH - width
+    rows, columns = tile_grid(width, height, tiling)
+    if width % tiling.width:
+        missing = columns * tiling.width - width
         pixels = np.pad(pixels, ((0, 0), (0, missing), (0, 0)), mode="edge")
     file = io.BytesIO()
     Image.fromarray(pixels).save(
-        file, "JPEG", quality=quality, subsampling="4:2:0", restart_marker_blocks=MCUS_PER_TILE
+        file,
+        "JPEG",
+        quality=quality,
+        subsampling=tiling.subsampling,
+        restart_marker_blocks=tiling.mcus,
     )
     data = file.getvalue()
     start = _scan_start(data)
@@ -258,10 +295,11 @@ def _scan_start(data: bytes) -> int:
 class TileHeader:
     """The header that all pictures of a file share, ready to be given a size."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, tiling: Tiling = FULL_TILES) -> None:
         frame = find_frame(data)
         if frame is None or _scan_start(data) != len(data):
             raise ValueError("not the header of a JPEG")
+        self.tiling = tiling
         self._before, self._after = data[: frame.offset], data[frame.offset + 4 :]
         self.num_bytes = len(data)
 
@@ -269,7 +307,7 @@ class TileHeader:
         return self._before + struct.pack(">HH", height, width) + self._after
 
 
-class TiledPicture:
+class TiledPicture(OneSize):
     """A picture made by `encode_tiles`. size: (width, height) in pixels, without the padding.
 
     lengths: as `encode_tiles` gives them; their sum is the length of `tiles`.
@@ -288,11 +326,12 @@ class TiledPicture:
         interpolated from these tiles alone (by 0.003/255 on average). Raises ValueError if the
         tiles are damaged.
         """
-        first_row, first_column = top // TILE_HEIGHT, left // TILE_WIDTH
-        last_row, last_column = tile_grid(right, bottom)
+        tiling = self._header.tiling
+        first_row, first_column = top // tiling.height, left // tiling.width
+        last_row, last_column = tile_grid(right, bottom, tiling)
         data = self._splice(first_row, last_row, first_column, last_column)
-        x, y = first_column * TILE_WIDTH, first_row * TILE_HEIGHT
-        width, height = last_column * TILE_WIDTH - x, last_row * TILE_HEIGHT - y
+        x, y = first_column * tiling.width, first_row * tiling.height
+        width, height = last_column * tiling.width - x, last_row * tiling.height - y
         pixels = decode(data, width, height, shrink, strict=True)
         rows = slice((top - y) // shrink, (bottom - y) // shrink)
         return pixels[rows, (left - x) // shrink : (right - x) // shrink]
@@ -311,8 +350,8 @@ class TiledPicture:
         ends = lengths.ravel().cumsum(dtype=np.int64).reshape(lengths.shape)[rows]
         starts = ends[:, first_column] - lengths[rows, first_column]
         cuts = zip(starts.tolist(), ends[:, last_column - 1].tolist(), strict=True)
-        width = (last_column - first_column) * TILE_WIDTH
-        header = self._header.sized(width, (last_row - first_row) * TILE_HEIGHT)
+        width = (last_column - first_column) * self._header.tiling.width
+        header = self._header.sized(width, (last_row - first_row) * self._header.tiling.height)
         tiles = self._tiles
         data = bytearray().join([header, *[tiles[start:stop] for start, stop in cuts]])
         # Restart markers count from 0 to 7 and start over; the last tile ends the picture.

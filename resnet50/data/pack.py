@@ -1,6 +1,6 @@
 """One file that holds the images of a split, made for random crops. Written by prepare_data.py.
 
-    header      64 bytes, little-endian `<8s4I4Q2I`: magic b"RN50PACK", version 1, bytes and crc32
+    header      64 bytes, little-endian `<8s4I4Q2I`: magic b"RN50PACK", version, bytes and crc32
                 of the JSON, crc32 of the index, offset of the records, offset of the index, number
                 of images, bytes of the file, 0, crc32 of the 60 bytes before
     JSON        UTF-8: "split"; "classes": their names in label order; "store": "tiles" or
@@ -20,7 +20,22 @@ marker behind it. With "jpeg_header" before it, and height and padded width (a m
 big-endian u16 in its frame header, it is a file that any viewer opens. For parts of it, see
 `jpeg.TiledPicture`.
 
-Opening checks header, JSON and index; every use of an image checks its table; `find_faults` checks
+That is version 1. Version 2 has levels: beside a picture lie smaller copies of it, from which small
+crops are cut. It differs from version 1 with tiles in this:
+
+    JSON        "settings" has "levels", the long sides of the copies; "level_header" is the header
+                that they share, as "jpeg_header" is the one of the full pictures
+    records     behind the name: u16 number of pictures stored of the image; for each of them, the
+                smallest first, `<2H2I`: width, height, bytes of its tiles, crc32 of these; for each
+                of them its table of u16 lengths; for each of them its tiles
+    index       the last number is not a crc32, but the bytes of the record up to the end of the
+                smallest picture, all that a small crop reads
+
+The last picture of a record is the full one, whose size is in the index too. The others are 4:4:4
+with a restart marker after every 4 MCUs: ceil(height / 8) rows of ceil(width / 32) tiles. A pack
+without levels is still written as version 1, and version 1 is read for ever.
+
+Opening checks header, JSON and index; every use of an image checks its table; `find_fault` checks
 and decodes the payloads. So a damaged payload can change its own image's pixels and no other's.
 """
 
@@ -31,17 +46,18 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from resnet50.data import jpeg, orientation
-from resnet50.data.jpeg import TiledPicture, TileHeader, WholePicture
+from resnet50.data import jpeg, levels, orientation
+from resnet50.data.jpeg import LEVEL_TILES, TiledPicture, TileHeader, WholePicture
+from resnet50.data.levels import LeveledPicture, Tiles
 
 SUFFIX = ".pack"
-MAGIC, VERSION = b"RN50PACK", 1
+MAGIC, PLAIN, LEVELED = b"RN50PACK", 1, 2  # the last two are versions
 HEADER = struct.Struct("<8s4I4Q2I")
 BLOCK = 4096  # the records begin at a multiple of it
 INDEX = np.dtype(
@@ -56,6 +72,8 @@ INDEX = np.dtype(
         ("payload_crc", "<u4"),
     ]
 )
+# Of version 2. head_size: bytes of the record up to the end of its smallest picture.
+LEVELED_INDEX = np.dtype([*INDEX.descr[:-1], ("head_size", "<u4")])
 TILES, ORIGINAL = "tiles", "original"
 
 
@@ -92,6 +110,11 @@ class PackedImages:
             self.upright = self.settings.get("upright", orientation.LEGACY)
             is_tiled = self.store == TILES
             header = TileHeader(base64.b64decode(about["jpeg_header"])) if is_tiled else None
+            self.has_levels = self._index.dtype == LEVELED_INDEX
+            if self.has_levels:
+                level_header = base64.b64decode(about["level_header"])
+                self._level_header = TileHeader(level_header, LEVEL_TILES)
+                self._largest_level = max(self.settings["levels"])
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(f"its JSON cannot be interpreted ({error!r})") from error
         self._tile_header = header
@@ -127,8 +150,11 @@ class PackedImages:
             _,
             _,
         ) = HEADER.unpack(header)
-        if version != VERSION:
-            raise ValueError(f"{self.root} has format {version}, this program reads {VERSION}")
+        if version not in (PLAIN, LEVELED):
+            raise ValueError(
+                f"{self.root} has format {version}, and this program reads {PLAIN} and {LEVELED}: "
+                "it was made by a newer version, so update this clone (git pull)"
+            )
         if file_bytes != written_bytes:
             raise self._damaged(f"it has {file_bytes:,} bytes, {written_bytes:,} were written")
         text = os.pread(self._file, json_bytes, HEADER.size)
@@ -137,7 +163,7 @@ class PackedImages:
         raw = _pread_all(self._file, num_images * INDEX.itemsize, index_offset)
         if zlib.crc32(raw) != index_crc:
             raise self._damaged(f"its index at {index_offset:,} fails its checksum")
-        index = np.frombuffer(raw, INDEX)
+        index = np.frombuffer(raw, INDEX if version == PLAIN else LEVELED_INDEX)
         ends = index["offset"] + index["size"]
         if len(index) and (index["offset"].min() < records_offset or ends.max() > index_offset):
             raise self._damaged("its index points outside its records")
@@ -153,8 +179,12 @@ class PackedImages:
         )
 
     def _read(self, index: int) -> tuple[memoryview, memoryview, tuple[int, int]]:
-        """An image's table (name and tile lengths), its payload, its width and height."""
-        offset, size, _, width, height, table_size, table_crc, _ = self._index[index].item()
+        """An image's table (its name and all lengths), its payload, its width and height.
+
+        With levels, the payload is that of the smallest picture alone.
+        """
+        offset, size, _, width, height, table_size, table_crc, last = self._index[index].item()
+        size = last if self.has_levels else size
         record = memoryview(os.pread(self._file, size, offset))
         table, payload = record[:table_size], record[table_size:]
         if len(record) < size or zlib.crc32(table) != table_crc:
@@ -170,9 +200,16 @@ class PackedImages:
         length = int.from_bytes(table[:2], "little")
         return f"{self.root}:{os.fsdecode(bytes(table[2 : 2 + length]))}"
 
-    def open(self, index: int) -> TiledPicture | WholePicture:
-        """Read an image, in one access to the disk; its pixels are decoded later."""
+    def open(self, index: int) -> TiledPicture | WholePicture | LeveledPicture:
+        """Read an image, in one access to the disk; its pixels are decoded later.
+
+        Of one with levels, the smallest is read, and a larger one when it is used.
+        """
         table, payload, (width, height) = self._read(index)
+        if self.has_levels:
+            headers = self._level_header, self._tile_header
+            offset = int(self._index["offset"][index])
+            return LeveledPicture(self._file, offset, table, payload, headers)
         if self._tile_header is None:
             return WholePicture(bytes(payload), self.upright)
         rows, columns = jpeg.tile_grid(width, height)
@@ -185,14 +222,24 @@ class PackedImages:
         places = zip(entries["offset"].tolist(), entries["size"].tolist(), strict=True)
         return [(self.root, offset, size) for offset, size in places]
 
-    def will_need(self, indices: np.ndarray) -> None:
-        """Have the kernel fetch these images from the disk, all at once, without waiting."""
-        for _, offset, size in self.extents(indices):
+    def will_need(self, indices: np.ndarray, image_size: int | None = None) -> None:
+        """Have the kernel fetch these images from the disk, all at once, without waiting.
+
+        image_size: of crops. Where levels are large enough for them, only the smallest of each is
+        fetched here; see `LeveledPicture.will_need`.
+        """
+        entries = self._index[indices]
+        # A picture has usually 3 pixels for every 4 of its long side, and a crop must fit in.
+        is_small = self.has_levels and image_size and 4 * image_size <= 3 * self._largest_level
+        sizes = entries["head_size" if is_small else "size"]
+        for offset, size in zip(entries["offset"].tolist(), sizes.tolist(), strict=True):
             os.posix_fadvise(self._file, offset, size, os.POSIX_FADV_WILLNEED)
 
     def find_fault(self, index: int) -> str | None:
         """Check and decode a whole image; what is wrong with it, or None."""
         try:
+            if self.has_levels:
+                return self.open(index).find_fault()
             _, payload, (width, height) = self._read(index)
             if zlib.crc32(payload) != self._index["payload_crc"][index]:
                 return "its payload fails its checksum"
@@ -214,32 +261,46 @@ def _pread_all(file: int, num_bytes: int, offset: int) -> bytes:
 
 
 class Record(NamedTuple):
-    """An image ready to be written. table: name and tile lengths; payload: a file, or tiles."""
+    """An image ready to be written. table: name and all lengths; payload: a file, or tiles;
+    head_size: in version 2, bytes up to the end of its smallest picture."""
 
     label: int
     width: int
     height: int
     table: bytes
     payload: bytes
+    head_size: int | None = None
 
     def index_entry(self, offset: int) -> np.ndarray:
         """Its entry in the index if its record begins at `offset`: INDEX, shape ()."""
         size = len(self.table) + len(self.payload)
-        crcs = zlib.crc32(self.table), zlib.crc32(self.payload)
-        return np.array(
-            (offset, size, self.label, self.width, self.height, len(self.table), *crcs), INDEX
-        )
+        sizes = self.width, self.height, len(self.table)
+        last = zlib.crc32(self.payload) if self.head_size is None else self.head_size
+        return np.array((offset, size, self.label, *sizes, zlib.crc32(self.table), last), INDEX)
 
 
-def make_record(
-    name: str, label: int, size: tuple[int, int], payload: bytes, lengths: np.ndarray | None = None
-) -> Record:
-    """size: (width, height) in pixels; lengths: of the tiles, where the payload is made of them."""
+def _name_field(name: str) -> bytes:
     encoded = os.fsencode(name)
-    table = struct.pack("<H", len(encoded)) + encoded
-    if lengths is not None:
-        table += lengths.astype("<u2").tobytes()
-    return Record(label, *size, table, payload)
+    return struct.pack("<H", len(encoded)) + encoded
+
+
+def original_record(name: str, label: int, size: tuple[int, int], data: bytes) -> Record:
+    """size: (width, height) in pixels of the picture in the file `data`."""
+    return Record(label, *size, _name_field(name), data)
+
+
+def tiled_record(name: str, label: int, full: Tiles) -> Record:
+    """A record of version 1."""
+    table = _name_field(name) + full.lengths.astype("<u2").tobytes()
+    return Record(label, full.width, full.height, table, full.tiles)
+
+
+def leveled_record(name: str, label: int, pictures: Sequence[Tiles]) -> Record:
+    """A record of version 2. pictures: the smallest first, the full one last."""
+    table = _name_field(name) + levels.to_table(pictures)
+    payload = b"".join(picture.tiles for picture in pictures)
+    head_size = len(table) + len(pictures[0].tiles)
+    return Record(label, pictures[-1].width, pictures[-1].height, table, payload, head_size)
 
 
 def records_offset(about: dict) -> int:
@@ -257,7 +318,7 @@ def seal(file: BinaryIO, about: dict, index: np.ndarray) -> None:
     file.write(raw)
     header = HEADER.pack(
         MAGIC,
-        VERSION,
+        LEVELED if "level_header" in about else PLAIN,
         len(text),
         zlib.crc32(text),
         zlib.crc32(raw),

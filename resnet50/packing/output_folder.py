@@ -57,6 +57,9 @@ def refuse_other_request(out: Path, report: Mapping, request: Mapping[str, objec
     was["upright"] = made or orientation.NO
     if "upright" not in request:
         now["upright"] = was["upright"] if made is None else automatic(out, made)
+    # Levels that are not asked for are compared with none: packs from before them are complete.
+    was["levels"] = report["train"].get("way", {}).get("levels", [])
+    now.setdefault("levels", was["levels"])
     names = [*now, *(name for name in was if name not in now)]
     if differing := [name for name in names if was.get(name) != now.get(name)]:
         pairs = [f"{name} {was.get(name)}, now {now.get(name)}" for name in differing]
@@ -80,6 +83,13 @@ def is_whole(path: Path) -> bool:
     except (DamagedPackError, FileNotFoundError):
         return False
     return True
+
+
+def finished_way(out: Path, split: str) -> dict[str, object]:
+    """How a split was stored that an unfinished run has packed already; {} if it has not."""
+    path = out / ".work" / f"{split}.json"
+    is_there = path.exists() and (out / f"{split}{SUFFIX}").exists()
+    return json.loads(path.read_text())["way"] if is_there else {}
 
 
 def compare_source(out: Path, source: Path, recognize: Callable[[], Source]) -> str:

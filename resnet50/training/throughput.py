@@ -239,7 +239,7 @@ def read(bench: Bench, split: Split, images: np.ndarray, limit_s: float) -> tupl
         split.will_need(indices)
         for index in indices.tolist():
             with suppress(Exception):  # whatever Pillow raises for a damaged one
-                split.open(index)
+                split.open(index).level(0)  # the largest, which reads all there is
         return len(indices)
 
     with ThreadPoolExecutor(max(1, bench.num_workers)) as readers:

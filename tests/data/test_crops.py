@@ -1,7 +1,9 @@
 """Splits as folders and packs give the same batches; mislabeled files are read, bad ones named."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -211,9 +213,10 @@ def test_a_pack_of_originals_gives_the_pixels_of_its_folder(image_folder, tmp_pa
         assert_same_batches(ours, reference)
 
 
-def test_a_pack_of_tiles_gives_nearly_the_pixels_of_its_folder(image_folder, tmp_path):
+@pytest.mark.parametrize("levels", [(), (48,)])
+def test_a_pack_of_tiles_gives_nearly_the_pixels_of_its_folder(image_folder, tmp_path, levels):
     folder = splits.open_split(image_folder, "train")
-    packed = pack(image_folder, "train", tmp_path)
+    packed = pack(image_folder, "train", tmp_path, levels=levels)
     assert splits.fingerprint(packed) != splits.fingerprint(folder)  # a run cannot switch
     ours, reference = (
         batches_of(crops.TrainImages(split, 0, crops.Augmentation())) for split in (packed, folder)
@@ -248,6 +251,73 @@ def test_a_reduced_rectangle_lies_in_its_own_and_is_large_enough(rectangles):
         width, height = after[2:] - after[:2]
         assert shrink == 1 or min(width, height) >= 100 * shrink
         assert shrink == 4 or min(width, height) < 200 * shrink + 8
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(40, 500), st.integers(40, 500), st.integers(0, 2), st.integers(0, 9999)
+        ),
+        min_size=1,
+    ),
+    st.sampled_from([32, 88, 128, 224]),
+)
+def test_a_level_has_all_of_the_crop_and_is_the_smallest_that_does(pictures, side):
+    sizes, boxes = [], []
+    for width, height, num_levels, seed in pictures:
+        rng = np.random.default_rng(seed)
+        smaller = [(-(-width // k), height // k) for k in (2, 3)[:num_levels]]
+        sizes.append([(width, height), *smaller])
+        (left, right), (top, bottom) = (
+            np.sort(rng.choice(most + 1, 2, replace=False)) for most in (width, height)
+        )
+        boxes.append([left, top, right, bottom])
+    boxes, stacked = np.array(boxes), crops.stacked(sizes)
+    mapped, levels = crops.pick_levels(boxes, stacked, side)
+    for i, (full, *smaller) in enumerate(sizes):
+        outer = [
+            [
+                edge
+                for start, (small, large) in enumerate(zip(size, full, strict=True))
+                for edge in (
+                    math.floor(Fraction(int(boxes[i, start]) * small, large)),
+                    math.ceil(Fraction(int(boxes[i, start + 2]) * small, large)),
+                )
+            ]
+            for size in smaller
+        ]
+        fitting = [n for n, (a, b, c, d) in enumerate(outer, 1) if min(b - a, d - c) >= side]
+        assert levels[i] == max(fitting, default=0)
+        left, top, right, bottom = mapped[i].tolist()
+        if levels[i]:
+            assert [left, right, top, bottom] == outer[levels[i] - 1]
+            assert right <= smaller[levels[i] - 1][0] and bottom <= smaller[levels[i] - 1][1]
+        else:
+            assert mapped[i].tolist() == boxes[i].tolist()
+        # The others of the batch do not matter.
+        alone = crops.pick_levels(boxes[i : i + 1], crops.stacked(sizes[i : i + 1]), side)
+        assert alone[0].tolist() == mapped[i : i + 1].tolist() and alone[1][0] == levels[i]
+
+
+def test_evaluation_takes_the_largest_of_a_pack_with_levels(image_folder, tmp_path):
+    for name, levels in (("plain", ()), ("leveled", (48, 32))):
+        (tmp_path / name).mkdir()
+        packed = pack(image_folder, "train", tmp_path / name, levels=levels)
+        assert splits.fingerprint(packed)["tiles"].get("levels", []) == list(levels)
+    plain, leveled = (splits.open_split(tmp_path / name, "train") for name in ("plain", "leveled"))
+    assert splits.fingerprint(plain) != splits.fingerprint(leveled)  # a run cannot switch
+    ours, reference = (
+        [one_batch(crops.EvalImages(split, 40), range(66))] for split in (leveled, plain)
+    )
+    assert_same_batches(ours, reference)
+    # Training does take levels, and the same crops from them whatever else is in the batch.
+    fills = [crops.TrainImages(split, 0, crops.Augmentation(0.5)) for split in (leveled, plain)]
+    together, without = (one_batch(fill, range(66)) for fill in fills)
+    changed = (together.images != without.images).flatten(1).any(dim=1)
+    assert 0 < changed.sum() < 66
+    alone = [one_batch(fills[0], [i]).images[0] for i in range(0, 66, 5)]
+    assert all(map(torch.equal, alone, together.images[::5]))
 
 
 def test_images_around_one_that_cannot_be_opened_are_still_themselves(lying_folder):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from support.commands import run_program
 from support.jpegs import encoded, pillow
 from support.packs import put, put_version, spoiled
@@ -23,11 +25,14 @@ from resnet50.packing.data_set import Picture
 from resnet50.packing.encode import Encoding, SplitJob
 
 NUM_IMAGES = 6
+LEVELS = "levels"
 
 
-def make_pack(path: Path, store: str = "tiles", num_images: int = NUM_IMAGES, **sizes: int) -> Path:
+def make_pack(path: Path, store: str = "tiles", num_images: int = NUM_IMAGES, **sizes) -> Path:
     """Images 0, 1, 2.. of test_jpeg, two a class."""
     pictures = [Picture(f"{CLASSES[i // 2]}/{i}.jpg", i // 2, i) for i in range(num_images)]
+    if store == LEVELS:  # pictures of 163 to 220 pixels: some get one, some get two
+        store, sizes = "tiles", {"levels": (140, 48)}
     encoding = Encoding(store=store, **sizes)
     job = SplitJob("train", pictures, CLASSES[: num_images // 2], read, encoding)
     encode.pack_split(job, path, 1)
@@ -38,7 +43,7 @@ def read(seed: int) -> bytes:
     return encoded(seed, "4:2:0")
 
 
-@pytest.fixture(scope="module", params=["tiles", "original"])
+@pytest.fixture(scope="module", params=["tiles", "original", LEVELS])
 def pack_path(request, tmp_path_factory) -> Path:
     return make_pack(tmp_path_factory.mktemp(request.param) / "train.pack", request.param)
 
@@ -60,7 +65,106 @@ def test_what_was_written_is_read(pack_path):
         assert pack.find_fault(i) is None
 
 
+@pytest.fixture(scope="module")
+def leveled(tmp_path_factory) -> Path:
+    return make_pack(tmp_path_factory.mktemp(LEVELS) / "train.pack", LEVELS)
+
+
+def shown_by_any_viewer(header: str, tiles: bytes, width: int, height: int) -> np.ndarray:
+    """The pixels of tiles behind the header that the JSON has in base64."""
+    whole = bytearray(base64.b64decode(header))
+    struct.pack_into(">HH", whole, whole.index(b"\xff\xc0") + 5, height, -(-width // 32) * 32)
+    return pillow(bytes(whole) + tiles)[:, :width]
+
+
+def test_a_reader_written_from_the_docstring_alone_reads_levels(leveled):
+    data = leveled.read_bytes()
+    version, json_bytes = struct.unpack_from("<8x2I", data)
+    index_offset, num_images = struct.unpack_from("<2Q", data, 32)
+    about = json.loads(data[64 : 64 + json_bytes])
+    assert version == 2 and about["settings"]["levels"] == [140, 48]
+    counts = set()
+    for i in range(num_images):
+        entry = struct.unpack_from("<Q2I2H3I", data, index_offset + 32 * i)
+        offset, size, _, width, height, table_size, table_crc, head_size = entry
+        table = data[offset : offset + table_size]
+        assert zlib.crc32(table) == table_crc
+        at = 2 + int.from_bytes(table[:2], "little")
+        (count,) = struct.unpack_from("<H", table, at)
+        stored = list(struct.iter_unpack("<2H2I", table[at + 2 : at + 2 + 12 * count]))
+        assert stored[-1][:2] == (width, height) == pillow(read(i)).shape[1::-1]
+        sides = [max(part[:2]) for part in stored]
+        assert sides[:-1] == [side for side in (48, 140) if sides[-1] >= 1.25 * side]
+        counts.add(count)
+        lengths_at, tiles_at = at + 2 + 12 * count, offset + table_size
+        assert head_size == table_size + stored[0][2]
+        for number, (width, height, num_bytes, crc) in enumerate(stored):
+            is_full = number == count - 1
+            num_tiles = -(-height // (16 if is_full else 8)) * -(-width // 32)
+            lengths = struct.unpack_from(f"<{num_tiles}H", table, lengths_at)
+            tiles = data[tiles_at : tiles_at + num_bytes]
+            assert sum(lengths) == num_bytes and zlib.crc32(tiles) == crc
+            header = about["jpeg_header" if is_full else "level_header"]
+            ours = PackedImages(leveled).open(i).level(count - 1 - number)
+            shown = shown_by_any_viewer(header, tiles, width, height)
+            # A cut picture's last row of 4:2:0 is made with the chroma of the tile's rows below.
+            rows = slice(height - is_full)
+            assert np.array_equal(shown[rows], ours.pixels()[rows])
+            lengths_at, tiles_at = lengths_at + 2 * num_tiles, tiles_at + num_bytes
+        assert tiles_at == offset + size and lengths_at == table_size
+    assert counts == {2, 3}
+
+
+def test_a_level_shows_the_original(leveled):
+    """Made from it, anti-aliased, and not from the JPEG of the full picture, of noise here."""
+    pack = PackedImages(leveled)
+    for i in range(NUM_IMAGES):
+        picture = pack.open(i)
+        for number, size in enumerate(picture.sizes):
+            original = Image.fromarray(pillow(read(i)))
+            reference = np.asarray(original.resize(size, Image.Resampling.BICUBIC)).astype(int)
+            difference = np.abs(picture.level(number).pixels() - reference).mean()
+            assert difference < (4 if number else 9), (i, size, difference)
+
+
+def test_a_small_crop_reads_the_smallest_level_alone(leveled, monkeypatch):
+    pack, reads = PackedImages(leveled), []
+    pread = os.pread
+
+    def noted(file: int, num_bytes: int, offset: int) -> bytes:
+        reads.append((offset, num_bytes))
+        return pread(file, num_bytes, offset)
+
+    monkeypatch.setattr(os, "pread", noted)
+    offset, size, head_size = (
+        int(pack._index[name][1]) for name in ("offset", "size", "head_size")
+    )
+    picture = pack.open(1)
+    assert picture.level(len(picture.sizes) - 1).pixels().shape[1::-1] == picture.sizes[-1]
+    assert reads == [(offset, head_size)]
+    assert picture.pixels().shape[1::-1] == picture.size
+    (_, (last, num_bytes)) = reads
+    assert last + num_bytes == offset + size and last >= offset + head_size
+
+
+def test_a_damaged_level_is_named_and_hits_no_other_pixels(leveled, tmp_path):
+    before = PackedImages(leveled)
+    entry = before._index[2]
+    place = int(entry["offset"] + entry["head_size"]) - 40
+    path = spoiled(leveled, tmp_path / "other.pack", put(place, b"\xff\xd9\x12\x34"))
+    pack = PackedImages(path)
+    width, height = pack.open(2).sizes[-1]
+    what = f"its level of {width}x{height} pixels: its payload fails its checksum"
+    assert [pack.find_fault(i) for i in range(NUM_IMAGES)] == [None, None, what, None, None, None]
+    for i in range(NUM_IMAGES):
+        for number in range(len(pack.open(i).sizes) - (i == 2)):
+            ours, reference = (one.open(i).level(number).pixels() for one in (pack, before))
+            assert np.array_equal(ours, reference)
+
+
 def test_a_reader_written_from_the_docstring_alone_reads_it(pack_path):
+    if pack_path.parent.name.startswith(LEVELS):
+        return  # version 2, above
     data = pack_path.read_bytes()
     fields = struct.unpack_from("<8s4I4Q2I", data)
     magic, version, json_bytes, json_crc, index_crc = fields[:5]
@@ -87,10 +191,8 @@ def test_a_reader_written_from_the_docstring_alone_reads_it(pack_path):
     rows, columns = -(-height // 16), -(-width // 32)
     lengths = struct.unpack_from(f"<{rows * columns}H", table, 2 + name_bytes)
     assert sum(lengths) == len(payload)
-    header = bytearray(base64.b64decode(about["jpeg_header"]))
-    frame = header.index(b"\xff\xc0")
-    struct.pack_into(">HH", header, frame + 5, height, columns * 32)
-    assert np.array_equal(pillow(bytes(header) + payload)[:, :width], ours)
+    shown = shown_by_any_viewer(about["jpeg_header"], payload, width, height)
+    assert np.array_equal(shown, ours)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +206,7 @@ def test_a_reader_written_from_the_docstring_alone_reads_it(pack_path):
         (put(20, b"\xff"), "header fails its checksum"),
         (put(70, b"\xff"), "JSON fails its checksum"),
         (lambda data: data[:-8] + b"\x55" * 8, "index at [0-9,]+ fails its checksum"),
-        (put_version, "has format 9, this program reads 1"),
+        (put_version, "has format 9, and this program reads 1 and 2: .* update this clone"),
     ],
 )
 def test_a_damaged_file_is_refused_when_opened(pack_path, tmp_path, change, message):
@@ -128,8 +230,9 @@ def test_a_damaged_table_names_file_image_and_place(pack_path, tmp_path):
 
 def test_ten_thousand_damaged_files_never_give_another_images_pixels(pack_path):
     """Random bytes anywhere; a crash of the interpreter would end this child process."""
-    counts = printed_by("fuzz_pack", pack_path, 5000)
-    assert sum(counts.values()) == 5000 and min(counts.values()) > 100, counts
+    num_files = 2000 if pack_path.parent.name.startswith(LEVELS) else 4000
+    counts = printed_by("fuzz_pack", pack_path, num_files)
+    assert sum(counts.values()) == num_files and min(counts.values()) > 100, counts
 
 
 def printed_by(program: str, *words: object) -> dict:

@@ -1,0 +1,110 @@
+"""A picture of a pack of version 2 (pack.py): smaller copies of it lie before it in its record.
+
+Most of a small crop's time goes into pixels that it then averages away, and half of them are gone
+in a copy of half the size. crops.py picks the size that a crop is cut from.
+"""
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet50.data import jpeg
+from resnet50.data.jpeg import LEVEL_TILES, TiledPicture, TileHeader
+
+STORED = struct.Struct("<2H2I")  # of each size: width, height, bytes of its tiles, their crc32
+
+
+class Tiles(NamedTuple):
+    """A picture as `jpeg.encode_tiles` gives it, with its size in pixels."""
+
+    width: int
+    height: int
+    tiles: bytes
+    lengths: np.ndarray
+
+
+def to_table(pictures: Sequence[Tiles]) -> bytes:
+    """What the table of a record says behind the name. pictures: the smallest first."""
+    table = struct.pack("<H", len(pictures))
+    for width, height, tiles, _ in pictures:
+        table += STORED.pack(width, height, len(tiles), zlib.crc32(tiles))
+    return table + b"".join(picture.lengths.astype("<u2").tobytes() for picture in pictures)
+
+
+class LeveledPicture:
+    """A picture that is stored in several sizes. size: (width, height) of the full one, in pixels;
+    sizes: of all of them, largest first.
+
+    The smallest is in memory, the others are read from the file when they are used.
+    headers: of the smaller pictures, and of the full one.
+    """
+
+    def __init__(
+        self,
+        file: int,
+        offset: int,
+        table: memoryview,
+        smallest: memoryview,
+        headers: tuple[TileHeader, TileHeader],
+    ) -> None:
+        self._file, self._table, self._smallest = file, table, smallest
+        self._level_header, self._full_header = headers
+        at = 2 + int.from_bytes(table[:2], "little")
+        self._lengths_at = at + 2 + STORED.size * int.from_bytes(table[at : at + 2], "little")
+        self._payload_offset = offset + len(table)
+        self._stored = list(STORED.iter_unpack(table[at + 2 : self._lengths_at]))
+        self.sizes = [(width, height) for width, height, _, _ in reversed(self._stored)]
+        self.size = self.sizes[0]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Offset and bytes in the file of the tiles of a size."""
+        before = self._stored[: len(self._stored) - 1 - number]
+        offset = self._payload_offset + sum(num_bytes for _, _, num_bytes, _ in before)
+        return offset, self._stored[len(before)][2]
+
+    def _payload(self, number: int) -> memoryview:
+        """The tiles of a size."""
+        if number == len(self._stored) - 1:
+            return self._smallest
+        offset, num_bytes = self._place(number)
+        return memoryview(os.pread(self._file, num_bytes, offset))
+
+    def will_need(self, number: int) -> None:
+        """Have the kernel fetch a size from the disk, without waiting."""
+        if number < len(self._stored) - 1:
+            offset, num_bytes = self._place(number)
+            os.posix_fadvise(self._file, offset, num_bytes, os.POSIX_FADV_WILLNEED)
+
+    def level(self, number: int) -> TiledPicture:
+        """The picture in one of its sizes, by its place in `sizes`."""
+        at = self._lengths_at
+        for size in self.sizes[:number:-1]:
+            rows, columns = jpeg.tile_grid(*size, LEVEL_TILES)
+            at += 2 * rows * columns
+        header = self._level_header if number else self._full_header
+        rows, columns = jpeg.tile_grid(*self.sizes[number], header.tiling)
+        lengths = np.frombuffer(self._table, "<u2", rows * columns, at).reshape(rows, columns)
+        return TiledPicture(header, self._payload(number), lengths, self.sizes[number])
+
+    def crop(self, *box_and_shrink: int) -> np.ndarray:
+        """`TiledPicture.crop` of the full picture."""
+        return self.level(0).crop(*box_and_shrink)
+
+    def pixels(self) -> np.ndarray:
+        """All pixels of the full picture, uint8 (H, W, 3)."""
+        return self.level(0).pixels()
+
+    def find_fault(self) -> str | None:
+        """Check and decode all sizes; what is wrong with the first that is damaged, or None."""
+        for number, (width, height) in enumerate(self.sizes):
+            which = f"its level of {width}x{height} pixels: " if number else ""
+            if zlib.crc32(self._payload(number)) != self._stored[-1 - number][3]:
+                return f"{which}its payload fails its checksum"
+            shape = self.level(number).pixels().shape
+            if shape != (height, width, 3):
+                return f"{which}it decodes to {shape}"
+        return None
