@@ -161,9 +161,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name in ("long_side", "short_side"):
         if getattr(args, name) and not 32 <= getattr(args, name) <= 8192:
             parser.error(f"--{name} {getattr(args, name)}: must be from 32 to 8192, or 0")
-    if args.levels and train_store(args) == ORIGINAL:
-        parser.error("--levels is for tiles, and original files are stored: leave it out")
-    if problem := level_choice.problem(args.levels or (), args.long_side):
+    if problem := level_choice.problem(args.levels or (), train_store(args), args.long_side):
         parser.error(problem)
     if not 1 <= args.quality <= 100:
         parser.error(f"--quality {args.quality}: must be from 1 to 100")
@@ -199,12 +197,12 @@ def encodings(args: argparse.Namespace, classes: Sequence[str]) -> dict[str, Enc
     sizes = {name: getattr(args, name) for name in ("long_side", "short_side", "quality")}
     is_auto = args.upright == orientation.AUTO
     sizes["upright"] = orientation.of_classes(classes) if is_auto else args.upright
+    train = train_store(args)
     levels = args.levels
     if levels is None:
-        is_tiled = train_store(args) == TILES
-        levels = level_choice.default(args.long_side, args.short_side) if is_tiled else ()
+        levels = level_choice.default(args.long_side, args.short_side) if train == TILES else ()
     return {
-        "train": Encoding(store=train_store(args), levels=levels, **sizes),
+        "train": Encoding(store=train, levels=levels, **sizes),
         "val": Encoding(store=args.val_store or ORIGINAL, **sizes),
     }
 
@@ -230,9 +228,8 @@ def recognize(path: Path, work_dir: Path, args: argparse.Namespace) -> Source:
     return sources.recognize(path, work_dir, args.val_pct, dirs)
 
 
-def check_room(jobs: Sequence[SplitJob], out: Path) -> None:
-    """Raise ValueError if the disk has no room for what is still to be written."""
-    needed = sum(encode.estimate_bytes(job) for job in jobs)
+def check_room(needed: int, out: Path) -> None:
+    """Raise ValueError if the disk has no room for this many bytes, less those there already."""
     there = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     free = shutil.disk_usage(out).free
     if needed - there > free:
@@ -280,8 +277,10 @@ def pack(args: argparse.Namespace) -> int:
         for split in SPLITS
     ]
     try:
-        jobs[0] = level_choice.settle(jobs[0], args.levels is not None, out)
-        check_room(jobs, out)
+        samples = [encode.sample(job) for job in jobs]
+        jobs[0] = level_choice.settle(jobs[0], samples[0], args.levels is not None, out)
+        sizes = map(encode.estimate_bytes, samples, (len(job.pictures) for job in jobs))
+        check_room(sum(sizes), out)
     except ValueError:
         output_folder.remove_if_empty(work_dir)
         raise

@@ -321,10 +321,10 @@ def sample(job: SplitJob) -> list[Record]:
     return encode_chunk(pictures, job.read, job.encoding).records
 
 
-def estimate_bytes(job: SplitJob) -> int:
-    """About how large a pack will be, from a sample."""
-    sizes = [len(record.table) + len(record.payload) for record in sample(job)]
-    return round(sum(sizes) / max(1, len(sizes)) * len(job.pictures))
+def estimate_bytes(records: Sequence[Record], num_pictures: int) -> int:
+    """About how large a pack will be, from a sample of its records."""
+    sizes = [len(record.table) + len(record.payload) for record in records]
+    return round(sum(sizes) / max(1, len(sizes)) * num_pictures)
 
 
 def find_faults(path: Path, start: int, stop: int) -> list[str]:

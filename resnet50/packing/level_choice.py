@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from resnet50.data.pack import ORIGINAL, Record
 from resnet50.packing import encode, output_folder
 from resnet50.packing.encode import LEAST_SHRINKING, Encoding, SplitJob
 
@@ -20,9 +21,11 @@ def parse(text: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
-def problem(levels: Sequence[int], long_side: int) -> str:
-    """Why there cannot be such levels of images that are stored at this size; "" if there can."""
+def problem(levels: Sequence[int], store: str, long_side: int) -> str:
+    """Why there cannot be such levels of images that are stored so; "" if there can."""
     option = f"--levels {','.join(map(str, levels))}"
+    if levels and store == ORIGINAL:
+        return f"{option}: is for tiles, and original files are stored: leave it out"
     if not all(SMALLEST <= level <= LARGEST for level in levels):
         return f"{option}: must be from {SMALLEST} to {LARGEST}, or none"
     if sorted(set(levels), reverse=True) != list(levels):
@@ -42,8 +45,8 @@ def default(long_side: int, short_side: int) -> tuple[int, ...]:
     return (level,) if level >= SMALLEST else ()
 
 
-def settle(job: SplitJob, is_asked: bool, out: Path) -> SplitJob:
-    """The training job, without levels if the pictures are too small for them.
+def settle(job: SplitJob, sample: Sequence[Record], is_asked: bool, out: Path) -> SplitJob:
+    """The training job, without levels if the pictures of a sample are too small for them.
 
     is_asked: by --levels; if not, a split that is packed already without levels stays as it is.
     Raises ValueError naming a level that was asked for and is too large.
@@ -52,7 +55,7 @@ def settle(job: SplitJob, is_asked: bool, out: Path) -> SplitJob:
     if not encoding.levels:
         return job
     plain = replace(encoding, levels=())
-    sides = [max(record.width, record.height) for record in encode.sample(job)]
+    sides = [max(record.width, record.height) for record in sample]
     largest = max(sides, default=0)
     too_large = [level for level in encoding.levels if not encode.gets_level(largest, level)]
     if too_large and is_asked:

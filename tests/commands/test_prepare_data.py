@@ -133,10 +133,13 @@ SOURCES = {
 def test_every_source_is_packed_and_its_lying_files_are_reported(kind, tmp_path):
     container, files, num_train, num_val = SOURCES[kind]
     source, out = CONTAINERS[container](tmp_path, files()), tmp_path / "out"
-    result = prepare(tmp_path, source, "--out", out, "--skip_md5", "--num_workers", 2)
+    # Pictures out of archives with levels, those of folders without.
+    flags = ["--levels", "none" if container == "folder" else "32"]
+    result = prepare(tmp_path, source, "--out", out, "--skip_md5", "--num_workers", 2, *flags)
     assert result.code == 0, result.err
     assert sorted(path.name for path in out.iterdir()) == ["report.json", "train.pack", "val.pack"]
     report, opened = report_of(out), packs(out)
+    assert opened["train"].has_levels == (container != "folder")
     counts = [len(opened[split]) for split in SPLITS]
     assert counts == [report[split]["images"] for split in SPLITS]
     assert sum(counts) == num_train + num_val + 3
@@ -183,14 +186,14 @@ def test_sizes_shrink_and_never_grow(image_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def large_folder(tmp_path_factory) -> Path:
-    """Enough photos to take seconds: 3 classes, 1,500 and 30 images of up to 700 px."""
+    """Enough photos to take seconds: 3 classes, 1,200 and 30 images of up to 700 px."""
     root = make_folder(tmp_path_factory.mktemp("large"), 4, 10)
     for name in CLASSES:
         for i in range(4):
             file = root / "train" / name / f"{i:03d}.jpg"
             with Image.open(file) as image:
                 image.resize((image.width * 10, image.height * 10)).save(file, quality=90)
-            for copy in range(124):
+            for copy in range(99):
                 os.link(file, file.with_name(f"{i:03d}_{copy:03d}.jpg"))
     return root
 
@@ -215,6 +218,7 @@ def test_three_kills_leave_the_file_of_an_undisturbed_start(large_folder, tmp_pa
     last = prepare(tmp_path, *words[2:])
     assert last.code == 0, last.err
     assert hashes(tmp_path / "out") == hashes(tmp_path / "calm")
+    assert packs(tmp_path / "out")["train"].has_levels
     left = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert left == ["report.json", "train.pack", "val.pack"]
 
@@ -236,7 +240,7 @@ def done(state: Path) -> int:
 
 
 def test_sigterm_keeps_what_is_done_and_says_so(large_folder, tmp_path, no_leftovers):
-    words = packing_words(large_folder, tmp_path / "out")
+    words = [*packing_words(large_folder, tmp_path / "out"), "--levels", "none"]  # in half the time
     process = start(words, tmp_path)
     partial = tmp_path / "out" / "train.pack.partial"
     wait_for(lambda: partial.exists() and partial.stat().st_size > 10_000, what="packing to begin")
@@ -285,8 +289,39 @@ def test_a_pack_of_a_newer_format_is_neither_read_nor_replaced(image_folder, tmp
     put_version(newer)
     pack.write_bytes(newer)
     result = prepare(tmp_path, image_folder, "--out", "out")
-    assert result.code == 2 and "has format 9, this program reads 1" in result.err
+    assert result.code == 2 and "format 9, and this program reads 1 and 2" in result.err
+    assert "made by a newer version, so update this clone" in result.err
     assert pack.read_bytes() == newer
+
+
+def test_levels_are_made_unasked_and_packs_without_them_stay_complete(image_folder, tmp_path):
+    """Version 1, as all packs were before, counts as complete until levels are asked for."""
+    size = ("--long_side", 96)  # of pictures of up to 75 pixels: levels of 48
+    for name, flags in (("plain", [*size, "--levels", "none"]), ("leveled", size)):
+        assert prepare(tmp_path, image_folder, "--out", name, *flags).code == 0
+    made, before = (packs(tmp_path / name)["train"] for name in ("leveled", "plain"))
+    assert made.has_levels and not before.has_levels
+    assert made.settings == before.settings | {"levels": [48], "level_quality": 89}
+    assert hashes(tmp_path / "leveled")["val"] == hashes(tmp_path / "plain")["val"]
+    for name, flags, told in (
+        ("plain", [], "is already complete"),
+        ("leveled", [], "is already complete"),
+        ("leveled", ["--levels", "48"], "is already complete"),
+        ("plain", ["--levels", "48"], "made with other options (levels [], now [48])"),
+        ("leveled", ["--levels", "none"], "made with other options (levels [48], now [])"),
+    ):
+        kept = hashes(tmp_path / name)
+        result = prepare(tmp_path, image_folder, "--out", name, *size, *flags)
+        assert told in result.out + result.err and hashes(tmp_path / name) == kept
+    # Neither does a validation split that is packed again cost such a training split its place.
+    kept = hashes(tmp_path / "plain")
+    (tmp_path / "plain" / "val.pack").unlink()
+    assert prepare(tmp_path, image_folder, "--out", "plain", *size).code == 0
+    assert hashes(tmp_path / "plain") == kept
+    # Pictures that are too small for levels are packed as they always were.
+    assert prepare(tmp_path, image_folder, "--out", "small").code == 0
+    small = packs(tmp_path / "small")["train"]
+    assert not small.has_levels and "levels" not in small.settings
 
 
 def test_another_request_does_not_keep_the_split_that_was_finished(image_folder, tmp_path):
@@ -322,7 +357,7 @@ def test_a_disk_that_is_too_small_is_said_before_and_one_that_fills_up_is_surviv
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], check=True)
     try:
-        flags = (large_folder, "--out", disk / "out", "--num_workers", 2)
+        flags = (large_folder, "--out", disk / "out", "--num_workers", 2, "--levels", "none")
         result = prepare(tmp_path, *flags)
         assert result.code == 2 and "GB are free" in result.err and "Traceback" not in result.err
         assert not (disk / "out").exists()
@@ -337,10 +372,23 @@ def test_a_disk_that_is_too_small_is_said_before_and_one_that_fills_up_is_surviv
 
         (disk / "ballast").unlink()
         assert prepare(tmp_path, *flags).code == 0
-        assert prepare(tmp_path, large_folder, "--out", "calm").code == 0
+        assert prepare(tmp_path, large_folder, "--out", "calm", "--levels", "none").code == 0
         assert hashes(disk / "out") == hashes(tmp_path / "calm")
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_verify_names_the_damaged_level(image_folder, tmp_path):
+    assert prepare(tmp_path, image_folder, "--out", "out", "--levels", "48,32").code == 0
+    path = tmp_path / "out" / "train.pack"
+    entry, (width, height) = PackedImages(path)._index[30], PackedImages(path).open(30).sizes[-1]
+    data = bytearray(path.read_bytes())
+    data[int(entry["offset"] + entry["head_size"]) - 20] ^= 0x10
+    path.write_bytes(data)
+    result = prepare(tmp_path, "--verify", "out")
+    what = f"its level of {width}x{height} pixels: its payload fails its checksum"
+    assert f"train.pack:bee/008.jpg: {what}" in result.out, result.out
+    assert result.code == 2 and "1 images are damaged" in result.out
 
 
 def test_verify_names_the_damaged_image(image_folder, tmp_path):
@@ -435,6 +483,18 @@ def hopeless_class(place: Path) -> list:
         (lambda place: [place, "--download"], "--download is for one of imagenet, "),
         (lambda place: [place, "--long_side", 8], "--long_side 8: must be from 32"),
         (lambda place: [place, "--quality", 101], "--quality 101: must be from 1 to 100"),
+        (lambda place: [place, "--levels", "big"], "big: must be like 250 or 320,200, or none"),
+        (lambda place: [place, "--levels", "250,8"], "--levels 250,8: must be from 32 to 8192"),
+        (lambda place: [place, "--levels", "200,320"], "--levels 200,320: must be descending"),
+        (lambda place: [place, "--levels", 450], "--levels 450: must be at most 400, 1.25 times"),
+        (
+            lambda place: [place, "--levels", 250, "--store", "original"],
+            "--levels 250: is for tiles, and original files are stored",
+        ),
+        (
+            lambda place: [write_folder(place / "source", csv_files()), "--levels", "128"],
+            r"--levels 128: must be 1.25 times smaller .* the largest of \d+ has \d+ pixels",
+        ),
         (lambda place: [place, "--num_workers", 0], "--num_workers 0: must be from 1"),
         (lambda place: [place, "--val_pct", 100], "--val_pct 100: must be above 0"),
         (lambda place: [place, "--verify", place], "give a SOURCE to pack, or --verify DIR"),

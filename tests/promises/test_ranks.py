@@ -18,6 +18,8 @@ from support.commands import (
 from support.in_process import run_here
 from support.runs import assert_same, newest_checkpoint, steps_logged
 
+import prepare_data
+
 PLAIN = ("--clip_grad_norm=0", "--weight_decay=0")  # so that momentum begins as the gradient
 MIXED = ("--mixup_alpha=0.2", "--cutmix_alpha=1", "--trivial_augment", "--random_erasing=0.5")
 FLAGS = (*PLAIN, *MIXED)
@@ -100,9 +102,16 @@ def pixel_hashes(data_dir: Path, rank: int, world_size: int, num_workers: int) -
     return result.out.split()
 
 
-def test_ranks_in_processes_of_their_own_see_the_pixels_of_one(image_folder):
-    alone = pixel_hashes(image_folder, 0, 1, 0)
+@pytest.mark.parametrize("world_size, num_workers, levels", [(2, 0, "48"), (4, 1, "")])
+def test_ranks_in_processes_of_their_own_see_the_pixels_of_one(
+    image_folder, tmp_path, world_size, num_workers, levels
+):
+    data_dir = image_folder
+    if levels:
+        data_dir = tmp_path / "packed"
+        words = [str(image_folder), "--out", str(data_dir), "--levels", levels]
+        assert prepare_data.main(words) == 0
+    alone = pixel_hashes(data_dir, 0, 1, 0)
     assert len(alone) == 32
-    for world_size, num_workers in ((2, 0), (4, 1)):
-        shared = [pixel_hashes(image_folder, r, world_size, num_workers) for r in range(world_size)]
-        assert alone == [shared[m % world_size][m // world_size] for m in range(32)]
+    shared = [pixel_hashes(data_dir, r, world_size, num_workers) for r in range(world_size)]
+    assert alone == [shared[m % world_size][m // world_size] for m in range(32)]

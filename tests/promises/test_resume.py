@@ -154,8 +154,10 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
     assert_same_end(straight, tmp_path / "run")
 
 
-def test_growing_images_out_of_a_pack_resume_bit_for_bit(image_folder, tmp_path):
-    assert prepare_data.main([str(image_folder), "--out", str(tmp_path / "packed")]) == 0
+@pytest.mark.parametrize("levels", ["none", "48"])
+def test_growing_images_out_of_a_pack_resume_bit_for_bit(image_folder, tmp_path, levels):
+    flags = ["--out", str(tmp_path / "packed"), "--levels", levels]
+    assert prepare_data.main([str(image_folder), *flags]) == 0
 
     def words(name: str, num_workers: int) -> list[object]:
         flags = [
@@ -163,6 +165,7 @@ def test_growing_images_out_of_a_pack_resume_bit_for_bit(image_folder, tmp_path)
             "--image_size=48",
             "--eval_resize_size=48",
             "--start_image_size=32",
+            "--min_crop_scale=0.5",  # of which many fit into a level
             "--image_size_multiple=8",
             "--grow_end_epoch=2",
             f"--num_workers={num_workers}",
