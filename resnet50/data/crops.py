@@ -81,7 +81,7 @@ class TrainImages:
         pictures, failed = [], []
         for place, index in enumerate(indices.tolist()):
             try:
-                pictures.append(self._split.open(index))
+                pictures.append(self._split.open(index, images.shape[1]))
             except Exception as error:
                 # A damaged image must not stop a run; --max_bad_images does, and names them.
                 pictures.append(None)

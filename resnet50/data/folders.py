@@ -52,8 +52,8 @@ class ImageFolder:
                 for path in self.paths[begin:end]:
                     yield name, os.fsdecode(path[skip:])
 
-    def open(self, index: int) -> WholePicture:
-        """Read an image; its pixels are decoded later."""
+    def open(self, index: int, image_size: int | None = None) -> WholePicture:
+        """Read an image; its pixels are decoded later. image_size: of the crop that is wanted."""
         return WholePicture(Path(self.name(index)).read_bytes(), self.upright)
 
     def extents(self, indices: np.ndarray) -> list[tuple[Path, int, int]]:

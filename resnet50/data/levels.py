@@ -1,7 +1,7 @@
 """A picture of a pack of version 2 (pack.py): smaller copies of it lie before it in its record.
 
-Most of a small crop's time goes into pixels that it then averages away, and half of them are gone
-in a copy of half the size. crops.py picks the size that a crop is cut from.
+A small crop's time goes into pixels that it then averages away, and a copy of half the size has a
+quarter of them. crops.py picks the size that a crop is cut from.
 """
 
 import os
@@ -39,8 +39,8 @@ class LeveledPicture:
     """A picture that is stored in several sizes. size: (width, height) of the full one, in pixels;
     sizes: of all of them, largest first.
 
-    The smallest is in memory, the others are read from the file when they are used.
-    headers: of the smaller pictures, and of the full one.
+    smallest: its tiles; if that is empty, they are read from the file when they are used, as the
+    others are. headers: of the smaller pictures, and of the full one.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class LeveledPicture:
 
     def _payload(self, number: int) -> memoryview:
         """The tiles of a size."""
-        if number == len(self._stored) - 1:
+        if number == len(self._stored) - 1 and self._smallest:
             return self._smallest
         offset, num_bytes = self._place(number)
         return memoryview(os.pread(self._file, num_bytes, offset))
 
     def will_need(self, number: int) -> None:
         """Have the kernel fetch a size from the disk, without waiting."""
-        if number < len(self._stored) - 1:
+        if number < len(self._stored) - 1 or not self._smallest:
             offset, num_bytes = self._place(number)
             os.posix_fadvise(self._file, offset, num_bytes, os.POSIX_FADV_WILLNEED)
 

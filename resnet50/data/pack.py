@@ -178,13 +178,24 @@ class PackedImages:
             "(prepare_data.py)"
         )
 
-    def _read(self, index: int) -> tuple[memoryview, memoryview, tuple[int, int]]:
+    def _expects_level(self, image_size: int | None) -> bool:
+        """Whether crops of this size are worth reading the smallest level before they are drawn.
+
+        It decides what is read when, and no pixel.
+        """
+        # Of crops with two thirds of a level's long side, one in three or four is cut from it.
+        return self.has_levels and bool(image_size) and 3 * image_size <= 2 * self._largest_level
+
+    def _read(
+        self, index: int, image_size: int | None = None
+    ) -> tuple[memoryview, memoryview, tuple[int, int]]:
         """An image's table (its name and all lengths), its payload, its width and height.
 
-        With levels, the payload is that of the smallest picture alone.
+        With levels, the payload is that of the smallest alone, or empty if few crops need it.
         """
         offset, size, _, width, height, table_size, table_crc, last = self._index[index].item()
-        size = last if self.has_levels else size
+        if self.has_levels:
+            size = last if self._expects_level(image_size) else table_size
         record = memoryview(os.pread(self._file, size, offset))
         table, payload = record[:table_size], record[table_size:]
         if len(record) < size or zlib.crc32(table) != table_crc:
@@ -200,12 +211,15 @@ class PackedImages:
         length = int.from_bytes(table[:2], "little")
         return f"{self.root}:{os.fsdecode(bytes(table[2 : 2 + length]))}"
 
-    def open(self, index: int) -> TiledPicture | WholePicture | LeveledPicture:
+    def open(
+        self, index: int, image_size: int | None = None
+    ) -> TiledPicture | WholePicture | LeveledPicture:
         """Read an image, in one access to the disk; its pixels are decoded later.
 
-        Of one with levels, the smallest is read, and a larger one when it is used.
+        image_size: of the crop that is wanted, None for all of it. Of an image with levels, the
+        smallest is read if that may do, and another one when it is used.
         """
-        table, payload, (width, height) = self._read(index)
+        table, payload, (width, height) = self._read(index, image_size)
         if self.has_levels:
             headers = self._level_header, self._tile_header
             offset = int(self._index["offset"][index])
@@ -225,15 +239,20 @@ class PackedImages:
     def will_need(self, indices: np.ndarray, image_size: int | None = None) -> None:
         """Have the kernel fetch these images from the disk, all at once, without waiting.
 
-        image_size: of crops. Where levels are large enough for them, only the smallest of each is
-        fetched here; see `LeveledPicture.will_need`.
+        image_size: of the crops that are wanted, None for all of the images. Of images with levels
+        only the smallest are fetched if these may do, see `LeveledPicture.will_need`.
         """
-        entries = self._index[indices]
-        # A picture has usually 3 pixels for every 4 of its long side, and a crop must fit in.
-        is_small = self.has_levels and image_size and 4 * image_size <= 3 * self._largest_level
-        sizes = entries["head_size" if is_small else "size"]
-        for offset, size in zip(entries["offset"].tolist(), sizes.tolist(), strict=True):
-            os.posix_fadvise(self._file, offset, size, os.POSIX_FADV_WILLNEED)
+        is_small = self._expects_level(image_size)
+        is_large = self.has_levels and bool(image_size) and not is_small
+        for offset, size, *_, table_size, _, last in self._index[indices].tolist():
+            if is_large and last < size:  # without the smallest picture in between
+                self._fetch(offset, table_size)
+                self._fetch(offset + last, size - last)
+            else:
+                self._fetch(offset, last if is_small else size)
+
+    def _fetch(self, offset: int, size: int) -> None:
+        os.posix_fadvise(self._file, offset, size, os.POSIX_FADV_WILLNEED)
 
     def find_fault(self, index: int) -> str | None:
         """Check and decode a whole image; what is wrong with it, or None."""

@@ -139,12 +139,46 @@ def test_a_small_crop_reads_the_smallest_level_alone(leveled, monkeypatch):
     offset, size, head_size = (
         int(pack._index[name][1]) for name in ("offset", "size", "head_size")
     )
-    picture = pack.open(1)
+    picture = pack.open(1, 32)
     assert picture.level(len(picture.sizes) - 1).pixels().shape[1::-1] == picture.sizes[-1]
     assert reads == [(offset, head_size)]
     assert picture.pixels().shape[1::-1] == picture.size
     (_, (last, num_bytes)) = reads
     assert last + num_bytes == offset + size and last >= offset + head_size
+    # A large one reads the table and the full picture, and none of those in between.
+    reads.clear()
+    assert np.array_equal(pack.open(1, 224).pixels(), picture.pixels())
+    assert reads[:2] == [(offset, int(pack._index["table_size"][1])), (last, num_bytes)]
+
+
+@pytest.mark.parametrize("image_size", [None, 32, 224])
+def test_what_is_fetched_ahead_is_what_is_read(tmp_path, monkeypatch, image_size):
+    """By images with a level, and by those beside them that are too small for it."""
+    pack = PackedImages(make_pack(tmp_path / "train.pack", levels=(170,)))
+    assert {len(pack.open(i).sizes) for i in range(NUM_IMAGES)} == {1, 2}
+    fetched, read_ = [], []
+    pread = os.pread
+
+    def noted(file: int, num_bytes: int, offset: int) -> bytes:
+        read_.append((offset, offset + num_bytes))
+        return pread(file, num_bytes, offset)
+
+    monkeypatch.setattr(os, "pread", noted)
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda _, at, size, advice: fetched.append((at, at + size, size))
+    )
+    pack.will_need(np.arange(NUM_IMAGES), image_size)
+    assert all(size for _, _, size in fetched)  # 0 would mean up to the end of the file
+    for i in range(NUM_IMAGES):
+        picture = pack.open(i, image_size)
+        level = len(picture.sizes) - 1 if image_size == 32 else 0
+        picture.will_need(level)
+        picture.level(level).pixels()
+    for start, end in read_:
+        assert any(first <= start and end <= last for first, last, _ in fetched)
+    num_read = sum(end - start for start, end in read_)
+    whole = sum(size for _, _, size in pack.extents(np.arange(NUM_IMAGES)))
+    assert num_read < whole
 
 
 def test_a_damaged_level_is_named_and_hits_no_other_pixels(leveled, tmp_path):
