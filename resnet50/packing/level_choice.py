@@ -37,8 +37,8 @@ def problem(levels: Sequence[int], store: str, long_side: int) -> str:
 
 
 def default(long_side: int, short_side: int) -> tuple[int, ...]:
-    """One level of half the size that images are stored at, for most crops of up to half its own:
-    it takes 35% more bytes (benchmarks/README.md)."""
+    """One level of half the size that images are stored at, in 35% more bytes; it serves most crops
+    of up to half of its own size (benchmarks/README.md)."""
     # A limit to the short side is taken as one of pictures of 4:3. In whole blocks of a JPEG: the
     # 250 rows of an upright picture would be encoded as 256.
     level = (long_side or short_side * 4 // 3 or Encoding.long_side) // 2 // BLOCK * BLOCK
