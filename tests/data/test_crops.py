@@ -253,51 +253,44 @@ def test_a_reduced_rectangle_lies_in_its_own_and_is_large_enough(rectangles):
         assert shrink == 4 or min(width, height) < 200 * shrink + 8
 
 
+def around(box: Sequence[int], size: Sequence[int], full: Sequence[int]) -> list[int]:
+    """The whole pixels of a level that a rectangle of the full picture touches."""
+    ratios = [Fraction(small, large) for small, large in zip(size, full, strict=True)]
+    left, top = (math.floor(edge * ratio) for edge, ratio in zip(box[:2], ratios, strict=True))
+    right, bottom = (math.ceil(edge * ratio) for edge, ratio in zip(box[2:], ratios, strict=True))
+    return [left, top, right, bottom]
+
+
+@st.composite
+def stored_pictures(draw) -> tuple[list[tuple[int, int]], list[int]]:
+    """All sizes of a picture, largest first, and a rectangle on it."""
+    width, height = draw(st.integers(40, 500)), draw(st.integers(40, 500))
+    smaller = [(-(-width // k), height // k) for k in (2, 3)[: draw(st.integers(0, 2))]]
+    edges = [
+        sorted(draw(st.sets(st.integers(0, n), min_size=2, max_size=2))) for n in (width, height)
+    ]
+    (left, right), (top, bottom) = edges
+    return [(width, height), *smaller], [left, top, right, bottom]
+
+
 @settings(max_examples=200)
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(40, 500), st.integers(40, 500), st.integers(0, 2), st.integers(0, 9999)
-        ),
-        min_size=1,
-    ),
-    st.sampled_from([32, 88, 128, 224]),
-)
-def test_a_level_has_all_of_the_crop_and_is_the_smallest_that_does(pictures, side):
-    sizes, boxes = [], []
-    for width, height, num_levels, seed in pictures:
-        rng = np.random.default_rng(seed)
-        smaller = [(-(-width // k), height // k) for k in (2, 3)[:num_levels]]
-        sizes.append([(width, height), *smaller])
-        (left, right), (top, bottom) = (
-            np.sort(rng.choice(most + 1, 2, replace=False)) for most in (width, height)
-        )
-        boxes.append([left, top, right, bottom])
-    boxes, stacked = np.array(boxes), crops.stacked(sizes)
-    mapped, levels = crops.pick_levels(boxes, stacked, side)
-    for i, (full, *smaller) in enumerate(sizes):
-        outer = [
-            [
-                edge
-                for start, (small, large) in enumerate(zip(size, full, strict=True))
-                for edge in (
-                    math.floor(Fraction(int(boxes[i, start]) * small, large)),
-                    math.ceil(Fraction(int(boxes[i, start + 2]) * small, large)),
-                )
-            ]
-            for size in smaller
+@given(st.lists(stored_pictures(), min_size=1, max_size=9), st.sampled_from([16, 32, 88, 128]))
+def test_a_crop_is_cut_from_the_smallest_level_that_has_its_pixels(pictures, side):
+    sizes, boxes = zip(*pictures, strict=True)
+    picked, levels = crops.pick_levels(np.array(boxes), crops.stacked(sizes), side)
+    for place, ((full, *smaller), box) in enumerate(pictures):
+        mapped = [box, *(around(box, size, full) for size in smaller)]
+        fitting = [
+            level
+            for level, (left, top, right, bottom) in enumerate(mapped)
+            if level and min(right - left, bottom - top) >= side
         ]
-        fitting = [n for n, (a, b, c, d) in enumerate(outer, 1) if min(b - a, d - c) >= side]
-        assert levels[i] == max(fitting, default=0)
-        left, top, right, bottom = mapped[i].tolist()
-        if levels[i]:
-            assert [left, right, top, bottom] == outer[levels[i] - 1]
-            assert right <= smaller[levels[i] - 1][0] and bottom <= smaller[levels[i] - 1][1]
-        else:
-            assert mapped[i].tolist() == boxes[i].tolist()
+        assert levels[place] == max(fitting, default=0)
+        assert picked[place].tolist() == mapped[levels[place]]
+        assert (picked[place, 2:] <= ([full, *smaller])[levels[place]]).all()
         # The others of the batch do not matter.
-        alone = crops.pick_levels(boxes[i : i + 1], crops.stacked(sizes[i : i + 1]), side)
-        assert alone[0].tolist() == mapped[i : i + 1].tolist() and alone[1][0] == levels[i]
+        alone = crops.pick_levels(np.array([box]), crops.stacked([sizes[place]]), side)
+        assert np.array_equal(alone[0][0], picked[place]) and alone[1][0] == levels[place]
 
 
 def test_evaluation_takes_the_largest_of_a_pack_with_levels(image_folder, tmp_path):
