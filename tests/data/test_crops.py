@@ -273,7 +273,7 @@ def stored_pictures(draw) -> tuple[list[tuple[int, int]], list[int]]:
     return [(width, height), *smaller], [left, top, right, bottom]
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.lists(stored_pictures(), min_size=1, max_size=9), st.sampled_from([16, 32, 88, 128]))
 def test_a_crop_is_cut_from_the_smallest_level_that_has_its_pixels(pictures, side):
     sizes, boxes = zip(*pictures, strict=True)
