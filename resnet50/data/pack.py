@@ -183,7 +183,7 @@ class PackedImages:
 
         It decides what is read when, and no pixel.
         """
-        # Of crops with two thirds of a level's long side, one in three or four is cut from it.
+        # With two thirds of a level's long side, a quarter of the crops or less is cut from it.
         return self.has_levels and bool(image_size) and 3 * image_size <= 2 * self._largest_level
 
     def _read(
