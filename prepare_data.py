@@ -4,6 +4,7 @@
     python prepare_data.py tiny-imagenet --download --out data/tiny-imagenet
     python prepare_data.py FOLDER_WITH_THE_IMAGENET_TARS --out /mnt/imagenet/imagenet
     python prepare_data.py --verify /mnt/imagenet/imagenet
+    python prepare_data.py --compare /mnt/imagenet/imagenet
 
 SOURCE is a folder or an archive; what it holds is recognized: ImageNet's two original tars, which
 are read in place, without unpacking to disk; Hugging Face's .tar.gz of them; Kaggle's competition
@@ -13,7 +14,8 @@ splits; train.csv and val.csv of `path,label`. Splits with other names are given
 500 pixels a side, with a copy of half the size for small crops; validation images keep their
 original bytes. Files that are not used are counted in the output and named in report.json. A kill
 costs seconds: the same command resumes, and the result has the same bytes; if the source has
-changed since, the command says so.
+changed since, the command says so. --compare tells whether labels and pixels are right, from the
+source that report.json names, or from SOURCE.
 """
 
 import resnet50.system.preflight  # noqa: F401 (first: it reports what this Python lacks)
@@ -21,20 +23,19 @@ import resnet50.system.preflight  # noqa: F401 (first: it reports what this Pyth
 # isort: split
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dataset_paths import DATASETS
 from resnet50.config.command_line import Parser, print_error
 from resnet50.data import orientation
-from resnet50.data.pack import ORIGINAL, SUFFIX, TILES, PackedImages
+from resnet50.data.pack import ORIGINAL, SUFFIX, TILES
 from resnet50.packing import (
     archives,
     data_set,
@@ -64,13 +65,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         "prepare_data.py",
         __doc__,
-        usage="prepare_data.py SOURCE --out DIR [options] | --verify DIR",
+        usage="prepare_data.py SOURCE --out DIR [options] | --verify DIR | --compare DIR [SOURCE]",
     )
     add = parser.add_argument
     names = ", ".join(DATASETS)
     add("source", nargs="?", help=f"folder or archive; or by name: {names}")
     add("--out", type=Path, metavar="DIR", help="folder to write [data/SOURCE for names]")
     add("--verify", type=Path, metavar="DIR", help="check and decode every image of a packed set")
+    add("--compare", type=Path, metavar="DIR", help="are labels and crops those of its source?")
     add(
         "--download", action="store_true", help="download the named data set; for imagenet, say how"
     )
@@ -152,8 +154,10 @@ def add_split_dirs(parser: argparse.ArgumentParser) -> None:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Fill in defaults; ends the program with exit code 2 on a mistake."""
-    if (args.verify is None) == (args.source is None):
-        parser.error("give a SOURCE to pack, or --verify DIR")
+    if args.compare and (args.out or args.verify):
+        parser.error(f"--compare {args.compare} writes no packs: leave out --out and --verify")
+    if not args.compare and (args.verify is None) == (args.source is None):
+        parser.error("give a SOURCE to pack, or --verify DIR, or --compare DIR")
     args.num_workers = limits.num_cores() if args.num_workers is None else args.num_workers
     if not 1 <= args.num_workers <= 512:
         parser.error(f"--num_workers {args.num_workers}: must be from 1 to 512")
@@ -168,7 +172,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--quality {args.quality}: must be from 1 to 100")
     if not 0 < args.val_pct < 100:
         parser.error(f"--val_pct {args.val_pct:g}: must be above 0 and below 100")
-    is_name = args.source in DATASETS
+    # Without SOURCE, report.json has it.
+    is_name = args.source in DATASETS or (args.compare and not args.source)
     if args.download and not is_name:
         parser.error(f"--download is for one of {', '.join(DATASETS)}, not {args.source}")
     if args.source_dir and args.source != "fashion-mnist":
@@ -179,7 +184,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--val_dir needs --train_dir: give both")
     if args.train_dir and is_name and args.source == "fashion-mnist":
         parser.error("--train_dir names folders of a SOURCE, and fashion-mnist has none")
-    if args.source and args.out is None:
+    if args.source and args.out is None and not args.compare:
         if not is_name:
             parser.error("--out DIR is missing: give a folder for the packs")
         args.out = Path("data") / args.source
@@ -289,7 +294,7 @@ def pack(args: argparse.Namespace) -> int:
     report = {"request": request, "layout": source.layout, "classes": len(source.classes)}
     for job in jobs:
         digest = snapshot.digest_of(job.pictures, stamps)
-        report[job.split] = pack_one(job, digest, out, args.num_workers, stop)
+        report[job.split] = output_folder.pack_one(job, digest, out, args.num_workers, stop)
     report["unused"] = source.unused.to_json()
     report["source_files"] = snapshot.to_json(source, Path(args.source), stamps)
     if args.write_annotations:
@@ -299,6 +304,21 @@ def pack(args: argparse.Namespace) -> int:
     shutil.rmtree(work_dir)
     pack_report.print_report(report, out, source)
     return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Compare packs with their source; 0 if they agree, 2 if not. Raises ValueError or OSError."""
+    from resnet50.packing import compare_report  # needs torch, which packing need not wait for
+
+    packs = {split: pack_report.open_pack("compare", args.compare, split) for split in SPLITS}
+    if args.source is None:
+        vars(args).update(output_folder.packed_from(args.compare))
+    args.skip_md5 = True  # it was checked when it was packed
+    left_out = {split: output_folder.left_out(args.compare, split) for split in SPLITS}
+    place = args.compare if os.access(args.compare, os.W_OK) else None  # for what a .tar.gz holds
+    with tempfile.TemporaryDirectory(prefix=".compare-", dir=place) as work_dir:
+        source, read = open_source(args, Path(work_dir))
+        return compare_report.run(args.compare, packs, source, read, left_out)
 
 
 def request_of(args: argparse.Namespace) -> dict[str, object]:
@@ -321,62 +341,16 @@ def is_by_name(args: argparse.Namespace) -> bool:
     return args.source in DATASETS and not Path(args.source).exists()
 
 
-def pack_one(
-    job: SplitJob, digest: str, out: Path, num_workers: int, stop: Interruption
-) -> dict[str, object]:
-    """Pack one split, unless an earlier run has; returns its part of the report.
-
-    digest: of its source files as they are now.
-    """
-    path, result_path = out / f"{job.split}{SUFFIX}", out / ".work" / f"{job.split}.json"
-    if path.exists() and result_path.exists():
-        result = json.loads(result_path.read_text())
-        # Older results have no digest.
-        if result["way"] == job.encoding.settings() and result.get("source", digest) == digest:
-            return result
-        if result["way"] == job.encoding.settings():
-            what = "its files have changed since it was packed"
-            print(f"{job.split}: packing it again: {what}", file=sys.stderr)
-    start = time.monotonic()
-    done_before = []
-    with tqdm(
-        total=len(job.pictures), desc=job.split, unit="img", disable=None, leave=False
-    ) as bar:
-
-        def progress(num_done: int) -> None:
-            """Advance the bar; stop here if a signal arrived."""
-            if not done_before:  # images done by an earlier start do not count for the speed
-                done_before.append(num_done)
-                bar.initial = bar.n = num_done
-                if num_done:
-                    print(f"{job.split}: resuming at image {num_done:,}", file=sys.stderr)
-            bar.update(num_done - bar.n)
-            if stop.requested:
-                raise KeyboardInterrupt
-
-        notes = encode.pack_split(job, path, num_workers, progress)
-    seconds = time.monotonic() - start
-    result = {
-        "images": len(PackedImages(path)),
-        "bytes": path.stat().st_size,
-        "seconds": round(seconds, 1),
-        "images_per_s": round((len(job.pictures) - done_before[0]) / max(seconds, 1e-3), 1),
-        "way": job.encoding.settings(),
-        "source": digest,
-        "notes": [note._asdict() for note in notes],
-    }
-    result_path.write_text(json.dumps(result))
-    return result
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare or verify; 0 if all is well, 2 if something must be changed, 75 if interrupted."""
+    """Pack, verify or compare; 0: all is well, 2: something must be changed, 75: interrupted."""
     parser = build_parser()
     args = parser.parse_args(argv)
     check(parser, args)
     for signum in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the former
         signal.signal(signum, signal.default_int_handler)
     try:
+        if args.compare:
+            return compare(args)
         return pack_report.verify(args.verify, args.num_workers) if args.verify else pack(args)
     except KeyboardInterrupt:
         print("prepare_data.py: interrupted; the same command resumes", file=sys.stderr)
@@ -384,7 +358,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenProcessPool:
         message = "a worker was killed, perhaps for lack of memory: use fewer --num_workers"
     except OSError as error:
-        option = f"--verify {args.verify}" if args.verify else f"--out {args.out}"
+        named = {name: getattr(args, name) for name in ("verify", "compare", "out")}
+        option = next(f"--{name} {path}" for name, path in named.items() if path)
         if args.source and str(error.filename or "").startswith(str(Path(args.source).absolute())):
             option = args.source
         where = f" ({error.filename})" if error.filename else ""

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from resnet50.data import batch, crops, sampling, splits
 from resnet50.data.pack import PackedImages
-from resnet50.packing import encode
+from resnet50.packing import encode, fidelity
 from resnet50.packing.data_set import Picture
 from resnet50.packing.encode import Encoding, SplitJob
 from resnet50.system import limits
@@ -173,39 +173,22 @@ def ffcv_stored(pixels: np.ndarray, long_side: int) -> np.ndarray:
     return cv2.imdecode(encoded, cv2.IMREAD_COLOR)[:, :, ::-1].copy()
 
 
-def pillow_crop(
+def reference(
     original: Image.Image, crop: Crop, resample: Image.Resampling = Image.Resampling.BILINEAR
 ) -> np.ndarray:
     """The rectangle of a crop, from the original, which may be larger than what it was drawn on."""
-    factors = [original.size[0] / crop.size[0], original.size[1] / crop.size[1]] * 2
-    box = [
-        min(x * f, most) for x, f, most in zip(crop.box, factors, original.size * 2, strict=True)
-    ]
-    return np.asarray(original.resize(crop.pixels.shape[:2], resample, box=box))
-
-
-def ssim(one: np.ndarray, other: np.ndarray) -> float:
-    """Structural similarity of the luma of two pictures, uint8 (S, S, 3) (Wang et al. 2004)."""
-    x, y = (cv2.cvtColor(a, cv2.COLOR_RGB2GRAY).astype(np.float64) for a in (one, other))
-    blur = lambda image: cv2.GaussianBlur(image, (11, 11), 1.5)[5:-5, 5:-5]
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-    covariance = blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return float((likeness / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean())
+    return fidelity.pillow_crop(original, crop.box, crop.size, len(crop.pixels), resample)
 
 
 def quality(crops: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> dict[str, float]:
     """Figures of a pipeline."""
-    differences = [a.astype(np.float64) - b for a, b in zip(crops, references, strict=True)]
-    # Equal crops would be infinitely good: 0.01 is 68 dB.
-    psnr = [10 * np.log10(255**2 / max((d**2).mean(), 0.01)) for d in differences]
+    pairs = list(zip(crops, references, strict=True))
+    psnr = [fidelity.psnr(*pair) for pair in pairs]
     return {
         "psnr": float(np.mean(psnr)),
         "psnr_p10": float(np.percentile(psnr, 10)),
-        "mad": float(np.mean([np.abs(d).mean() for d in differences])),
-        "ssim": float(np.mean([ssim(a, b) for a, b in zip(crops, references, strict=True)])),
+        "mad": float(np.mean([np.abs(a.astype(np.float64) - b).mean() for a, b in pairs])),
+        "ssim": float(np.mean([fidelity.ssim(*pair) for pair in pairs])),
     }
 
 
@@ -216,7 +199,7 @@ def measure(corpus: Corpus, args: argparse.Namespace, side: int) -> list[dict]:
     scale, rows = args.min_crop_scale, []
 
     def add(pipeline: str, store: str, crops: Sequence[Crop]) -> None:
-        references = [pillow_crop(o, crop) for o, crop in zip(originals, crops, strict=True)]
+        references = [reference(o, crop) for o, crop in zip(originals, crops, strict=True)]
         figures = quality([crop.pixels for crop in crops], references)
         rows.append({"pipeline": pipeline, "store": store, **figures})
 
@@ -226,7 +209,7 @@ def measure(corpus: Corpus, args: argparse.Namespace, side: int) -> list[dict]:
     bicubic = []
     for original, box in zip(originals, boxes, strict=True):
         crop = Crop(np.empty((side, side, 3), np.uint8), box, original.size)
-        pixels = pillow_crop(original, crop, Image.Resampling.BICUBIC)
+        pixels = reference(original, crop, Image.Resampling.BICUBIC)
         bicubic.append(crop._replace(pixels=pixels))
     add(BICUBIC, ORIGINAL, bicubic)
     for store in (LONG_500, LONG_400):

@@ -150,6 +150,17 @@ def unusual(name: str, data: bytes) -> str:
     return "; ".join(found)
 
 
+def shrunk_size(size: tuple[int, int], long_side: int, short_side: int) -> tuple[int, int]:
+    """Width and height within these limits (0: none), of the same shape; never enlarged."""
+    width, height = size
+    scale = min(
+        1.0,
+        long_side / max(width, height) if long_side else 1.0,
+        short_side / min(width, height) if short_side else 1.0,
+    )
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
 def shrink(
     pixels: np.ndarray,
     long_side: int,
@@ -158,14 +169,9 @@ def shrink(
 ) -> np.ndarray:
     """Pixels (H, W, 3) with sides no longer than these (0: any), anti-aliased; never enlarged."""
     height, width = pixels.shape[:2]
-    scale = min(
-        1.0,
-        long_side / max(width, height) if long_side else 1.0,
-        short_side / min(width, height) if short_side else 1.0,
-    )
-    if scale == 1.0:
+    size = shrunk_size((width, height), long_side, short_side)
+    if size == (width, height):
         return pixels
-    size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(pixels).resize(size, resample))
 
 

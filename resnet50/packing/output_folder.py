@@ -6,14 +6,20 @@ report.json     what was asked for and what was made, written last
 
 import json
 import shutil
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tqdm import tqdm
+
 from resnet50.data import orientation
 from resnet50.data.pack import SUFFIX, DamagedPackError, PackedImages
-from resnet50.packing import snapshot
+from resnet50.packing import encode, snapshot
 from resnet50.packing.data_set import Source
+from resnet50.packing.encode import SplitJob
 from resnet50.packing.report import SPLITS
+from resnet50.system.interruption import Interruption
 
 
 def read_report(out: Path) -> dict:
@@ -24,6 +30,22 @@ def read_report(out: Path) -> dict:
         return {}
     parts = [report.get(name) for name in ("request", *SPLITS)] if isinstance(report, dict) else [0]
     return report if all(isinstance(part, dict) for part in parts) else {}
+
+
+def packed_from(data_dir: Path) -> dict[str, object]:
+    """SOURCE and the options that say how it is read, as the report has them. Raises ValueError."""
+    request = read_report(data_dir).get("request", {})
+    options = {"val_pct", "train_dir", "val_dir"}
+    if "source" not in request:
+        what = f"--compare {data_dir}: no report.json there says what it was packed from"
+        raise ValueError(f"{what}: give its SOURCE too, with the options that it was packed with")
+    return {"source": request["source"]} | {k: v for k, v in request.items() if k in options}
+
+
+def left_out(data_dir: Path, split: str) -> set[str]:
+    """Names of the pictures that could not be decoded, as the report has them."""
+    notes = read_report(data_dir).get(split, {}).get("notes", ())
+    return {note["name"] for note in notes if note["kind"] == "bad"}
 
 
 def is_finished(out: Path, request: Mapping[str, object]) -> bool:
@@ -90,6 +112,54 @@ def finished_way(out: Path, split: str) -> dict[str, object]:
     path = out / ".work" / f"{split}.json"
     is_there = path.exists() and (out / f"{split}{SUFFIX}").exists()
     return json.loads(path.read_text())["way"] if is_there else {}
+
+
+def pack_one(
+    job: SplitJob, digest: str, out: Path, num_workers: int, stop: Interruption
+) -> dict[str, object]:
+    """Pack one split, unless an earlier run has; returns its part of the report.
+
+    digest: of its source files as they are now.
+    """
+    path, result_path = out / f"{job.split}{SUFFIX}", out / ".work" / f"{job.split}.json"
+    if path.exists() and result_path.exists():
+        result = json.loads(result_path.read_text())
+        # Older results have no digest.
+        if result["way"] == job.encoding.settings() and result.get("source", digest) == digest:
+            return result
+        if result["way"] == job.encoding.settings():
+            what = "its files have changed since it was packed"
+            print(f"{job.split}: packing it again: {what}", file=sys.stderr)
+    start = time.monotonic()
+    done_before = []
+    with tqdm(
+        total=len(job.pictures), desc=job.split, unit="img", disable=None, leave=False
+    ) as bar:
+
+        def progress(num_done: int) -> None:
+            """Advance the bar; stop here if a signal arrived."""
+            if not done_before:  # images done by an earlier start do not count for the speed
+                done_before.append(num_done)
+                bar.initial = bar.n = num_done
+                if num_done:
+                    print(f"{job.split}: resuming at image {num_done:,}", file=sys.stderr)
+            bar.update(num_done - bar.n)
+            if stop.requested:
+                raise KeyboardInterrupt
+
+        notes = encode.pack_split(job, path, num_workers, progress)
+    seconds = time.monotonic() - start
+    result = {
+        "images": len(PackedImages(path)),
+        "bytes": path.stat().st_size,
+        "seconds": round(seconds, 1),
+        "images_per_s": round((len(job.pictures) - done_before[0]) / max(seconds, 1e-3), 1),
+        "way": job.encoding.settings(),
+        "source": digest,
+        "notes": [note._asdict() for note in notes],
+    }
+    result_path.write_text(json.dumps(result))
+    return result
 
 
 def compare_source(out: Path, source: Path, recognize: Callable[[], Source]) -> str:

@@ -74,23 +74,24 @@ def print_notes(split: str, kind: str, notes: Sequence[Note]) -> None:
         print(f"    and {len(notes) - SHOWN_NOTES} more, in report.json")
 
 
+def open_pack(option: str, data_dir: Path, split: str) -> PackedImages:
+    """A split's pack. Raises ValueError naming the option if it is not there."""
+    path = data_dir / f"{split}{SUFFIX}"
+    if not path.exists():
+        why = ", packing was interrupted: the command that packed it resumes"
+        what = f"--{option} {data_dir}: {path.name} is not there"
+        raise ValueError(what + (why if is_partial(path) else ""))
+    return PackedImages(path)
+
+
 def verify(data_dir: Path, num_workers: int) -> int:
     """Decode every image of both packs; 0 if all is well, 2 if not. Raises ValueError."""
     num_faults = 0
     counts = []
     classes = ()
     for split in SPLITS:
-        path = data_dir / f"{split}{SUFFIX}"
-        if not path.exists():
-            raise ValueError(
-                f"--verify {data_dir}: {path.name} is not there"
-                + (
-                    ", packing was interrupted: the command that packed it resumes"
-                    if is_partial(path)
-                    else ""
-                )
-            )
-        pack, start = PackedImages(path), time.monotonic()
+        pack, start = open_pack("verify", data_dir, split), time.monotonic()
+        path = pack.root
         chunks = range(0, len(pack), VERIFY_CHUNK)
         tasks = ((path, at, min(at + VERIFY_CHUNK, len(pack))) for at in chunks)
         with (
