@@ -152,10 +152,20 @@ def sample_keys(bench: Bench, image_size: int) -> Generator[BatchKey]:
         yield key._replace(indices=bench.sample[key.indices])
 
 
+def synthetic_batch(bench: Bench, size: int) -> Batch:
+    """A micro-batch of noise in the device's memory."""
+    count, device = bench.parts.cfg.device_batch_size, bench.parts.ranks.device
+    return Batch(
+        torch.randint(256, (count, size, size, 3), dtype=torch.uint8, device=device),
+        torch.randint(len(bench.parts.splits.train.classes), (count,), device=device),
+        torch.rand(count, device=device) < 0.5,
+        [],
+    )
+
+
 def measure_size(bench: Bench, size: int) -> dict[str, object]:
     """Model alone, loader alone, and both, at one side of the crops in pixels."""
     parts, state, context = bench.parts, bench.parts.state, bench.parts.context
-    count, device = parts.cfg.device_batch_size, parts.ranks.device
     per_step = parts.plan.num_micro_batches
 
     def train(micro_batches: list[Batch]) -> None:
@@ -166,14 +176,8 @@ def measure_size(bench: Bench, size: int) -> dict[str, object]:
         with phase(f"{size} px, {what}"), stream(bench, TRAIN, keys) as batches:
             return measure(bench, batches, per_step, work)
 
-    synthetic = Batch(
-        torch.randint(256, (count, size, size, 3), dtype=torch.uint8, device=device),
-        torch.randint(len(parts.splits.train.classes), (count,), device=device),
-        torch.rand(count, device=device) < 0.5,
-        [],
-    )
     with phase(f"{size} px, model alone"):
-        model = measure(bench, repeat(synthetic), per_step, train)
+        model = measure(bench, repeat(synthetic_batch(bench, size)), per_step, train)
     loader, both = loaded("loader alone", lambda step: None), loaded("both", train)
     return {
         "image_size": size,

@@ -266,6 +266,17 @@ def test_the_bench_names_the_gpu(image_folder, tmp_path):
     assert machine["gpu"] == torch.cuda.get_device_name() and machine["num_gpus"] >= 1
 
 
+def test_ten_minutes_of_a_gpu_in_short(image_folder, tmp_path):
+    path = tmp_path / "day.json"
+    words = [sys.executable, REPOSITORY / "benchmarks" / "gpu_day.py", f"--data_dir={image_folder}"]
+    flags = ["--recipe=tiny", "--batch_size=16", "--image_sizes", "32", "48", "--minutes=2"]
+    result = run([*words, *flags, f"--json={path}"], tmp_path)
+    assert result.code == 0, result.err
+    for row in json.loads(path.read_text())["rows"]:
+        for mode in ("eager", "compiled", "CUDA graph"):
+            assert row[mode].get("images_per_s", 0) > 0, row
+
+
 def test_more_ranks_than_gpus_are_refused(image_folder, tmp_path):
     num_ranks = torch.cuda.device_count() + 1
     flags = tiny_flags(image_folder, tmp_path / "run")
