@@ -125,6 +125,11 @@ class TrainConfig:
     decoupled_weight_decay: bool = setting(
         False, "decay SGD's weights by weight_decay x lr / max_lr per step, not in the gradient"
     )
+    fused_optimizer: bool = setting(
+        True,
+        "update all weights in one pass over memory: a ResNet50's AdamW takes 24 ms instead of 69 "
+        "on a CPU core; not with decoupled_weight_decay",
+    )
     loss: str = setting(
         "ce", "cross-entropy, or binary cross-entropy over all classes", choices=("ce", "bce")
     )

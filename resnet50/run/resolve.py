@@ -45,8 +45,9 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
         settings = {**RECIPES[name].settings, **settings, "recipe": name, "run_dir": run_dir}
         cfg = TrainConfig(**settings)
     else:
-        # A run from before this setting existed continues with the pixels that it began with.
-        stored = {"upright": orientation.LEGACY} | stored | {"run_dir": run_dir}
+        # A run from before a setting existed continues with the pixels and the bits it began with.
+        before = {"upright": orientation.LEGACY, "fused_optimizer": False}
+        stored = before | stored | {"run_dir": run_dir}
         cfg = resumed(TrainConfig.from_json(stored), settings)
     if cfg.tensorboard:
         tensorboard_log.check_installed()

@@ -53,12 +53,15 @@ def build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer
     ]
     # A range test is still looking for max_lr: for it, every rate is the peak.
     lr = 1.0 if cfg.max_lr == AUTO else cfg.max_lr
+    # None is torch's own choice: on a CPU, a loop over the tensors with several passes for each.
+    fused = cfg.fused_optimizer or None
     if cfg.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=(cfg.momentum, 0.999))
+        return torch.optim.AdamW(groups, lr=lr, betas=(cfg.momentum, 0.999), fused=fused)
     settings = {"lr": lr, "momentum": cfg.momentum, "nesterov": cfg.nesterov}
     if cfg.decoupled_weight_decay:
+        # Never fused: a fused step is also called when fp16 overflowed, and would shrink weights.
         return DecoupledSGD(groups, max_lr=lr, **settings)
-    return torch.optim.SGD(groups, **settings)
+    return torch.optim.SGD(groups, fused=fused, **settings)
 
 
 class MovingAverage:

@@ -21,16 +21,17 @@ def test_a_resume_changes_only_what_may_change():
     assert not may_change & {"seed", "total_batch_size", "device_batch_size", "image_size", "amp"}
 
 
-def test_a_run_of_before_reads_its_pictures_as_it_began(tmp_path):
+def test_a_run_of_before_goes_on_as_it_began(tmp_path):
     settings = TrainConfig(run_dir=str(tmp_path)).to_json()
-    del settings["upright"]
+    del settings["upright"], settings["fused_optimizer"]
     run_folder.write_config(tmp_path, settings, [], "cpu", "fp32")
     for given, expected in (({}, "legacy"), ({"upright": "auto"}, "legacy")):
         cfg = resolve(Request({"run_dir": str(tmp_path), **given}))
-        assert cfg.upright == expected
+        assert cfg.upright == expected and not cfg.fused_optimizer
     with pytest.raises(ValueError, match=r"--upright yes \(the run has legacy\)"):
         resolve(Request({"run_dir": str(tmp_path), "upright": "yes"}))
-    assert resolve(Request({"run_dir": str(tmp_path / "new")})).upright == "auto"
+    new = resolve(Request({"run_dir": str(tmp_path / "new")}))
+    assert new.upright == "auto" and new.fused_optimizer
 
 
 def test_auto_keeps_what_the_start_found_out_and_is_a_word_elsewhere():

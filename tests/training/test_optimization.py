@@ -149,9 +149,9 @@ def test_sgd_and_adamw_are_torchs(kind, decay_norms):
     ours, theirs = tiny(), tiny()
     groups = in_groups(theirs, 0.01, decay_norms)
     if kind == "sgd":
-        reference = torch.optim.SGD(groups, lr=0.05, momentum=0.8, nesterov=True)
+        reference = torch.optim.SGD(groups, lr=0.05, momentum=0.8, nesterov=True, fused=True)
     else:
-        reference = torch.optim.AdamW(groups, lr=0.05, betas=(0.8, 0.999))
+        reference = torch.optim.AdamW(groups, lr=0.05, betas=(0.8, 0.999), fused=True)
     optimizer = optimization.build_optimizer(ours, cfg)
     for seed in range(4):
         for model in (ours, theirs):
@@ -262,3 +262,24 @@ def test_rescaled_decay_has_the_reference_numbers():
     for world_size, batch in ((1, 1024), (8, 128)):
         adjust = world_size * batch * 32 / 600
         assert 1 - cfg.ema_update_decay == pytest.approx(min(1.0, (1 - 0.99998) * adjust))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_fused_optimizer_takes_the_same_steps(kind):
+    """After real gradients of a channels_last model: a fused step on a CPU pairs elements as they
+    lie in memory, so gradients must lie as their weights do (findings/)."""
+    ends = []
+    for fused in (False, True):
+        model = tiny().double().to(memory_format=torch.channels_last)
+        cfg = TrainConfig(max_lr=0.01, fused_optimizer=fused, **OPTIMIZERS[kind])
+        optimizer = optimization.build_optimizer(model, cfg)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(4):
+            images = torch.randn(8, 3, 32, 32, generator=generator).double()
+            model(images.to(memory_format=torch.channels_last)).square().mean().backward()
+            for parameter in model.parameters():
+                assert parameter.grad.stride() == parameter.stride()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.allclose(*ends, rtol=1e-9, atol=1e-9)
