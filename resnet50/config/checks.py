@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
+from resnet50.config import size_stages
 from resnet50.config.fields import AUTO
 
 if TYPE_CHECKING:
@@ -57,10 +58,33 @@ def check_sizes(cfg: "TrainConfig") -> None:
             f"--start_image_size {start} needs epochs to grow in: --grow_end_epoch "
             f"{cfg.grow_end_epoch:g} must be above --grow_start_epoch {cfg.grow_start_epoch:g}"
         )
+    if stages := size_stages.parse(cfg.size_stages):
+        check_stages(cfg, stages)
+    elif cfg.shuffle_sizes:
+        raise ValueError("--shuffle_sizes needs --size_stages, whose epochs it shuffles")
+    if cfg.alternate_flips and not cfg.flip:
+        raise ValueError("--alternate_flips needs --flip: it says which images are mirrored when")
     if cfg.eval_resize < cfg.eval_crop:
         raise ValueError(
             f"--eval_resize_size {cfg.eval_resize} is smaller than the crop of {cfg.eval_crop} px "
             f"cut from it: use at least {cfg.eval_crop}"
+        )
+
+
+def check_stages(cfg: "TrainConfig", stages: list[tuple[int, float]]) -> None:
+    """Stages add up, get an epoch each, and end where the settings of other sizes say."""
+    sizes = [size for size, _ in stages]
+    if cfg.start_image_size:
+        raise ValueError("--size_stages and --start_image_size exclude each other: leave out one")
+    if min(sizes) < 32 or max(sizes) != cfg.image_size:
+        raise ValueError(
+            f"--size_stages {cfg.size_stages}: sizes must be at least 32, and the largest one "
+            f"--image_size, which is {cfg.image_size}"
+        )
+    for size in set(sizes) - set(size_stages.epoch_sizes(stages, cfg.epochs)):
+        raise ValueError(
+            f"--size_stages {cfg.size_stages}: of --epochs {cfg.epochs} none would be of {size} "
+            "px: give that stage more percent, or leave it out"
         )
 
 

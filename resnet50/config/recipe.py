@@ -5,6 +5,8 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from resnet50.config import size_stages
+
 WIDTH = 100  # columns
 
 
@@ -42,6 +44,8 @@ def sizes(recipe: Recipe) -> str:
     size = settings["image_size"]
     start = settings.get("start_image_size")
     train = f"{start}->{size} px" if start else f"{size} px"
+    if stages := size_stages.parse(settings.get("size_stages", size_stages.NONE)):
+        train = f"{'->'.join(str(side) for side, _ in stages)} px"
     return f"{train}, tested at {settings.get('eval_image_size') or size} px"
 
 

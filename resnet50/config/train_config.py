@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from resnet50.config import checks
+from resnet50.config import checks, size_stages
 from resnet50.config.fields import check_value, setting, shown
 
 LEAST_CHECKPOINTS = 2  # the newest may be damaged: then a run resumes from the one before
@@ -69,6 +69,14 @@ class TrainConfig:
     image_size_multiple: int = setting(
         32, "growing sizes are rounded to multiples of this many pixels", at_least=1
     )
+    size_stages: str = setting(
+        size_stages.NONE,
+        "sizes of the training crops and each one's percent of the compute, such as "
+        "96:20,160:40,224:40; none: as start_image_size says",
+    )
+    shuffle_sizes: bool = setting(
+        False, "the epochs of --size_stages in random order, instead of stage after stage"
+    )
     eval_image_size: int = setting(
         0, "side of the evaluation crop in pixels; 0: image_size", at_least=0
     )
@@ -86,6 +94,11 @@ class TrainConfig:
         0.08, "smallest share of a picture's area that a training crop covers", above=0, at_most=1
     )
     flip: bool = setting(True, "mirror half of the training images")
+    alternate_flips: bool = setting(
+        False,
+        "mirror every image in every second epoch, half of them from the first one on, instead of "
+        "half of them at random (Jordan 2024, arXiv:2404.00498)",
+    )
     trivial_augment: bool = setting(False, "one random change of color or shape per image")
     random_erasing: float = setting(
         0.0, "share of the training images that get a gray rectangle", at_least=0, at_most=1

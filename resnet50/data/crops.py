@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from resnet50.data import augment, sampling, transforms
 from resnet50.data.batch import Slot
+from resnet50.data.sampling import BatchKey
 from resnet50.data.splits import Split
 
 MIN_RATIO, MAX_RATIO = 3 / 4, 4 / 3
@@ -42,6 +43,7 @@ class Augmentation(NamedTuple):
     flip: bool = True
     trivial_augment: bool = False
     random_erasing: float = 0.0
+    alternate_flips: bool = False
 
 
 class TrainImages:
@@ -61,7 +63,7 @@ class TrainImages:
         # other's.
         draws = sampling.uniforms(self._seed, key.epoch, key.indices, ERASING.stop)
         # Drawn here but applied on the device, where it costs nothing.
-        slot.flips[:] = (draws[:, FLIP] < 0.5) & self._augmentation.flip
+        slot.flips[:] = self._flips(key, draws) & self._augmentation.flip
         slot.labels[:] = self._split.labels[key.indices]
         # The disk reads all of them while we decode the first.
         self._split.will_need(key.indices, key.image_size)
@@ -73,6 +75,15 @@ class TrainImages:
         if probability := self._augmentation.random_erasing:
             boxes = augment.erasing_boxes(draws[:, ERASING], key.image_size, probability)
             augment.erase(images, boxes)
+
+    def _flips(self, key: BatchKey, draws: np.ndarray) -> np.ndarray:
+        """Which images are mirrored, bool (B,)."""
+        if not self._augmentation.alternate_flips:
+            return draws[:, FLIP] < 0.5
+        # As drawn for the first epoch, and from then on alternately: no image comes twice running
+        # in the same way, which repeated draws do half of the time.
+        first = sampling.uniforms(self._seed, 0, key.indices, FLIP + 1)[:, FLIP] < 0.5
+        return first ^ bool(key.epoch % 2)
 
     def _fill(
         self, images: np.ndarray, indices: np.ndarray, draws: np.ndarray, slot: Slot

@@ -25,7 +25,7 @@ from resnet50.training.device import Precision, check_compiler, choose_precision
 from resnet50.training.distributed import Ranks
 from resnet50.training.engine import StepContext, TrainState
 from resnet50.training.learning_rate import LearningRate, LearningRateSettings
-from resnet50.training.plan import Plan, make_plan, train_keys
+from resnet50.training.plan import Plan, epoch_sizes, make_plan, train_keys
 
 TRAIN, EVAL = range(2)  # the streams of a loader
 TOTAL_STRIDE = 32  # side in pixels of a picture per pixel of the last feature map
@@ -111,7 +111,7 @@ def refuse_enlarging(cfg: TrainConfig, train_set: Split) -> None:
 def refuse_single_values(cfg: TrainConfig) -> None:
     """Raise ValueError if the last batch norms would see one value per channel: one image that the
     strides reduce to one pixel. It has no variance, and torch refuses it."""
-    side = cfg.start_image_size or cfg.image_size
+    side = min(epoch_sizes(cfg))
     if cfg.device_batch_size == 1 and side <= TOTAL_STRIDE:
         raise ValueError(
             f"--device_batch_size 1 of {side} px leaves batch norm one value per channel, with "
@@ -123,7 +123,11 @@ def start_loader(cfg: TrainConfig, ranks: Ranks, splits: Splits) -> Loader:
     """Fork the loader processes of the whole run, for training and for every evaluation."""
     on_gpu = ranks.device.type == "cuda"
     augmentation = crops.Augmentation(
-        cfg.min_crop_scale, cfg.flip, cfg.trivial_augment, cfg.random_erasing
+        cfg.min_crop_scale,
+        cfg.flip,
+        cfg.trivial_augment,
+        cfg.random_erasing,
+        cfg.alternate_flips,
     )
     # One loader for both streams, each with its own slots: an evaluation leaves alone the training
     # batches that are ready, and needs no fork while CUDA is running.

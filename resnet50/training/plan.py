@@ -11,8 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from resnet50.config import size_stages
 from resnet50.config.train_config import TrainConfig
 from resnet50.data.sampling import BatchKey, epoch_order
+
+# In place of an epoch's number: the order of the sizes is drawn apart from those of the images.
+SIZES = 2**32
 
 
 @dataclass(frozen=True)
@@ -123,11 +127,15 @@ def make_plan(cfg: TrainConfig, num_images: int, world_size: int = 1) -> Plan:
 def image_size_at(cfg: TrainConfig, epoch: int) -> int:
     """Side of the training crops in an epoch, in pixels: small at first, since that is cheaper.
 
-    start_image_size up to grow_start_epoch, then linearly to image_size at grow_end_epoch, rounded
-    to a multiple; without a start_image_size always image_size. Progressive resizing as in
-    ffcv-imagenet's rn50_configs, where 160 to 192 px saves a fifth of the pixels, and in Composer
-    (88 to 176 px in steps of 4).
+    As size_stages says, if it says anything. Else start_image_size up to grow_start_epoch, then
+    linearly to image_size at grow_end_epoch, rounded to a multiple; without a start_image_size
+    always image_size. Progressive resizing as in ffcv-imagenet's rn50_configs, where 160 to 192 px
+    saves a fifth of the pixels, and in Composer (88 to 176 px in steps of 4).
     """
+    if stages := size_stages.parse(cfg.size_stages):
+        sizes = size_stages.epoch_sizes(stages, cfg.epochs)
+        order = epoch_order(cfg.seed, SIZES, cfg.epochs) if cfg.shuffle_sizes else range(cfg.epochs)
+        return sizes[order[min(epoch, cfg.epochs - 1)]]
     start, size, multiple = cfg.start_image_size, cfg.image_size, cfg.image_size_multiple
     if not start or epoch >= cfg.grow_end_epoch:
         return size

@@ -125,6 +125,22 @@ def crops_grow_between_the_two_epochs(on: Trace, without: Trace) -> None:
     assert set(without.sizes) == {32}
 
 
+def stages_take_their_shares(on: Trace, without: Trace) -> None:
+    """20, 40 and 40% of the compute: 2.1, 1.9 and 1.0 of the five epochs."""
+    assert on.sizes[::STEPS_PER_EPOCH] == [32, 32, 48, 48, 64]
+
+
+def the_same_sizes_in_another_order(on: Trace, without: Trace) -> None:
+    by_epoch = on.sizes[::STEPS_PER_EPOCH]
+    assert sorted(by_epoch) == [32, 32, 48, 48, 64] and by_epoch != sorted(by_epoch)
+
+
+def flips_begin_as_drawn(on: Trace, without: Trace) -> None:
+    assert torch.equal(on.first.images, without.first.images)
+    assert torch.equal(on.first.flips, without.first.flips)
+    assert on.losses[:STEPS_PER_EPOCH] == without.losses[:STEPS_PER_EPOCH]
+
+
 def cosine_falls_after_an_epoch_of_warm_up(on: Trace, without: Trace) -> None:
     assert on.rates[0] == pytest.approx(0.0005) and max(on.rates) == on.rates[4] == 0.05
     assert sorted(on.rates[4:], reverse=True) == on.rates[4:] and on.rates[-1] < 0.001
@@ -172,6 +188,9 @@ EFFECTS = {
     "adamw": the_first_step_is_the_rate,
     "average now and then": every_fourth_step_counts,
     "progressive size": crops_grow_between_the_two_epochs,
+    "stages": stages_take_their_shares,
+    "stages in random order": the_same_sizes_in_another_order,
+    "alternate_flips": flips_begin_as_drawn,
     "linear": rises_in_a_line,
     "three_phase": falls_as_long_as_it_rose,
     "cycle_momentum": momentum_moves,
@@ -255,3 +274,14 @@ def test_a_method_leaves_crop_and_flip_and_the_other_method_as_they_were(image_f
                 augment.erase(expected[None], boxes[index][None])
             assert found[index][1:] == (flip, label)
             assert np.array_equal(found[index][0], expected)
+
+
+def test_alternate_flips_mirror_each_image_in_every_second_epoch(image_folder):
+    split, _ = data.open_dataset(image_folder)
+    images = crops.TrainImages(split, 3, crops.Augmentation(alternate_flips=True))
+    loader = Loader([images], len(split), 40, 0, torch.device("cpu"))
+    keys = [sampling.BatchKey(epoch, np.arange(len(split)), 40) for epoch in range(4)]
+    flips = [batch.flips.clone() for batch in loader.batches(0, keys)]
+    assert 0.3 < flips[0].float().mean() < 0.7
+    assert torch.equal(flips[1], ~flips[0])
+    assert torch.equal(flips[2], flips[0]) and torch.equal(flips[3], flips[1])

@@ -42,6 +42,11 @@ RUNS = {
         "--optimizer=adamw",
         "--no_nesterov",
         "--cycle_momentum",
+        "--image_size=48",
+        "--eval_resize_size=48",
+        "--size_stages=32:60,48:40",
+        "--shuffle_sizes",
+        "--alternate_flips",
         "--decay_norms",
     ],
     "a plateau alone, evaluated every second epoch": [

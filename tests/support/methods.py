@@ -17,6 +17,7 @@ GROWING = {
     "grow_start_epoch": 1.0,
     "grow_end_epoch": 4.0,
 }
+STAGES = {"image_size": 64, "eval_resize_size": 64, "size_stages": "32:20,48:40,64:40"}
 AVERAGE = {"ema_decay": 0.99, "ema_every_steps": 4, "ema_rescale": True}
 METHODS = {
     "blurpool": {"blurpool": True},
@@ -34,6 +35,9 @@ METHODS = {
     "average": {"ema_decay": 0.9},
     "average now and then": AVERAGE,
     "progressive size": GROWING,
+    "stages": STAGES,
+    "stages in random order": {**STAGES, "shuffle_sizes": True},
+    "alternate_flips": {"alternate_flips": True},
     "linear": {"anneal_strategy": "linear"},
     "three_phase": {"three_phase": True},
     "cycle_momentum": {"cycle_momentum": True},

@@ -1,0 +1,48 @@
+"""--size_stages: how much of the compute goes to which size of the training crops."""
+
+from collections.abc import Iterator
+
+NONE = "none"
+STAGE = "SIZE:PERCENT, such as 96:20,160:40,224:40"
+
+
+def parse(text: str) -> list[tuple[int, float]]:
+    """Sides in pixels and percentages, in their order; of `none` an empty list.
+
+    Raises ValueError if `text` is something else, or if the percentages do not add up.
+    """
+    if text == NONE:
+        return []
+    try:
+        stages = [(int(size), float(share)) for size, share in _pairs(text)]
+    except ValueError:
+        raise ValueError(f"--size_stages {text}: must be {STAGE}, or {NONE}") from None
+    total = sum(share for _, share in stages)
+    if not all(share > 0 for _, share in stages) or abs(total - 100) > 0.01:
+        raise ValueError(
+            f"--size_stages {text}: the percentages must be above 0 and add up to 100, not "
+            f"{total:g}"
+        )
+    return stages
+
+
+def _pairs(text: str) -> Iterator[list[str]]:
+    for stage in text.split(","):
+        yield stage.split(":")
+
+
+def epoch_sizes(stages: list[tuple[int, float]], epochs: int) -> list[int]:
+    """Side of the training crops in every epoch.
+
+    An epoch of larger crops takes more compute, in proportion to their area, so a stage gets epochs
+    in proportion to percent / side^2, rounded to whole ones: an epoch belongs to the stage that its
+    middle falls into. EfficientTrain++ (Wang et al. 2024, arXiv:2405.08768) divides the compute
+    in this way.
+    """
+    weights = [share / size**2 for size, share in stages]
+    sizes = []
+    last = 0.0
+    for (size, _), weight in zip(stages, weights, strict=True):
+        last += weight / sum(weights) * epochs
+        sizes += [size] * (round(last) - len(sizes))
+    return sizes
