@@ -1,31 +1,33 @@
-"""How long a recipe takes to reach the accuracy that a plain loop has after some minutes.
+"""How long a recipe takes to reach the accuracy that other loops have after some minutes.
 
     python benchmarks/time_to_accuracy.py --minutes 10
     python benchmarks/time_to_accuracy.py --data_dir DIR --recipe small --minutes 10 --seeds 0 1 2
+    python benchmarks/time_to_accuracy.py --data_dir DIR --recipe small --timm ../timm
 
-Runs, one after the other and for every seed: plain_loop.py in fp32 as users write it, the same in
-bf16 with channels_last, and train.py with the recipe. All use the same images and are tested at the
-same size. This script times them all from the start of the process: imports count, and for train.py
-so does packing the images. By default these are Fashion-MNIST's, which
-`./setup_and_train.sh --demo` downloads. Writes results.json and curves.png into --out, and prints
-the table of benchmarks/README.md.
+Runs, one after the other and for every seed: train.py with the recipe; plain_loop.py in fp32 as
+users write it, and in bf16 with channels_last; and, with --timm, the train.py of timm's repository
+(its package does not contain that script) with the optimizer settings of our recipe `small`, and
+with those of torchvision's references. All use the same images. This script times them all from the
+start of the process: imports count, and for train.py so does packing the images. By default these
+are Fashion-MNIST's, which `./setup_and_train.sh --demo` downloads. Adds each run to --results as it
+ends, skips those that are there, writes curves.png into --out, and prints the table of
+benchmarks/README.md.
 """
 
 import argparse
-import json
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import results_file
+from training_rivals import OURS, REPOSITORY, Point, Rival, rivals, watch
 
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
@@ -34,62 +36,7 @@ from resnet50.system import figures
 from resnet50.system.figures import Figure
 from resnet50.training import throughput
 
-REPOSITORY = Path(__file__).parent.parent
-EPOCH = re.compile(r"^epoch \d+/\d+: .*validation top-1 ([\d.]+)%")
-OURS, FP32, BF16 = "train.py", "plain loop, fp32", "plain loop, bf16, channels_last"
-COLORS = {OURS: "#0072B2", FP32: "#D55E00", BF16: "#009E73"}  # Okabe and Ito, color-blind safe
-
-
-class Point(NamedTuple):
-    """An evaluation: seconds since the process started, and processor seconds of its whole tree."""
-
-    seconds: float
-    core_seconds: float
-    top1: float
-
-
-def core_seconds(pid: int) -> float:
-    """Processor time of a process, of its descendants, and of those of them that have ended."""
-    parents, ticks = {}, {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            number, fields = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has just ended
-        parents[number], ticks[number] = int(fields[1]), sum(map(int, fields[11:15]))
-
-    def descends(number: int) -> bool:
-        while number not in (0, pid):
-            number = parents.get(number, 0)
-        return number == pid
-
-    return sum(ticks[number] for number in ticks if descends(number)) / 100
-
-
-def watch(command: Sequence[object], log: Path, started: float) -> list[Point]:
-    """Run a command, its output into a file, and note every evaluation that it prints.
-
-    started: of the clock, time.monotonic(). Raises RuntimeError if the command fails.
-    """
-    points = []
-    process = subprocess.Popen(
-        [sys.executable, "-u", *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
-    with log.open("w") as file:
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-            if match := EPOCH.match(line):
-                now = time.monotonic() - started
-                points.append(Point(now, core_seconds(process.pid), float(match[1])))
-                print(f"  {now:6.0f} s  {match[1]}%", flush=True)
-    if process.wait() != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))} ended with {process.returncode}: {log}")
-    return points
+OUR_COLOR = "#0072B2"
 
 
 def as_folder(data_dir: Path, work: Path) -> Path:
@@ -102,20 +49,6 @@ def as_folder(data_dir: Path, work: Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(split.open(index).pixels()).save(folder / f"{index}.png")
     return work
-
-
-def run_plain(args: argparse.Namespace, seed: int, bf16: bool, name: str) -> list[Point]:
-    """The plain loop on the folder, at the size that the recipe is tested at."""
-    command = [
-        REPOSITORY / "benchmarks" / "plain_loop.py",
-        f"--data_dir={args.folder}",
-        f"--image_size={args.image_size}",
-        f"--minutes={args.minutes}",
-        f"--batch_size={args.plain_batch_size}",
-        f"--seed={seed}",
-    ]
-    command += ["--bf16"] if bf16 else []
-    return watch(command, args.out / f"{name}_{seed}.log", time.monotonic())
 
 
 def run_ours(args: argparse.Namespace, seed: int) -> list[Point]:
@@ -141,29 +74,55 @@ def run_ours(args: argparse.Namespace, seed: int) -> list[Point]:
     return points
 
 
+def run_one(args: argparse.Namespace, name: str, rival: Rival | None, seed: int) -> list[Point]:
+    """The evaluations of one run: those in the results file, or of a run now."""
+    length = {"epochs": args.timm_epochs} if name.startswith("timm") else {"minutes": args.minutes}
+    ours = {"recipe": args.recipe, "flags": args.flags}
+    key = {"name": name, "data": args.data_dir.name, "seed": seed, **args.machine}
+    key |= ours if rival is None else {"image_size": args.image_size, **length}
+    print(f"seed {seed}: {name}", flush=True)
+    run = results_file.find(args.results, key)
+    if run is None:
+        if rival is None:
+            points = run_ours(args, seed)
+        else:
+            log = args.out / f"{name.replace(' ', '_').replace(',', '')}_{seed}.log"
+            points = watch(rival.command(args, seed), log, time.monotonic(), rival.evaluation)
+        run = results_file.append(args.results, key, {"points": points})
+    return [Point(*point) for point in run["points"]]
+
+
 def time_to(points: Sequence[Point], top1: float) -> float | None:
     """Seconds to the first evaluation that reaches it."""
     return next((point.seconds for point in points if point.top1 >= top1), None)
 
 
-def table(results: dict[str, dict[str, list[Point]]], minutes: float) -> str:
-    """Markdown: the last figure of train.py, the best ones of the plain loops, and how soon
-    train.py had those, as a part of the minutes."""
-    heads = ["seed", OURS, *(f"{name} | {OURS} had that after" for name in (FP32, BF16))]
-    lines = [f"| {' | '.join(heads)} |", "|---" * 6 + "|"]
+def table(results: dict[str, dict[int, list[Point]]], minutes: float) -> str:
+    """Markdown: the last figure of train.py, the best ones of the other loops, and how soon
+    train.py had those, as a part of the minutes; then the differences, paired by seed."""
+    others = [name for name in results if name != OURS]
+    heads = ["seed", OURS, *(f"{name} | {OURS} had that after" for name in others)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * (2 + 2 * len(others)) + "|"]
     for seed, ours in results[OURS].items():
         cells = [f"{ours[-1].top1:.1f}% in {ours[-1].seconds:.0f} s"]
-        for name in (FP32, BF16):
+        for name in others:
             points = results[name][seed]
             theirs = max(point.top1 for point in points)
             seconds = time_to(ours, theirs)
             cells += [f"{theirs:.1f}% in {points[-1].seconds:.0f} s"]
             cells += [f"{seconds:.0f} s: {seconds / 60 / minutes:.2f}" if seconds else "never"]
         lines.append(f"| {seed} | {' | '.join(cells)} |")
+    ends = [points[-1].top1 for points in results[OURS].values()]
+    for name in others:
+        theirs = [max(point.top1 for point in points) for points in results[name].values()]
+        lines.append(f"\n{OURS}'s end against the best of {name}, points: ")
+        lines[-1] += results_file.paired(ends, theirs)
     return "\n".join(lines)
 
 
-def draw(path: Path, results: dict[str, dict[str, list[Point]]], title: str) -> None:
+def draw(
+    path: Path, results: dict[str, dict[int, list[Point]]], colors: dict[str, str], title: str
+) -> None:
     """Top-1 over minutes, one line per run."""
     figure = Figure(figsize=(9, 5.5), dpi=100, layout="constrained")
     axis = figure.add_subplot()
@@ -173,7 +132,7 @@ def draw(path: Path, results: dict[str, dict[str, list[Point]]], title: str) -> 
             axis.plot(
                 minutes,
                 [0, *(point.top1 for point in points)],
-                color=COLORS[name],
+                color=colors[name],
                 marker="o",
                 markersize=3,
                 label=None if number else name,
@@ -202,38 +161,61 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images per step of the plain loop [64]",
     )
+    add("--timm", type=Path, metavar="DIR", help="clone of huggingface/pytorch-image-models")
+    add("--timm_epochs", type=int, default=10, metavar="N", help="that take the minutes [10]")
+    add("--timm_image_size", type=int, default=64, metavar="N", help="px, in tests too [64]")
+    add("--only", nargs="*", metavar="NAME", help="of the other loops only these")
     add("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    add("--results", type=Path, metavar="FILE", help="of all runs [OUT/results.jsonl]")
     add("--out", type=Path, default=Path("runs/time_to_accuracy"), metavar="DIR")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run them all, write results.json and curves.png, print the table."""
+def read_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments, checked, and what the runs need besides."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if not args.data_dir.is_dir():
         parser.error(
             f"--data_dir {args.data_dir}: no such folder; setup_and_train.sh --demo makes it"
         )
+    if args.timm and not (args.timm / "train.py").is_file():
+        parser.error(
+            f"--timm {args.timm}: has no train.py; it must be a clone of timm's repository"
+        )
+    names = list(rivals(args))
+    for name in args.only or ():
+        if name not in names:
+            parser.error(f"--only {name}: choose from {', '.join(names)} (timm's need --timm)")
     args.flags = [f"--{word}" for word in args.flags]
-    args.image_size = TrainConfig(**RECIPES[args.recipe].settings).eval_crop
+    cfg = TrainConfig(**RECIPES[args.recipe].settings)
+    args.image_size, args.min_crop_scale = cfg.eval_crop, cfg.min_crop_scale
     args.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, dict[str, list[Point]]] = {OURS: {}, FP32: {}, BF16: {}}
+    args.data_dir, args.out = args.data_dir.resolve(), args.out.resolve()
+    args.timm = args.timm and args.timm.resolve()
+    args.results = args.results or args.out / "results.jsonl"
+    args.machine = results_file.machine()
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run them all, write the results and curves.png, print the table."""
+    args = read_args(argv)
+    loops: dict[str, Rival | None] = {OURS: None}
+    loops |= {n: rival for n, rival in rivals(args).items() if args.only is None or n in args.only}
+    results: dict[str, dict[int, list[Point]]] = {name: {} for name in loops}
     with tempfile.TemporaryDirectory() as work:
         args.work = Path(work)
         args.folder = as_folder(args.data_dir, args.work / "folder")
         for seed in args.seeds:
-            for name, run in (
-                (OURS, lambda seed: run_ours(args, seed)),
-                (FP32, lambda seed: run_plain(args, seed, False, "fp32")),
-                (BF16, lambda seed: run_plain(args, seed, True, "bf16")),
-            ):
-                print(f"seed {seed}: {name}", flush=True)
-                results[name][str(seed)] = run(seed)
-                (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+            for name, rival in loops.items():
+                results[name][seed] = run_one(args, name, rival, seed)
+    colors = {name: rival.color if rival else OUR_COLOR for name, rival in loops.items()}
     title = f"{args.data_dir.name}, tested at {args.image_size} px, {throughput.cpu_name()}"
-    draw(args.out / "curves.png", results, title)
+    draw(args.out / "curves.png", results, colors, title)
     print(table(results, args.minutes))
+    if not args.timm:
+        print("timm was not measured: --timm DIR names a clone of its repository")
     return 0
 
 

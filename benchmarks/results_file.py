@@ -1,0 +1,57 @@
+"""Results of benchmarks that take hours: one line of JSON a run, so that they go on where they
+stopped. benchmarks/results/*.jsonl are such files."""
+
+import json
+import math
+import statistics
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from resnet50.training import throughput
+
+REPOSITORY = Path(__file__).parent.parent
+GIT_LIMIT_S = 30
+# Two-sided 95% points of Student's t, by the number of pairs less one.
+T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+
+
+def machine() -> dict[str, object]:
+    """What a run's speed depends on besides its settings, and the commit that it was made with."""
+    words = ["git", "-C", REPOSITORY, "rev-parse", "--short=12", "HEAD"]
+    commit = subprocess.run(words, capture_output=True, text=True, timeout=GIT_LIMIT_S).stdout
+    return {
+        "commit": commit.strip(),
+        "cpu": throughput.cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
+def find(path: Path, key: dict[str, object]) -> dict[str, object] | None:
+    """The run with this key that is in the file already, if any."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((run for run in map(json.loads, lines) if run["key"] == key), None)
+
+
+def append(path: Path, key: dict[str, object], result: dict[str, object]) -> dict[str, object]:
+    """Add a run to the file; returns it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = {"key": key, "date": datetime.now(UTC).isoformat(timespec="seconds"), **result}
+    with path.open("a") as file:
+        file.write(json.dumps(run) + "\n")
+    return run
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Mean difference, paired by seed, and its 95% interval, such as +1.2 (+0.3 to +2.1)."""
+    differences = [one - other for one, other in zip(ours, theirs, strict=True)]
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return f"{mean:+.1f}"
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    half = T_95[len(differences) - 1] * error
+    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
