@@ -4,11 +4,12 @@
     python bench.py --data_dir DIR --recipe onecycle50 --price_per_hour 1.2 --json bench.json
     python bench.py --data_dir DIR --image_size 128 224 --total_batch_size 64 --seconds 5
 
-Measures the loader alone, the model alone, and both together as in train.py's loop, at the image
-sizes that the recipe uses or at the ones given; and the disk, on a sample of the images dropped
-from the page cache. Then projects hours and dollars for the recipe on this data, at the largest
-size given, if any. Writes no file except --json. Exit codes: 0 done, 2 change something, 130
-interrupted.
+Measures the loader alone, the model alone, the model beside a loader at full load whose batches it
+does not wait for (what such neighbors cost a step), and both together as in train.py's loop, at the
+image sizes that the recipe uses or at the ones given; and the disk, on a sample of the images
+dropped from the page cache. Then projects hours and dollars for the recipe on this data, at the
+largest size given, if any. Writes no file except --json. Exit codes: 0 done, 2 change something,
+130 interrupted.
 """
 
 import resnet50.system.preflight  # noqa: F401 (first: it reports what this Python lacks)
@@ -153,11 +154,11 @@ def describe(result: Mapping[str, object]) -> str:
         f"{machine['torch']}, {machine['precision']}; loader processes: {machine['num_workers']}, "
         f"batch {settings['total_batch_size']} = {per_step} x {settings['device_batch_size']}",
         "",
-        "size px  loader alone  model alone      both  waiting  limit",
+        "size px  loader alone  model alone    beside      both  waiting  limit",
     ]
     lines += [
         f"{row['image_size']:7}  {row['loader_images_per_s']:12.1f}  "
-        f"{row['model_images_per_s']:11.1f}  {row['both_images_per_s']:8.1f}  "
+        f"{row['model_images_per_s']:11.1f}  {beside(row)}  {row['both_images_per_s']:8.1f}  "
         f"{row['data_wait_pct']:6.1f}%  {row['limit']}"
         for row in result["sizes"]
     ]
@@ -166,6 +167,8 @@ def describe(result: Mapping[str, object]) -> str:
         f"images/s, each the median of {min(chunks)} or more chunks in about "
         f"{result['seconds']:g} s; waiting: for data, % of the time in `both`"
     )
+    if machine["num_workers"]:
+        lines.append(describe_neighbors(result["sizes"], machine["num_workers"]))
     if machine["load_before"] > BUSY * machine["cores"]:
         load = f"{machine['load_before']:.1f}"
         lines.append(f"warning: other programs kept {load} cores busy: the figures are too low")
@@ -187,6 +190,22 @@ def describe(result: Mapping[str, object]) -> str:
             f"{hours:.2f} hours{dollars(result['all_gpus']['cost_usd'])} on all of them"
         )
     return "\n".join(lines)
+
+
+def beside(row: Mapping[str, object]) -> str:
+    """A cell of the table: the model beside the loader at full load."""
+    rate = row["beside_images_per_s"]
+    return f"{'-':>8}" if rate is None else f"{rate:8.1f}"
+
+
+def describe_neighbors(rows: Sequence[Mapping], num_workers: int) -> str:
+    """What loader processes at full load cost the model's step."""
+    costs = ", ".join(
+        f"{row['model_images_per_s'] / row['beside_images_per_s']:.2f} ({row['image_size']} px)"
+        for row in rows
+    )
+    who = "1 loader process runs" if num_workers == 1 else f"{num_workers} loader processes run"
+    return f"neighbors: a step takes {costs} times as long while {who} at full load (`beside`)"
 
 
 def describe_disk(disk: Mapping[str, object]) -> str:

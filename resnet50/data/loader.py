@@ -16,7 +16,7 @@ import multiprocessing.connection
 import os
 import resource
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -180,6 +180,15 @@ class Stream:
         if copied is None:
             self._reclaim()
         return batch
+
+    def drain(self) -> Iterator[None]:
+        """Use the batches up without taking one to the device; yields after each."""
+        while self._requested:
+            slot = self._requested.popleft()
+            self._loader.wait_for(slot)
+            self._free.append(slot)
+            self._request_all()
+            yield
 
     def _reclaim(self) -> None:
         """Reuse slots whose copy has ended; wait for one if nothing else is requested."""

@@ -2,6 +2,7 @@
 
 import math
 import mmap
+import multiprocessing
 import os
 import platform
 import statistics
@@ -12,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import cycle, islice, repeat
+from itertools import cycle, islice, repeat, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from resnet50.data.batch import Batch
 from resnet50.data.loader import SPARE_SLOTS, choose_num_workers
 from resnet50.data.sampling import BatchKey
 from resnet50.data.splits import Split, Splits, open_dataset, open_split
-from resnet50.system import limits
+from resnet50.system import limits, processes
 from resnet50.training import build, distributed, engine
 from resnet50.training.build import EVAL, TRAIN, Parts
 from resnet50.training.plan import eval_keys, make_plan, train_keys
@@ -163,8 +164,61 @@ def synthetic_batch(bench: Bench, size: int) -> Batch:
     )
 
 
+@contextmanager
+def full_load(bench: Bench, size: int) -> Iterator[np.ndarray]:
+    """Keep the loader processes at work while the block runs; yields their count of batches, (1,).
+
+    They would idle as soon as every slot is full, so somebody must give the slots back at their
+    pace. A thread here would fight for Python's lock with the step that is being measured, and a
+    copy to a GPU would queue behind it; so a process does it, and drops the batches. It is forked
+    while CUDA runs, which is safe as long as it uses only the pipes and numpy.
+    """
+    num_batches, is_over = np.frombuffer(mmap.mmap(-1, 16), np.int64).reshape(2, 1)
+    parent_pid = os.getpid()
+
+    def drain() -> None:
+        processes.ignore_signals()
+        processes.die_with_parent(parent_pid)
+        keys = takewhile(lambda key: not is_over[0], sample_keys(bench, size))
+        for _ in bench.parts.loader.batches(TRAIN, keys).drain():
+            num_batches[0] += 1
+
+    process = multiprocessing.get_context("fork").Process(target=drain, daemon=True)
+    process.start()
+    try:
+        yield num_batches
+    finally:
+        # What was requested still arrives; then this process may use the slots again.
+        is_over[0] = True
+        process.join()
+    if process.exitcode:
+        raise RuntimeError("a loader process ended while the model was measured beside them")
+
+
+def measure_neighbors(
+    bench: Bench, size: int, work: Callable[[list[Batch]], object]
+) -> dict[str, float | None]:
+    """The model beside loader processes at full load, whose batches it does not wait for, and what
+    those deliver meanwhile. None without such processes."""
+    if not bench.num_workers:
+        return {"beside_images_per_s": None, "neighbors_images_per_s": None}
+    per_step, batch = bench.parts.plan.num_micro_batches, synthetic_batch(bench, size)
+    with (
+        phase(f"{size} px, model beside the loader"),
+        full_load(bench, size) as num_batches,
+    ):
+        start, count_before = time.perf_counter(), int(num_batches[0])
+        rate = measure(bench, repeat(batch), per_step, work)
+        count, spent_s = int(num_batches[0]) - count_before, time.perf_counter() - start
+    return {
+        "beside_images_per_s": rate.images_per_s,
+        "neighbors_images_per_s": count * bench.parts.cfg.device_batch_size / spent_s,
+    }
+
+
 def measure_size(bench: Bench, size: int) -> dict[str, object]:
-    """Model alone, loader alone, and both, at one side of the crops in pixels."""
+    """Model alone and beside the loader, loader alone, and both, at one side of the crops in
+    pixels."""
     parts, state, context = bench.parts, bench.parts.state, bench.parts.context
     per_step = parts.plan.num_micro_batches
 
@@ -178,11 +232,14 @@ def measure_size(bench: Bench, size: int) -> dict[str, object]:
 
     with phase(f"{size} px, model alone"):
         model = measure(bench, repeat(synthetic_batch(bench, size)), per_step, train)
+    # Right after: what is compared should meet the same clock frequency and other programs.
+    neighbors = measure_neighbors(bench, size, train)
     loader, both = loaded("loader alone", lambda step: None), loaded("both", train)
     return {
         "image_size": size,
         "loader_images_per_s": loader.images_per_s,
         "model_images_per_s": model.images_per_s,
+        **neighbors,
         "both_images_per_s": both.images_per_s,
         "data_wait_pct": both.wait_pct,
         "num_chunks": [rate.num_chunks for rate in (loader, model, both)],

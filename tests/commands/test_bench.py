@@ -3,7 +3,6 @@
 import json
 import math
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,17 +10,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.commands import REPOSITORY, finish, run, start
+from support.commands import REPOSITORY, finish, run, start, wait_for
 from support.in_process import run_here
 
 import bench
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
+from resnet50.system.processes import children_of
 from resnet50.training import engine
 
 PROMISED = {
     "loader_images_per_s",
     "model_images_per_s",
+    "beside_images_per_s",
+    "neighbors_images_per_s",
     "both_images_per_s",
     "data_wait_pct",
     "limit",
@@ -32,6 +34,7 @@ PROMISED = {
     "machine",
 }
 RATES = ("loader_images_per_s", "model_images_per_s", "both_images_per_s")
+NEIGHBORS = ("beside_images_per_s", "neighbors_images_per_s")
 rates = st.floats(0.1, 1e6)
 
 
@@ -67,6 +70,10 @@ def assert_consistent(values: dict) -> None:
     assert all(values[key] == largest[key] for key in largest)
     for row in values["sizes"]:
         assert all(math.isfinite(row[key]) and row[key] > 0 for key in RATES)
+        if values["machine"]["num_workers"]:
+            assert all(math.isfinite(row[key]) and row[key] > 0 for key in NEIGHBORS)
+        else:
+            assert all(row[key] is None for key in NEIGHBORS)
         assert 0 <= row["data_wait_pct"] <= 100
         assert min(row["num_chunks"]) >= 1
         disk = values["disk"]
@@ -85,6 +92,11 @@ def test_a_folder_gives_the_promised_figures_and_leaves_nothing_else(folder_resu
     assert values["disk"]["split_bytes"] == pytest.approx(sum(sizes), abs=1)
     assert [path.name for path in cwd.iterdir()] == ["out.json"]
     assert len(text.splitlines()) <= 25 and f"limit at 48 px: {values['limit']}" in text
+    costs = [row["model_images_per_s"] / row["beside_images_per_s"] for row in values["sizes"]]
+    said = (
+        f"a step takes {costs[0]:.2f} (32 px), {costs[1]:.2f} (48 px) times as long while 2 loader"
+    )
+    assert said in text
 
 
 def test_the_projection_adds_up(folder_result):
@@ -193,20 +205,18 @@ def test_too_little_memory_is_met_with_advice(image_folder, capsys, monkeypatch)
 def test_ctrl_c_ends_it_at_once_and_its_workers_too(image_folder, tmp_path, no_leftovers):
     data_dir = tmp_path / "data"  # named by every process of this test
     data_dir.symlink_to(image_folder)
-    words = bench_words(f"--data_dir={data_dir}", "--num_workers=2", "--seconds=60")
+    words = bench_words(f"--data_dir={data_dir}", "--num_workers=2", "--seconds=2")
     process = start(words, tmp_path)
     said = ""
-    while "model alone" not in said:  # a line that will not end for a minute
+    while "model beside" not in said:  # when there are the most processes
         said += process.stderr.read(1)
         assert process.poll() is None
-    children = subprocess.run(
-        ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True
-    ).stdout.split()
-    assert len(children) == 2
+    wait_for(lambda: len(children_of(process.pid)) == 3, what="the process that takes the batches")
+    children = children_of(process.pid)
     process.send_signal(signal.SIGINT)
     result = finish(process, 40)  # at once, and slack for a busy machine
     assert result.code == 130 and "Traceback" not in result.err
-    assert not any(Path("/proc", pid).exists() for pid in children)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
 
 def test_every_recipe_has_its_sizes():

@@ -79,6 +79,13 @@ def test_a_stream_can_be_given_keys_again_while_another_is_under_way():
     loader.close()
 
 
+def test_a_drained_stream_leaves_its_slots_to_the_next():
+    loader = Loader([number], 4, 8, 2, CPU)
+    assert len(list(loader.batches(0, keys_of(30)).drain())) == 30
+    assert [batch.labels[0].item() for batch in loader.batches(0, keys_of(9))] == [*range(0, 36, 4)]
+    loader.close()
+
+
 def test_sizes_may_change_from_batch_to_batch():
     keys = [BatchKey(0, np.arange(n), size) for n, size in ((4, 8), (2, 5), (1, 8), (3, 1))]
     for num_workers in (0, 2):
