@@ -30,6 +30,13 @@ SPARE_SLOTS = 2
 # Workers that deliver nothing for this long are hung; a cold network volume may take a minute.
 TIMEOUT_S = 600
 NUMBER_BYTES = 2  # of a slot's number in a pipe
+# Added to a worker's own: where more processes than cores want to run, the one that launches the
+# steps goes first. With as many workers as cores, a launching process took 1.48 times as long as
+# alone at 0, 1.14 at 5, 1.08 at 10, 1.00 at 19, while other programs wanted 1.5 of the 2 cores; and
+# next to those, the workers kept 64%, 23% and 7% of their rate: more than 5 may starve them
+# (benchmarks/neighbors.py). It only counts within a session or a container, whose share of the
+# cores stays what it was (sched(7), autogroup).
+NICENESS = 5
 
 
 class Loader:
@@ -94,6 +101,7 @@ class Loader:
         """What a worker does until it is killed."""
         processes.ignore_signals()
         processes.die_with_parent(parent_pid)
+        os.nice(NICENESS)
         # The parent's end: if a worker kept it open, no read would ever see the end of the pipe.
         os.close(self._tasks[1])
         # One process per core is all the parallelism needed; threads would compete for the cores.
@@ -238,6 +246,10 @@ def allow_open_files(num_workers: int) -> None:
 
 
 def choose_num_workers(wanted: int, local_world_size: int, on_gpu: bool) -> int:
-    """Loader processes of a rank; for -1 its share of the cores, half if the model needs cores."""
+    """Loader processes of a rank; for -1 its share of the cores, half if the model needs cores.
+
+    Not one less for the process that feeds a GPU: thanks to NICENESS it has a core when it wants
+    one, and leaves what it does not need (benchmarks/README.md, "Neighbors").
+    """
     share = limits.num_cores() // local_world_size
     return wanted if wanted >= 0 else max(1, share if on_gpu else share // 2)

@@ -24,7 +24,7 @@ from support.needs import needs_root
 from support.runs import status_of
 
 from resnet50.data.batch import Slot
-from resnet50.data.loader import Loader, allow_open_files, choose_num_workers
+from resnet50.data.loader import NICENESS, Loader, allow_open_files, choose_num_workers
 from resnet50.data.sampling import BatchKey
 
 CPU = torch.device("cpu")
@@ -83,6 +83,14 @@ def test_a_drained_stream_leaves_its_slots_to_the_next():
     loader = Loader([number], 4, 8, 2, CPU)
     assert len(list(loader.batches(0, keys_of(30)).drain())) == 30
     assert [batch.labels[0].item() for batch in loader.batches(0, keys_of(9))] == [*range(0, 36, 4)]
+    loader.close()
+
+
+def test_workers_let_the_training_process_go_first():
+    loader = Loader([number], 4, 8, 1, CPU)
+    next(loader.batches(0, keys_of(9)))
+    own, found = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, loader._workers[0].pid))
+    assert found == min(own + NICENESS, 19)  # which is as far as it goes
     loader.close()
 
 
