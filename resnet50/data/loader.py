@@ -30,12 +30,11 @@ SPARE_SLOTS = 2
 # Workers that deliver nothing for this long are hung; a cold network volume may take a minute.
 TIMEOUT_S = 600
 NUMBER_BYTES = 2  # of a slot's number in a pipe
-# Added to a worker's own: where more processes than cores want to run, the one that launches the
-# steps goes first. With as many workers as cores, a launching process took 1.48 times as long as
-# alone at 0, 1.14 at 5, 1.08 at 10, 1.00 at 19, while other programs wanted 1.5 of the 2 cores; and
-# next to those, the workers kept 64%, 23% and 7% of their rate: more than 5 may starve them
-# (benchmarks/neighbors.py). It only counts within a session or a container, whose share of the
-# cores stays what it was (sched(7), autogroup).
+# Added to a worker's own, so that the process that launches the steps goes first. With as many
+# workers as cores, and other programs that wanted 1.5 of 2 cores, a step took 1.48 times as long as
+# alone at 0, 1.14 at 5, 1.08 at 10, and 1.00 at 19. More than 5 may starve the workers where others
+# run: they kept 64%, 23%, and 7% of their rate (benchmarks/neighbors.py). It only counts within a
+# container or, if the kernel shares the cores by session, within the rank's (sched(7), autogroup).
 NICENESS = 5
 
 
@@ -248,8 +247,8 @@ def allow_open_files(num_workers: int) -> None:
 def choose_num_workers(wanted: int, local_world_size: int, on_gpu: bool) -> int:
     """Loader processes of a rank; for -1 its share of the cores, half if the model needs cores.
 
-    Not one less for the process that feeds a GPU: thanks to NICENESS it has a core when it wants
-    one, and leaves what it does not need (benchmarks/README.md, "Neighbors").
+    No core is set aside for the process that feeds a GPU: NICENESS gives it one when it wants it,
+    and a loader process uses the rest of its time (benchmarks/README.md, "Neighbors").
     """
     share = limits.num_cores() // local_world_size
     return wanted if wanted >= 0 else max(1, share if on_gpu else share // 2)

@@ -24,7 +24,7 @@ import dataset_paths
 from resnet50.config.train_config import TrainConfig
 from resnet50.data import sampling
 from resnet50.data.batch import Batch
-from resnet50.data.loader import SPARE_SLOTS, choose_num_workers
+from resnet50.data.loader import SPARE_SLOTS, Loader, choose_num_workers
 from resnet50.data.sampling import BatchKey
 from resnet50.data.splits import Split, Splits, open_dataset, open_split
 from resnet50.system import limits, processes
@@ -165,8 +165,9 @@ def synthetic_batch(bench: Bench, size: int) -> Batch:
 
 
 @contextmanager
-def full_load(bench: Bench, size: int) -> Iterator[np.ndarray]:
-    """Keep the loader processes at work while the block runs; yields their count of batches, (1,).
+def full_load(loader: Loader, number: int, keys: Iterator[BatchKey]) -> Iterator[np.ndarray]:
+    """Keep the processes of a loader at work on endless keys while the block runs; yields their
+    count of batches, (1,).
 
     They would idle as soon as every slot is full, so somebody must give the slots back at their
     pace. A thread here would fight for Python's lock with the step that is being measured, and a
@@ -179,8 +180,8 @@ def full_load(bench: Bench, size: int) -> Iterator[np.ndarray]:
     def drain() -> None:
         processes.ignore_signals()
         processes.die_with_parent(parent_pid)
-        keys = takewhile(lambda key: not is_over[0], sample_keys(bench, size))
-        for _ in bench.parts.loader.batches(TRAIN, keys).drain():
+        wanted = takewhile(lambda key: not is_over[0], keys)
+        for _ in loader.batches(number, wanted).drain():
             num_batches[0] += 1
 
     process = multiprocessing.get_context("fork").Process(target=drain, daemon=True)
@@ -203,9 +204,10 @@ def measure_neighbors(
     if not bench.num_workers:
         return {"beside_images_per_s": None, "neighbors_images_per_s": None}
     per_step, batch = bench.parts.plan.num_micro_batches, synthetic_batch(bench, size)
+    keys, loader = sample_keys(bench, size), bench.parts.loader
     with (
         phase(f"{size} px, model beside the loader"),
-        full_load(bench, size) as num_batches,
+        full_load(loader, TRAIN, keys) as num_batches,
     ):
         start, count_before = time.perf_counter(), int(num_batches[0])
         rate = measure(bench, repeat(batch), per_step, work)

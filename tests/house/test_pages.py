@@ -107,6 +107,12 @@ def check_benchmark(words: list[str]) -> None:
             quick = ["--tiny", "--image_size=32", "--batch_size=4", "--steps=2", "--rounds=1"]
             out = run_benchmark(*words[1:2], *flags, *quick)
             assert "train.py" in out and "ratio" in out
+        case ["python", "benchmarks/neighbors.py" as script, *flags]:
+            quick = ["--image_size=32", "--num_workers=1", "--niceness=10", "--rounds=1"]
+            with tempfile.TemporaryDirectory() as folder:
+                photos = make_folder(Path(folder) / "photos", 20, 1)
+                quick += ["--seconds=0", f"--data_dir={photos}"]
+                assert "| launch | 1 | 10 | " in run_benchmark(script, *flags, *quick)
         case ["python", "benchmarks/gpu_day.py" as script, *flags]:
             quick = ["--recipe=tiny", "--image_sizes=32", "--batch_size=8", "--minutes=0.02"]
             with tempfile.TemporaryDirectory() as folder:
