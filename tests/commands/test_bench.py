@@ -1,11 +1,16 @@
 """bench.py: figures that agree with each other, plain arithmetic, no traces but --json."""
 
+import itertools
 import json
 import math
+import multiprocessing
+import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,8 +21,11 @@ from support.in_process import run_here
 import bench
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
+from resnet50.data.batch import Slot
+from resnet50.data.loader import Loader
+from resnet50.data.sampling import BatchKey
 from resnet50.system.processes import children_of
-from resnet50.training import engine
+from resnet50.training import engine, throughput
 
 PROMISED = {
     "loader_images_per_s",
@@ -200,6 +208,28 @@ def test_too_little_memory_is_met_with_advice(image_folder, capsys, monkeypatch)
     assert bench.main(flags) == 2
     assert "error: --device_batch_size 8 at 32 px" in capsys.readouterr().err
     assert not Path("unwritten").exists()
+
+
+def count_up(slot: Slot) -> None:
+    slot.labels[:] = slot.key.indices
+
+
+def test_a_loader_at_full_load_never_waits_and_is_then_as_before():
+    def keys(first: int) -> Iterator[BatchKey]:
+        return (BatchKey(0, np.arange(i, i + 4), 8) for i in itertools.count(first))
+
+    loader = Loader([count_up], 4, 8, 2, torch.device("cpu"))
+    with throughput.full_load(loader, 0, keys(0)) as num_batches:
+        wait_for(lambda: num_batches[0] > 100, what="more batches than there are slots")
+    (batch,) = loader.batches(0, itertools.islice(keys(7), 1))
+    assert batch.labels.tolist() == [7, 8, 9, 10]
+    with (
+        pytest.raises(RuntimeError, match="a loader process ended while"),
+        throughput.full_load(loader, 0, keys(0)),
+    ):
+        os.kill(loader._workers[0].pid, signal.SIGKILL)
+        wait_for(lambda: len(multiprocessing.active_children()) == 1, what="the end of two")
+    loader.close()
 
 
 def test_ctrl_c_ends_it_at_once_and_its_workers_too(image_folder, tmp_path, no_leftovers):
