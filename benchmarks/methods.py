@@ -1,0 +1,112 @@
+"""Which training methods pay within a few minutes: each against the same baseline, seed by seed.
+
+    python benchmarks/methods.py --data_dir data/clothing
+    python benchmarks/methods.py --data_dir data/clothing --only alternate_flips stages --seeds 0
+
+Every method is the recipe with a few settings changed. A method that makes a step cheaper may take
+more of them: its settings then contain the epochs that take as long as the baseline, and the table
+shows the seconds, of the whole process. The differences from the baseline are paired by seed, with
+their 95% interval; losers are listed as well as winners. Runs are added to --results as they end,
+and those that are there are not made again.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import results_file
+from training_rivals import REPOSITORY, watch
+
+from resnet50.config.recipes import RECIPES
+
+BASELINE = "baseline"
+GROWING_48_TO_64 = "--start_image_size=48 --image_size=64 --image_size_multiple=8"
+SHORT = f"--epochs=5 {GROWING_48_TO_64} --grow_start_epoch=2 --grow_end_epoch=4"
+METHODS = {  # all with SHORT before
+    BASELINE: "",
+    "alternate_flips": "--alternate_flips",
+    "stages": "--start_image_size=0 --size_stages=32:20,48:40,64:40 --epochs=7",
+    "shuffled stages": "--start_image_size=0 --size_stages=48:50,64:50 --shuffle_sizes",
+    "constant size": "--start_image_size=0 --epochs=4",
+    "crops from 0.5": "--min_crop_scale=0.5",
+    "crops from 0.25": "--min_crop_scale=0.25",
+    "linear decay": "--anneal_strategy=linear --pct_start=0.1",
+    "batch 64": "--total_batch_size=64 --device_batch_size=64 --max_lr=1.4e-3 --epochs=6",
+    "no average": "--ema_decay=0",
+    "SGD": "--optimizer=sgd --max_lr=0.02 --nesterov --weight_decay=5e-4",
+    "rate 2e-3": "--max_lr=2e-3",
+}
+
+
+def run_one(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
+    """Seconds and last top-1 of a run: from the results file, or of a run now."""
+    flags = [*SHORT.split(), *METHODS[name].split(), *args.flags]
+    key = {"data": args.data_dir.name, "recipe": args.recipe, "flags": flags, "seed": seed}
+    key |= args.machine
+    print(f"seed {seed}: {name}", flush=True)
+    run = results_file.find(args.results, key)
+    if run is None:
+        with tempfile.TemporaryDirectory() as work:
+            words = [f"--data_dir={args.data_dir}", f"--run_dir={work}/run", f"--seed={seed}"]
+            words += [f"--recipe={args.recipe}", "--eval_every_epochs=0", *flags]
+            log = args.results.resolve().with_suffix(".log")
+            points = watch([REPOSITORY / "train.py", *words], log, time.monotonic())
+        result = {"seconds": points[-1].seconds, "top1": points[-1].top1}
+        run = results_file.append(args.results, key, {"name": name, **result})
+    return run
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown: best first, with the paired difference from the baseline."""
+    top1 = {name: [run["top1"] for run in runs] for name, runs in results.items()}
+    lines = ["| method | top-1, mean | seconds, mean | against the baseline |", "|---" * 4 + "|"]
+    for name in sorted(top1, key=lambda name: -statistics.mean(top1[name])):
+        seconds = statistics.mean(run["seconds"] for run in results[name])
+        difference = "" if name == BASELINE else results_file.paired(top1[name], top1[BASELINE])
+        mean = statistics.mean(top1[name])
+        lines.append(f"| {name} | {mean:.1f}% | {seconds:.0f} | {difference} |")
+    return "\n".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data_dir", type=Path, required=True, metavar="DIR", help="packed, or a folder")
+    add("--recipe", choices=list(RECIPES), default="small", help="[small]")
+    add("--only", nargs="+", choices=list(METHODS), default=list(METHODS), help="[all]")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="[0 1 2]")
+    add("--flags", nargs="*", default=[], metavar="WORD", help="more flags of train.py, without --")
+    add("--results", type=Path, default=Path("runs/methods.jsonl"), metavar="FILE")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, print the table."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not args.data_dir.is_dir():
+        parser.error(f"--data_dir {args.data_dir}: no such folder")
+    args.data_dir = args.data_dir.resolve()
+    args.flags = [f"--{word}" for word in args.flags]
+    args.machine = results_file.machine()
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys([BASELINE, *args.only]))
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for seed in args.seeds:  # seed by seed, so that a run of the benchmark cut short is paired too
+        for name in names:
+            results[name].append(run_one(args, name, seed))
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
