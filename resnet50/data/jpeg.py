@@ -5,14 +5,11 @@ pays to skip the bytes that a crop does not use:
 
 * A JPEG as it came (`WholePicture`) is decoded from its top to the crop's bottom: its header is
   patched to say that it ends there.
-* A JPEG made by `encode_tiles` (`TiledPicture`) has a restart marker after every few MCUs, so it
-  splits into tiles, of 32x16 pixels in a full picture, that can be decoded alone. The tiles under
-  a crop are spliced behind a header that gives their size: a smaller, valid, baseline JPEG.
+* A JPEG made for it consists of tiles, and those under a crop are decoded (tiles.py).
 
 Anything that is not a plain JPEG, or is damaged, goes to Pillow, which decodes it or raises.
 """
 
-import io
 import math
 import re
 import struct
@@ -21,34 +18,17 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image
 
 from resnet50.data import by_pillow, orientation
 
 EDGE = 16  # rows below the crop that its last rows' chroma is interpolated from
-START_OF_SCAN, END_OF_IMAGE, FIRST_RESTART, APP1 = 0xDA, 0xD9, 0xD0, 0xE1
+START_OF_SCAN, END_OF_IMAGE, APP1 = 0xDA, 0xD9, 0xE1
 END_MARKER = bytes((0xFF, END_OF_IMAGE))
 # Inside the coded data, 0xFF is followed by 0x00, or is a restart marker.
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 EXIF_NAME, XMP_NAME = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"  # what an APP1 begins with
 # Baseline and extended sequential. Progressive files have their pixels spread over many scans.
 SEQUENTIAL_FRAMES = (0xC0, 0xC1)
-RESTARTS = FIRST_RESTART + np.arange(1 << 16, dtype=np.int64).astype(np.uint8) % 8
-
-
-class Tiling(NamedTuple):
-    """How pictures are cut into tiles. width, height: of a tile, in pixels; mcus: in a tile."""
-
-    subsampling: str
-    width: int
-    height: int
-    mcus: int
-
-
-FULL_TILES = Tiling("4:2:0", 32, 16, 2)
-# A crop from a smaller copy has about as many pixels as are asked for, and 4:2:0 keeps the color of
-# a quarter of them: that would cost 2 to 4 dB of PSNR at 88 to 128 px (benchmarks/README.md).
-LEVEL_TILES = Tiling("4:4:4", 32, 8, 4)
 
 
 class Frame(NamedTuple):
@@ -232,7 +212,7 @@ class WholePicture(OneSize):
 
 
 def decode(
-    data: bytes | bytearray, width: int, height: int, shrink: int, strict: bool
+    data: bytes | bytearray | memoryview, width: int, height: int, shrink: int, strict: bool
 ) -> np.ndarray:
     """A JPEG of this size to uint8 (H, W, 3), at 1/shrink of its size. Raises ValueError.
 
@@ -246,118 +226,3 @@ def decode(
     )
     assert pixels.shape == (height, width, 3), f"{pixels.shape} for {height} x {width}"
     return pixels
-
-
-def tile_grid(width: int, height: int, tiling: Tiling = FULL_TILES) -> tuple[int, int]:
-    """Rows and columns of the tiles that cover a picture of this size."""
-    return math.ceil(height / tiling.height), math.ceil(width / tiling.width)
-
-
-def encode_tiles(
-    pixels: np.ndarray, quality: int, tiling: Tiling = FULL_TILES
-) -> tuple[bytes, bytes, np.ndarray]:
-    """Encode uint8 (H, W, 3) in tiles: the header, the tiles one after the other, their lengths.
-
-    lengths: uint16 (rows, columns) of `tile_grid`, bytes of each tile with the marker behind it.
-    The header is the same for all pictures of a quality, but for the size in its frame header.
-    """
-    height, width = pixels.shape[:2]
-    rows, columns = tile_grid(width, height, tiling)
-    if width % tiling.width:
-        missing = columns * tiling.width - width
-        pixels = np.pad(pixels, ((0, 0), (0, missing), (0, 0)), mode="edge")
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(
-        file,
-        "JPEG",
-        quality=quality,
-        subsampling=tiling.subsampling,
-        restart_marker_blocks=tiling.mcus,
-    )
-    data = file.getvalue()
-    start = _scan_start(data)
-    stream = np.frombuffer(data, np.uint8, offset=start)
-    # Inside the coded data 0xFF is always followed by 0x00: what looks like a marker is one.
-    ends = np.flatnonzero((stream[:-1] == 0xFF) & (stream[1:] & 0xF8 == FIRST_RESTART)) + 2
-    lengths = np.diff(ends, prepend=0, append=len(stream)).astype(np.uint16)
-    assert lengths.size == rows * columns, f"{lengths.size} tiles for {rows} x {columns}"
-    return data[:start], data[start:], lengths.reshape(rows, columns)
-
-
-def _scan_start(data: bytes) -> int:
-    """Where a JPEG's coded data begin."""
-    at = 2
-    while data[at + 1] != START_OF_SCAN:
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return at + 2 + int.from_bytes(data[at + 2 : at + 4])
-
-
-class TileHeader:
-    """The header that all pictures of a file share, ready to be given a size."""
-
-    def __init__(self, data: bytes, tiling: Tiling = FULL_TILES) -> None:
-        frame = find_frame(data)
-        if frame is None or _scan_start(data) != len(data):
-            raise ValueError("not the header of a JPEG")
-        self.tiling = tiling
-        self._before, self._after = data[: frame.offset], data[frame.offset + 4 :]
-        self.num_bytes = len(data)
-
-    def sized(self, width: int, height: int) -> bytes:
-        return self._before + struct.pack(">HH", height, width) + self._after
-
-
-class TiledPicture(OneSize):
-    """A picture made by `encode_tiles`. size: (width, height) in pixels, without the padding.
-
-    lengths: as `encode_tiles` gives them; their sum is the length of `tiles`.
-    """
-
-    def __init__(
-        self, header: TileHeader, tiles: memoryview, lengths: np.ndarray, size: tuple[int, int]
-    ) -> None:
-        self._header, self._tiles, self._lengths, self.size = header, tiles, lengths, size
-
-    def crop(self, left: int, top: int, right: int, bottom: int, shrink: int = 1) -> np.ndarray:
-        """The pixels of a rectangle, uint8 ((bottom - top) / shrink, (right - left) / shrink, 3).
-
-        shrink: 1, 2 or 4, a divisor of all edges. For 85% of the rectangles the pixels equal those
-        of the whole picture; the others differ only in the outermost pixels, whose chroma is
-        interpolated from these tiles alone (by 0.003/255 on average). Raises ValueError if the
-        tiles are damaged.
-        """
-        tiling = self._header.tiling
-        first_row, first_column = top // tiling.height, left // tiling.width
-        last_row, last_column = tile_grid(right, bottom, tiling)
-        data = self._splice(first_row, last_row, first_column, last_column)
-        x, y = first_column * tiling.width, first_row * tiling.height
-        width, height = last_column * tiling.width - x, last_row * tiling.height - y
-        pixels = decode(data, width, height, shrink, strict=True)
-        rows = slice((top - y) // shrink, (bottom - y) // shrink)
-        return pixels[rows, (left - x) // shrink : (right - x) // shrink]
-
-    def pixels(self) -> np.ndarray:
-        """All pixels, uint8 (H, W, 3)."""
-        return self.crop(0, 0, *self.size)
-
-    def _splice(
-        self, first_row: int, last_row: int, first_column: int, last_column: int
-    ) -> bytearray:
-        """A JPEG of the tiles from first to last, without the last."""
-        lengths = self._lengths
-        rows = slice(first_row, last_row)
-        # Tiles of a row are side by side: one slice of bytes per row.
-        ends = lengths.ravel().cumsum(dtype=np.int64).reshape(lengths.shape)[rows]
-        starts = ends[:, first_column] - lengths[rows, first_column]
-        cuts = zip(starts.tolist(), ends[:, last_column - 1].tolist(), strict=True)
-        width = (last_column - first_column) * self._header.tiling.width
-        header = self._header.sized(width, (last_row - first_row) * self._header.tiling.height)
-        tiles = self._tiles
-        data = bytearray().join([header, *[tiles[start:stop] for start, stop in cuts]])
-        # Restart markers count from 0 to 7 and start over; the last tile ends the picture.
-        markers = lengths[rows, first_column:last_column].cumsum(dtype=np.int64)
-        markers += len(header) - 1
-        stream = np.frombuffer(data, np.uint8)
-        stream[markers] = RESTARTS[: len(markers)]
-        stream[-1] = END_OF_IMAGE
-        return data

@@ -12,14 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet50.data import jpeg
-from resnet50.data.jpeg import LEVEL_TILES, TiledPicture, TileHeader
+from resnet50.data.tiles import LEVEL_TILES, TiledPicture, TileHeader, tile_grid
 
 STORED = struct.Struct("<2H2I")  # of each size: width, height, bytes of its tiles, their crc32
 
 
 class Tiles(NamedTuple):
-    """A picture as `jpeg.encode_tiles` gives it, with its size in pixels."""
+    """A picture as `tiles.encode_tiles` gives it, with its size in pixels."""
 
     width: int
     height: int
@@ -83,10 +82,10 @@ class LeveledPicture:
         """The picture in one of its sizes, by its place in `sizes`."""
         at = self._lengths_at
         for size in self.sizes[:number:-1]:
-            rows, columns = jpeg.tile_grid(*size, LEVEL_TILES)
+            rows, columns = tile_grid(*size, LEVEL_TILES)
             at += 2 * rows * columns
         header = self._level_header if number else self._full_header
-        rows, columns = jpeg.tile_grid(*self.sizes[number], header.tiling)
+        rows, columns = tile_grid(*self.sizes[number], header.tiling)
         lengths = np.frombuffer(self._table, "<u2", rows * columns, at).reshape(rows, columns)
         return TiledPicture(header, self._payload(number), lengths, self.sizes[number])
 

@@ -18,7 +18,7 @@ it is the coded data of a baseline 4:2:0 JPEG with a restart marker after every 
 ceil(height / 16) rows of ceil(width / 32) tiles, each as long as the table says, including the
 marker behind it. With "jpeg_header" before it, and height and padded width (a multiple of 32) as
 big-endian u16 in its frame header, it is a file that any viewer opens. For parts of it, see
-`jpeg.TiledPicture`.
+`tiles.TiledPicture`.
 
 That is version 1. Version 2 has levels: beside a picture lie smaller copies of it, from which small
 crops are cut. It differs from version 1 with tiles in this:
@@ -52,9 +52,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from resnet50.data import jpeg, levels, orientation
-from resnet50.data.jpeg import LEVEL_TILES, TiledPicture, TileHeader, WholePicture
+from resnet50.data import levels, orientation
+from resnet50.data.jpeg import WholePicture
 from resnet50.data.levels import LeveledPicture, Tiles
+from resnet50.data.tiles import LEVEL_TILES, TiledPicture, TileHeader, tile_grid
 
 SUFFIX = ".pack"
 MAGIC, PLAIN, LEVELED = b"RN50PACK", 1, 2  # the last two are versions
@@ -226,7 +227,7 @@ class PackedImages:
             return LeveledPicture(self._file, offset, table, payload, headers)
         if self._tile_header is None:
             return WholePicture(bytes(payload), self.upright)
-        rows, columns = jpeg.tile_grid(width, height)
+        rows, columns = tile_grid(width, height)
         lengths = np.frombuffer(table[-2 * rows * columns :], "<u2").reshape(rows, columns)
         return TiledPicture(self._tile_header, payload, lengths, (width, height))
 

@@ -18,8 +18,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from resnet50.data import by_pillow, crops, orientation, pack, sampling, transforms
-from resnet50.data.jpeg import FULL_TILES, LEVEL_TILES, TiledPicture, WholePicture
+from resnet50.data.jpeg import WholePicture
 from resnet50.data.pack import TILES, PackedImages
+from resnet50.data.tiles import FULL_TILES, LEVEL_TILES, TiledPicture
 from resnet50.data.unused import printable
 from resnet50.packing import encode, fidelity
 from resnet50.packing.data_set import Picture

@@ -23,9 +23,9 @@ from PIL import Image
 
 from resnet50.data import by_pillow, jpeg, orientation, transforms
 from resnet50.data import pack as packed_images
-from resnet50.data.jpeg import FULL_TILES, LEVEL_TILES, Tiling
 from resnet50.data.levels import Tiles
 from resnet50.data.pack import ORIGINAL, TILES, PackedImages, Record
+from resnet50.data.tiles import FULL_TILES, LEVEL_TILES, Tiling, encode_tiles
 from resnet50.packing.data_set import Picture
 from resnet50.packing.writer import Chunk, Note, PackWriter
 from resnet50.system import processes
@@ -128,7 +128,7 @@ def encode_level(pixels: np.ndarray, long_side: int, encoding: Encoding) -> Tile
 def encode_size(pixels: np.ndarray, quality: int, tiling: Tiling) -> Tiles:
     """A picture, or a smaller copy of it, in tiles."""
     height, width = pixels.shape[:2]
-    _, tiles, lengths = jpeg.encode_tiles(pixels, quality, tiling)
+    _, tiles, lengths = encode_tiles(pixels, quality, tiling)
     return Tiles(width, height, tiles, lengths)
 
 
@@ -307,7 +307,7 @@ def pack_split(
 
 def header_text(quality: int, tiling: Tiling) -> str:
     """The header that all pictures of a quality share, as the pack's JSON has it."""
-    header = jpeg.encode_tiles(np.zeros((16, 32, 3), np.uint8), quality, tiling)[0]
+    header = encode_tiles(np.zeros((16, 32, 3), np.uint8), quality, tiling)[0]
     return base64.b64encode(header).decode()
 
 

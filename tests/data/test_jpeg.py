@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from support.jpegs import KINDS, encoded, picture, pillow
 
 from resnet50.data import jpeg
+from resnet50.data.tiles import TiledPicture, TileHeader, cut, encode_tiles
 
 
 @st.composite
@@ -111,19 +112,19 @@ def test_what_is_no_picture_is_refused(data):
 
 
 @functools.cache
-def tiled(seed: int, quality: int = 90) -> jpeg.TiledPicture:
+def tiled(seed: int, quality: int = 90) -> TiledPicture:
     pixels = np.asarray(picture(seed))
-    header, tiles, lengths = jpeg.encode_tiles(pixels, quality)
+    header, tiles, lengths = encode_tiles(pixels, quality)
     size = pixels.shape[1], pixels.shape[0]
-    return jpeg.TiledPicture(jpeg.TileHeader(header), memoryview(tiles), lengths, size)
+    return TiledPicture(TileHeader(header), memoryview(tiles), lengths, size)
 
 
 def test_all_tiles_behind_their_header_are_an_ordinary_jpeg():
     pixels = np.asarray(picture(4))
-    header, tiles, lengths = jpeg.encode_tiles(pixels, 90)
+    header, tiles, lengths = encode_tiles(pixels, 90)
     assert lengths.sum() == len(tiles) and lengths.dtype == np.uint16
     height, width = pixels.shape[:2]
-    data = jpeg.TileHeader(header).sized(lengths.shape[1] * 32, height) + tiles
+    data = TileHeader(header).sized(lengths.shape[1] * 32, height) + tiles
     image = Image.open(io.BytesIO(data))
     assert image.format == "JPEG" and image.size == (-(-width // 32) * 32, height)
     assert np.array_equal(np.asarray(image)[:, :width], tiled(4).pixels())
@@ -165,5 +166,7 @@ def test_a_reduced_crop_is_the_crop_averaged(seed, shrink, is_tiled, choice):
 
 
 def test_the_spliced_bytes_are_a_valid_jpeg_for_pillow_too():
-    data = bytes(tiled(2)._splice(1, 4, 1, 3))
-    assert np.array_equal(pillow(data), tiled(2).crop(32, 16, 96, 64))
+    boxes = np.array([[32, 16, 96, 64], [0, 0, 32, 32]])
+    first, other = cut([tiled(2), tiled(3)], boxes, np.ones(2, np.int64))
+    assert np.array_equal(pillow(bytes(first.data)), tiled(2).crop(32, 16, 96, 64))
+    assert np.array_equal(pillow(bytes(other.data)), tiled(3).crop(0, 0, 32, 32))

@@ -20,6 +20,7 @@ from support.pictures import CLASSES
 from resnet50.data import jpeg
 from resnet50.data import pack as packed_images
 from resnet50.data.pack import DamagedPackError, PackedImages
+from resnet50.data.tiles import encode_tiles
 from resnet50.packing import encode
 from resnet50.packing.data_set import Picture
 from resnet50.packing.encode import Encoding, SplitJob
@@ -281,7 +282,7 @@ def test_a_state_whose_records_are_gone_is_not_believed(tmp_path):
     path = make_pack(tmp_path / "train.pack")
     whole, pack = path.read_bytes(), PackedImages(path)
     pictures = [Picture(f"{CLASSES[i // 2]}/{i}.jpg", i // 2, i) for i in range(NUM_IMAGES)]
-    header, _, _ = jpeg.encode_tiles(np.zeros((16, 32, 3), np.uint8), 90)
+    header, _, _ = encode_tiles(np.zeros((16, 32, 3), np.uint8), 90)
     about = {
         "split": "train",
         "classes": list(CLASSES),

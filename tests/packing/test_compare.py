@@ -15,8 +15,8 @@ from support.jpegs import picture
 from support.pictures import CLASSES
 
 from resnet50.data import pack
-from resnet50.data.jpeg import FULL_TILES, LEVEL_TILES, TiledPicture
 from resnet50.data.pack import PackedImages
+from resnet50.data.tiles import FULL_TILES, LEVEL_TILES, TiledPicture
 from resnet50.packing.encode import encode_size
 
 PER_CLASS = 2
