@@ -20,6 +20,7 @@ from PIL import Image
 from resnet50.data import augment, sampling, tiles, transforms
 from resnet50.data.batch import Slot
 from resnet50.data.jpeg import WholePicture
+from resnet50.data.pack import PackedImages
 from resnet50.data.sampling import BatchKey
 from resnet50.data.splits import Split
 from resnet50.data.tiles import TiledPicture
@@ -31,7 +32,8 @@ CROP_DRAWS = 2 * CROP_ATTEMPTS + 2  # uniform numbers that `crop_boxes` uses up 
 FLIP = CROP_DRAWS
 TRIVIAL = slice(FLIP + 1, FLIP + 1 + augment.TRIVIAL_DRAWS)
 ERASING = slice(TRIVIAL.stop, TRIVIAL.stop + augment.ERASING_DRAWS)
-CHUNK = 32  # pictures that are open at once: encoded, so a few megabytes
+# Pictures that are open at once, encoded. The more they are, the less numpy's calls cost each.
+MIN_CHUNK, MAX_CHUNK, CHUNK_BYTES = 32, 128, 16 << 20
 # A shrunken crop needs anti-aliasing. Below this factor OpenCV's plain bilinear loses little and
 # takes a third of the time; 1.5 would give 6% more images a second and cost 0.9 dB of PSNR.
 ANTIALIAS_FROM = 1.25
@@ -56,6 +58,8 @@ class TrainImages:
 
     def __init__(self, split: Split, seed: int, augmentation: Augmentation) -> None:
         self._split, self._seed, self._augmentation = split, seed, augmentation
+        known = CHUNK_BYTES // split.mean_bytes if isinstance(split, PackedImages) else MIN_CHUNK
+        self._chunk = min(max(MIN_CHUNK, known), MAX_CHUNK)
 
     @torch.inference_mode()  # without what autograd would note of each resizing
     def __call__(self, slot: Slot) -> None:
@@ -70,8 +74,8 @@ class TrainImages:
         slot.labels[:] = self._split.labels[key.indices]
         # The disk reads all of them while we decode the first.
         self._split.will_need(key.indices, key.image_size)
-        for start in range(0, len(images), CHUNK):
-            chunk = slice(start, start + CHUNK)
+        for start in range(0, len(images), self._chunk):
+            chunk = slice(start, start + self._chunk)
             failed = self._fill(images[chunk], key.indices[chunk], draws[chunk], slot)
             for place in failed:
                 self._replace(slot, start + place, draws[start + place])
@@ -271,7 +275,7 @@ def resize(pixels: np.ndarray, out: np.ndarray) -> None:
     # In this form torch sees channels_last, and its vectorized path is 2 times as fast. This is
     # functional.interpolate without its Python, and without a copy of the result.
     source, target = (
-        torch.from_numpy(array)[None].permute(0, 3, 1, 2)
+        torch.from_numpy(array.reshape(1, *array.shape)).permute(0, 3, 1, 2)
         for array in (np.ascontiguousarray(pixels), out)
     )
     torch._C._nn._upsample_bilinear2d_aa(source, (size, size), False, None, None, out=target)

@@ -125,6 +125,11 @@ class PackedImages:
             raise self._damaged("its index has labels beyond its classes")
 
     @property
+    def mean_bytes(self) -> int:
+        """Of a record."""
+        return int(self._index["size"].mean()) if len(self) else 1
+
+    @property
     def largest_side(self) -> int:
         """Pixels that pictures were shrunk to, of the shorter side if it was limited; 0: none."""
         if self.store != TILES:
@@ -189,8 +194,8 @@ class PackedImages:
 
     def _read(
         self, index: int, image_size: int | None = None
-    ) -> tuple[memoryview, memoryview, tuple[int, int]]:
-        """An image's table (its name and all lengths), its payload, its width and height.
+    ) -> tuple[int, memoryview, memoryview, tuple[int, int]]:
+        """An image's offset, table (its name and all lengths), payload, and width and height.
 
         With levels, the payload is that of the smallest alone, or empty if few crops need it.
         """
@@ -201,12 +206,12 @@ class PackedImages:
         table, payload = record[:table_size], record[table_size:]
         if len(record) < size or zlib.crc32(table) != table_crc:
             raise self._damaged(f"the record of image {index} at {offset:,} fails its checksum")
-        return table, payload, (width, height)
+        return offset, table, payload, (width, height)
 
     def name(self, index: int) -> str:
         """Name of an image for messages, FILE.pack:CLASS/FILE; its number if that is damaged."""
         try:
-            table, _, _ = self._read(index)
+            _, table, _, _ = self._read(index)
         except DamagedPackError:
             return f"{self.root}:image {index}"
         length = int.from_bytes(table[:2], "little")
@@ -220,10 +225,9 @@ class PackedImages:
         image_size: of the crop that is wanted, None for all of it. Of an image with levels, the
         smallest is read if that may do, and another one when it is used.
         """
-        table, payload, (width, height) = self._read(index, image_size)
+        offset, table, payload, (width, height) = self._read(index, image_size)
         if self.has_levels:
             headers = self._level_header, self._tile_header
-            offset = int(self._index["offset"][index])
             return LeveledPicture(self._file, offset, table, payload, headers)
         if self._tile_header is None:
             return WholePicture(bytes(payload), self.upright)
@@ -260,7 +264,7 @@ class PackedImages:
         try:
             if self.has_levels:
                 return self.open(index).find_fault()
-            _, payload, (width, height) = self._read(index)
+            _, _, payload, (width, height) = self._read(index)
             if zlib.crc32(payload) != self._index["payload_crc"][index]:
                 return "its payload fails its checksum"
             shape = self.open(index).pixels().shape
