@@ -170,18 +170,16 @@ def _splice(
     grids = -(-np.array([picture.size for picture in pictures]) // tilings)
     num_bytes = np.array([len(picture.tiles) for picture in pictures])
     is_intact = (grids.prod(axis=1) == counts) & (ends[begins + counts] - origins == num_bytes)
+    is_intact &= (grids * tilings < 1 << 16).all(axis=1)  # as a frame header can say
 
     # Tiles of a row are side by side: one slice of bytes per row.
-    columns, rows = (last - first).T
-    rows = np.where(is_intact, rows, 0)
+    columns, rows = ((last - first) * is_intact[:, None]).T
     of_row = np.arange(len(pictures)).repeat(rows)
     starts = begins + first[:, 1] * grids[:, 0] + first[:, 0]
     starts = starts[of_row] + _count_up(rows) * grids[of_row, 0]
     num_tiles = columns[of_row]
-    from_bytes, to_bytes = (
-        ends[starts] - origins[of_row],
-        ends[starts + num_tiles] - origins[of_row],
-    )
+    from_bytes = ends[starts] - origins[of_row]
+    to_bytes = ends[starts + num_tiles] - origins[of_row]
     slices = zip(from_bytes.tolist(), to_bytes.tolist(), strict=True)
     sizes = (np.stack([columns, rows], axis=1) * tilings).tolist()
     parts: list[bytes | memoryview] = []

@@ -170,3 +170,37 @@ def test_the_spliced_bytes_are_a_valid_jpeg_for_pillow_too():
     first, other = cut([tiled(2), tiled(3)], boxes, np.ones(2, np.int64))
     assert np.array_equal(pillow(bytes(first.data)), tiled(2).crop(32, 16, 96, 64))
     assert np.array_equal(pillow(bytes(other.data)), tiled(3).crop(0, 0, 32, 32))
+
+
+def longer(lengths: np.ndarray) -> np.ndarray:
+    changed = lengths.copy()
+    changed[0, 0] += 1
+    return changed
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tiles, lengths, size: (tiles[:-1], lengths, size),
+        lambda tiles, lengths, size: (tiles[:0], lengths, size),
+        lambda tiles, lengths, size: (tiles, longer(lengths), size),
+        lambda tiles, lengths, size: (tiles, np.full_like(lengths, 65_535), size),
+        lambda tiles, lengths, size: (tiles, np.zeros_like(lengths), size),
+        lambda tiles, lengths, size: (tiles, lengths[:-1], size),
+        lambda tiles, lengths, size: (tiles, lengths, (65_535, 65_535)),
+        lambda tiles, lengths, size: (bytes(4096), np.full(2048, 2, np.uint16), (65_535, 1)),
+        lambda tiles, lengths, size: (tiles, lengths, (0, size[1])),
+        lambda tiles, lengths, size: (tiles, lengths, (size[0], 0)),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_tiles_that_are_not_as_their_table_says_hit_no_other_picture(spoil, place):
+    pictures = [tiled(5), tiled(6)]
+    spoiled = spoil(pictures[0].tiles, pictures[0].lengths, pictures[0].size)
+    bad = TiledPicture(pictures[0].header, *spoiled)
+    pictures.insert(place, bad)
+    cuts = cut(pictures, np.array([[0, 0, *picture.size] for picture in pictures]), np.ones(3, int))
+    with pytest.raises(ValueError):
+        cuts.pop(place).pixels()
+    for one, seed in zip(cuts, (5, 6), strict=True):
+        assert np.array_equal(one.pixels(), tiled(seed).pixels())

@@ -78,8 +78,15 @@ def check_benchmark(words: list[str]) -> None:
             check_help(script, flags)  # the first one is run, below
         case ["python", "benchmarks/photo_corpus.py", *flags]:
             photo_corpus.build_parser().parse_args(flags)
-        case ["python", "benchmarks/loader.py" | "benchmarks/crop_quality.py" as script, *flags]:
+        case [
+            "python",
+            "benchmarks/loader.py"
+            | "benchmarks/loader_profile.py"
+            | "benchmarks/crop_quality.py" as script,
+            *flags,
+        ]:
             quick = {
+                "benchmarks/loader_profile.py": ["--image_sizes=64", "--batches=1", "--rounds=1"],
                 "benchmarks/loader.py": ["--image_sizes=64", "--rounds=1", "--images_per_round=50"],
                 "benchmarks/crop_quality.py": ["--image_sizes=64", "--num_crops=5"],
             }
@@ -87,7 +94,7 @@ def check_benchmark(words: list[str]) -> None:
                 photos = make_folder(Path(folder) / "photos", 20, 1)
                 places = [f"--data_dir={photos}", f"--work_dir={folder}/work"]
                 out = run_benchmark(script, *flags, *quick[script], *places)
-            assert "px, " in out
+            assert "64 px" in out
         case ["python", "benchmarks/time_to_accuracy.py", *flags]:  # run in the long form, below
             time_to_accuracy.build_parser().parse_args(flags)
         case ["python", "benchmarks/app_screenshots.py", picture, *flags]:
