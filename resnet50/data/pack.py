@@ -194,8 +194,8 @@ class PackedImages:
 
     def _read(
         self, index: int, image_size: int | None = None
-    ) -> tuple[int, memoryview, memoryview, tuple[int, int]]:
-        """An image's offset, table (its name and all lengths), payload, and width and height.
+    ) -> tuple[memoryview, memoryview, tuple[int, int], int]:
+        """An image's table (its name and all lengths), payload, width and height, and offset.
 
         With levels, the payload is that of the smallest alone, or empty if few crops need it.
         """
@@ -206,12 +206,12 @@ class PackedImages:
         table, payload = record[:table_size], record[table_size:]
         if len(record) < size or zlib.crc32(table) != table_crc:
             raise self._damaged(f"the record of image {index} at {offset:,} fails its checksum")
-        return offset, table, payload, (width, height)
+        return table, payload, (width, height), offset
 
     def name(self, index: int) -> str:
         """Name of an image for messages, FILE.pack:CLASS/FILE; its number if that is damaged."""
         try:
-            _, table, _, _ = self._read(index)
+            table, _, _, _ = self._read(index)
         except DamagedPackError:
             return f"{self.root}:image {index}"
         length = int.from_bytes(table[:2], "little")
@@ -225,7 +225,7 @@ class PackedImages:
         image_size: of the crop that is wanted, None for all of it. Of an image with levels, the
         smallest is read if that may do, and another one when it is used.
         """
-        offset, table, payload, (width, height) = self._read(index, image_size)
+        table, payload, (width, height), offset = self._read(index, image_size)
         if self.has_levels:
             headers = self._level_header, self._tile_header
             return LeveledPicture(self._file, offset, table, payload, headers)
@@ -264,7 +264,7 @@ class PackedImages:
         try:
             if self.has_levels:
                 return self.open(index).find_fault()
-            _, _, payload, (width, height) = self._read(index)
+            _, payload, (width, height), _ = self._read(index)
             if zlib.crc32(payload) != self._index["payload_crc"][index]:
                 return "its payload fails its checksum"
             shape = self.open(index).pixels().shape
