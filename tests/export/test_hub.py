@@ -19,7 +19,16 @@ from gradio_client import Client, handle_file
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from support import hub as hub_stub
-from support.commands import ONE_RANK, REPOSITORY, run, start, tiny_flags, train_words, wait_for
+from support.commands import (
+    AS_USERS_HAVE_IT,
+    ONE_RANK,
+    REPOSITORY,
+    run,
+    start,
+    tiny_flags,
+    train_words,
+    wait_for,
+)
 from support.hub import TOKEN, Hub
 from support.pictures import CLASSES, make_picture
 
@@ -78,7 +87,7 @@ def run_dir(image_folder, tmp_path_factory) -> Path:
     """A finished run, with tokens lying in its folder."""
     run_dir = tmp_path_factory.mktemp("done") / "run"
     flags = [*tiny_flags(image_folder, run_dir), "--epochs=6", "--save_every_steps=0"]
-    result = run(train_words(*flags), run_dir.parent, **ONE_RANK)
+    result = run(train_words(*flags), run_dir.parent, **ONE_RANK, **AS_USERS_HAVE_IT)
     assert result.code == 0, result.err
     for name in (".env", "token"):
         (run_dir / name).write_text(f"HF_TOKEN={PLANTED}\n")

@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
 from support.clones import clone
-from support.commands import REPOSITORY, environment, wait_for
+from support.commands import AS_USERS_HAVE_IT, REPOSITORY, environment, wait_for
 from support.pictures import CLASSES
 from support.runs import status_of
 
@@ -54,7 +54,8 @@ def client_for(folder: Path) -> NotebookClient:
 def execute(folder: Path, **more: str) -> dict[str, nbformat.NotebookNode]:
     """Run all cells, and return them by id."""
     client = client_for(folder)
-    client.execute(env=environment(IPYTHONDIR=str(folder / "ipython"), **more))
+    variables = environment(IPYTHONDIR=str(folder / "ipython"), **AS_USERS_HAVE_IT, **more)
+    client.execute(env=variables)
     return {cell.id: cell for cell in client.nb.cells}
 
 

@@ -11,6 +11,7 @@ import pytest
 from support.commands import (
     ONE_RANK,
     Result,
+    environment,
     finish,
     processes_mentioning,
     run,
@@ -159,8 +160,7 @@ def test_a_dropped_connection_changes_nothing(image_folder, tmp_path):
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(tmp_path)
-        os.environ["OMP_NUM_THREADS"] = "1"
-        os.execv(sys.executable, words)
+        os.execve(sys.executable, words, environment())
     seen = b""
     while b"epoch 1/30" not in seen:
         seen += os.read(terminal, 10_000)

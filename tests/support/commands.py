@@ -14,7 +14,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
-PROGRAM_PATH = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
+STARTUP = Path(__file__).resolve().parent / "startup"
+PROGRAM_PATH = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}:{STARTUP}"}
+AS_USERS_HAVE_IT = {"PYTHONPATH": ""}  # without the shortcuts of startup/sitecustomize.py
 
 
 @dataclass
@@ -27,11 +29,12 @@ class Result:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This environment without any launcher's variables, one thread, plus some."""
+    """This environment without any launcher's variables, one thread, quick starts, plus some."""
     launcher = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "IMAGENET_DIR")
     clean = {key: value for key, value in os.environ.items() if key not in launcher}
     quiet = {"AWS_EC2_METADATA_DISABLED": "true"}  # no test but spot_watch's own asks for notices
-    return clean | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | quiet | more
+    quick = {"PYTHONPATH": f"{STARTUP}"}
+    return clean | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | quiet | quick | more
 
 
 # What torchrun sets for a single rank; the same train.py without torchrun's five seconds.
