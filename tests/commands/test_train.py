@@ -15,6 +15,7 @@ from support.commands import (
     AS_USERS_HAVE_IT,
     ONE_RANK,
     REPOSITORY,
+    Result,
     finish,
     run,
     start,
@@ -44,10 +45,9 @@ def done(image_folder, tmp_path_factory) -> Path:
     return run_dir
 
 
-def fails(words: list[object], cwd: Path, *texts: str, code: int = 2, **more: str) -> None:
-    """The command ends with one line that has all the texts, and no traceback."""
-    result = run(words, cwd, **more)
-    assert result.code == code, result.out + result.err
+def assert_refused(result: Result, *texts: str) -> None:
+    """The command ended with one line that has all the texts, and no traceback."""
+    assert result.code == 2, result.out + result.err
     assert "Traceback" not in result.err
     lines = [line for line in result.err.splitlines() if "error: " in line]
     assert len(lines) == 1 and all(text in lines[0] for text in texts), result.err
@@ -110,18 +110,18 @@ def test_evaluate_repeats_the_figures_of_the_run_on_any_number_of_ranks(
     last = torch.load(newest_checkpoint(done), weights_only=True)["rows"][-1]
     flags = [f"--data_dir={image_folder}", f"--weights={newest_checkpoint(done)}"]
     results = []
-    for num_ranks in (1, 2, 3):
+    for num_ranks in (1, 2):  # 3 batches
         path = tmp_path / f"{num_ranks}.json"
         words = [*flags, f"--json={path}", "--num_workers=0"]
         result = (
-            run([sys.executable, REPOSITORY / "evaluate.py", *words], tmp_path)
+            run_here([sys.executable, REPOSITORY / "evaluate.py", *words], tmp_path)
             if num_ranks == 1
             else run(torchrun_words(num_ranks, "evaluate.py", *words), tmp_path)
         )
         assert result.code == 0, result.err
         results.append(json.loads(path.read_text()))
         assert json.loads(result.out) == results[-1]
-    assert results[0] == results[1] == results[2]
+    assert results[0] == results[1]
     assert results[0]["num_images"] == 21 and results[0]["kind"] == "EMA"
     for name in ("loss", "top1", "top5"):
         assert results[0][name] == last[f"val_{name}"]
@@ -131,12 +131,13 @@ def test_evaluate_takes_bare_weights_and_other_splits(image_folder, tmp_path):
     torch.save(ResNet((1, 1, 1, 1), 8, 3).state_dict(), tmp_path / "weights.pt")
     flags = [f"--data_dir={image_folder}", f"--weights={tmp_path / 'weights.pt'}"]
     words = [sys.executable, REPOSITORY / "evaluate.py", *flags, "--split=train", "--image-size=40"]
-    result = run(words, tmp_path)
+    result = run_here(words, tmp_path)
     assert result.code == 0, result.err
     values = json.loads(result.out)
     assert (values["num_images"], values["image_size"], values["resize_size"]) == (66, 40, 46)
     torch.save(ResNet((1, 1, 1, 1), 8, 4).state_dict(), tmp_path / "weights.pt")
-    fails(words, tmp_path, "knows 4 classes", "has 3", "give the data it was trained on")
+    result = run_here(words, tmp_path)
+    assert_refused(result, "knows 4 classes", "has 3", "give the data it was trained on")
 
 
 def test_no_arguments_start_the_default_and_resume_it(tmp_path):
@@ -154,7 +155,7 @@ def test_no_arguments_start_the_default_and_resume_it(tmp_path):
         assert "interrupted before the first step; the same command starts again" in result.out
         assert status_of(run_dir)["state"] == "interrupted"
         assert result.code == (75 if len(attempts) == 1 else 1)  # torchrun knows no other code
-    settings = json.loads(run(train_words("--print_config"), tmp_path).out)
+    settings = json.loads(run_here(train_words("--print_config"), tmp_path).out)
     assert (settings["recipe"], settings["epochs"]) == ("onecycle50", 50)
 
 
@@ -178,16 +179,16 @@ def test_print_config_shows_flags_over_recipe_over_defaults(image_folder, tmp_pa
     words = train_words(
         "--recipe=tiny", f"--data_dir={image_folder}", "--max-lr=3", "--print_config"
     )
-    values = json.loads(run(words, tmp_path).out)
+    values = json.loads(run_here(words, tmp_path).out)
     assert (values["max_lr"], values["width"], values["momentum"]) == (3.0, 8, 0.9)
     assert not (tmp_path / "runs").exists()
-    values = json.loads(run(train_words("--print_config"), tmp_path).out)  # needs no data
+    values = json.loads(run_here(train_words("--print_config"), tmp_path).out)  # needs no data
     assert (values["recipe"], values["run_dir"]) == ("onecycle50", "runs/onecycle50")
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py", "prepare_data.py", "bench.py"])
 def test_help_shows_commands_to_copy(script, tmp_path):
-    result = run([sys.executable, REPOSITORY / script, "--help"], tmp_path)
+    result = run_here([sys.executable, REPOSITORY / script, "--help"], tmp_path)
     assert result.code == 0 and f"    python {script} " in result.out
 
 
@@ -216,7 +217,8 @@ def test_help_shows_commands_to_copy(script, tmp_path):
 def test_mistakes_are_met_before_anything_starts(done, image_folder, tmp_path, flags, texts):
     before = (done / "status.json").read_bytes()
     data = [] if any("data_dir" in flag for flag in flags) else [f"--data_dir={image_folder}"]
-    fails(train_words(*data, f"--run_dir={done}", *flags), tmp_path, *texts)
+    words = train_words(*data, f"--run_dir={done}", *flags)
+    assert_refused(run_here(words, tmp_path, as_rank=False), *texts)
     assert not (tmp_path / "new").exists()
     assert (done / "status.json").read_bytes() == before
 
@@ -225,7 +227,7 @@ def test_class_mismatch_and_tiny_data_are_refused_by_the_supervised_run(image_fo
     shutil.copytree(image_folder, tmp_path / "data")
     (tmp_path / "data" / "val" / "cat").rename(tmp_path / "data" / "val" / "dog")
     words = train_words("--recipe=tiny", f"--data_dir={tmp_path / 'data'}")
-    fails(words, tmp_path, "the splits' classes differ: 1 only in", "such as cat")
+    assert_refused(run(words, tmp_path), "the splits' classes differ: 1 only in", "such as cat")
     assert status_of(tmp_path / "runs" / "tiny")["state"] == "config error"
     (tmp_path / "data" / "val" / "dog").rename(tmp_path / "data" / "val" / "cat")
     words += ["--epochs=1", "--amp=fp32"]  # the refused start has left no settings behind
@@ -241,23 +243,26 @@ def test_other_data_schedules_and_files_are_refused_and_the_run_stands(
     (tmp_path / "data" / "train" / "ant" / "000.jpg").unlink()
     words = train_words(f"--run_dir={run_dir}", "--max_steps=13")
     more = f"--data_dir={tmp_path / 'data'}"
-    fails([*words, more], tmp_path, "is not the data of the run in", "has 65 images", **ONE_RANK)
+    result = run_here([*words, more], tmp_path)
+    assert_refused(result, "is not the data of the run in", "has 65 images")
     changed = [
         "--epochs 9 (the run has 3)",
         "At step 12 the learning rate would jump from 0 to 0.0",
     ]
     changed.append(f"--init_from {run_dir}/checkpoints/best.pt --run_dir NEW")
-    fails([*words, "--epochs=9"], tmp_path, *changed, **ONE_RANK)
-    fails([*words[:-1], "--epochs=9"], tmp_path, *changed)  # nor by the supervisor
+    assert_refused(run_here([*words, "--epochs=9"], tmp_path), *changed)
+    assert_refused(run([*words[:-1], "--epochs=9"], tmp_path), *changed)  # nor by the supervisor
     record = json.loads((run_dir / "config.json").read_text())
     record["settings"] |= {"epochs": 9, "max_lr": 0.2, "data_dir": str(image_folder)}
     (run_dir / "config.json").write_text(json.dumps(record))
-    fails(words, tmp_path, "another schedule (max_lr 0.05 -> 0.2,", "epochs 3 -> 9)", **ONE_RANK)
+    result = run_here(words, tmp_path)
+    assert_refused(result, "another schedule (max_lr 0.05 -> 0.2,", "epochs 3 -> 9)")
     assert newest_checkpoint(run_dir).read_bytes() == newest_checkpoint(done).read_bytes()
     shutil.copy(done / "config.json", run_dir / "config.json")
     for path in (run_dir / "checkpoints").glob("step_*.pt"):
         path.write_bytes(b"something else")
-    fails(words, tmp_path, "no checkpoint in", "step_000000012.pt is damaged", **ONE_RANK)
+    result = run_here(words, tmp_path)
+    assert_refused(result, "no checkpoint in", "step_000000012.pt is damaged")
     assert len(list((run_dir / "checkpoints").glob("step_*.pt"))) == 3
 
 
@@ -300,7 +305,7 @@ def test_too_many_bad_images_stop_the_run_and_few_do_not(tmp_path):
     events = (tmp_path / "few" / "log.jsonl").read_text()
     assert all(f"train/bee/{i:03d}.jpg" in events for i in (1, 5, 9))
     flags = [*tiny_flags(root, tmp_path / "many"), "--max_bad_images=2"]
-    result = run(train_words(*flags), tmp_path)
+    result = run_here(train_words(*flags), tmp_path)
     assert (
         result.code == 2
         and "3 images cannot be decoded, more than --max_bad_images 2" in result.out

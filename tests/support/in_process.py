@@ -38,10 +38,11 @@ def called(command: ModuleType, flags: Sequence[object]) -> int:
             signal.signal(signum, handler)
 
 
-def run_here(words: Sequence[object], cwd: Path) -> Result:
+def run_here(words: Sequence[object], cwd: Path, *, as_rank: bool = True) -> Result:
     """`run` of support/commands.py in this process; train.py is a lone rank.
 
-    For what nothing interrupts: a run to compare with, or the resume after a kill.
+    For what nothing interrupts: a run to compare with, the resume after a kill, a refusal.
+    as_rank: else train.py is the supervisor, which must refuse: it would start torchrun.
     """
     _, script, *flags = words
     assert script.parent == REPOSITORY
@@ -50,8 +51,9 @@ def run_here(words: Sequence[object], cwd: Path) -> Result:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(cwd)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.delenv("IMAGENET_DIR", raising=False)
         torch.set_num_threads(1)  # app.py, called here before, may have set more: other bits
-        if script.stem == "train":
+        if script.stem == "train" and as_rank:
             be_rank(patch)
         code = called(command, flags)
     return Result(code, out.getvalue(), err.getvalue())
