@@ -16,7 +16,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 STARTUP = Path(__file__).resolve().parent / "startup"
 PROGRAM_PATH = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}:{STARTUP}"}
-AS_USERS_HAVE_IT = {"PYTHONPATH": ""}  # without the shortcuts of startup/sitecustomize.py
+# Without the shortcuts of startup/sitecustomize.py, or without one of them.
+AS_USERS_HAVE_IT, WITH_CURVES = {"PYTHONPATH": ""}, {"DRAW_CURVES": "yes"}
 
 
 @dataclass

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from support.commands import (
     ONE_RANK,
+    WITH_CURVES,
     processes_mentioning,
     start,
     tiny_flags,
@@ -53,10 +54,13 @@ def assert_as_if_nothing_was(data_dir: Path, run_dir: Path) -> None:
 
 
 def words_of(launcher: str, flags: list[object]) -> tuple[list[object], dict[str, str]]:
-    """The command for a rank alone, for torchrun with two, or for the supervisor; its variables."""
+    """The command for a rank alone, for torchrun with two, or for the supervisor; its variables.
+
+    With curves: drawing them is most of an epoch's end, and of what follows the last step.
+    """
     if launcher == "two ranks":
-        return torchrun_words(2, "train.py", *flags), {}
-    return train_words(*flags), ONE_RANK if launcher == "one rank" else {}
+        return torchrun_words(2, "train.py", *flags), WITH_CURVES
+    return train_words(*flags), WITH_CURVES | (ONE_RANK if launcher == "one rank" else {})
 
 
 def signal_all(pids: list[int], signum: signal.Signals) -> None:
