@@ -47,7 +47,7 @@ def test_without_instance_store_the_link_points_to_the_volume(host, packed):
 
 
 def test_a_blank_store_gets_a_copy_that_is_made_once(host, packed, tmp_path):
-    loop = host.attach(blank(tmp_path / "store", 2 << 30))
+    loop = host.attach(blank(tmp_path / "store", 512 * MIB))
     assert call(host, packed, "--dry_run", store=loop).returncode == 0
     assert not disks.contents(loop) and not (tmp_path / "cached").exists()
     result = call(host, packed, store=loop)
@@ -85,10 +85,10 @@ def test_too_small_a_store_is_not_used(host, packed, tmp_path):
 
 def test_a_copy_that_was_lost_is_made_again(host, packed, tmp_path):
     """After a stop the store is another, blank one, and the link points nowhere."""
-    first = host.attach(blank(tmp_path / "store", 2 << 30))
+    first = host.attach(blank(tmp_path / "store", 512 * MIB))
     assert call(host, packed, store=first).returncode == 0
     host.call("umount", str(instance_store.MOUNT))
-    second = host.attach(blank(tmp_path / "other", 2 << 30))
+    second = host.attach(blank(tmp_path / "other", 512 * MIB))
     result = call(host, packed, store=second)
     assert result.returncode == 0 and "2 of them copied now" in result.stdout, result.stderr
     assert link_of(packed) == COPY

@@ -17,10 +17,10 @@ from support.commands import (
     processes_mentioning,
     run,
     tiny_flags,
-    torchrun_words,
     train_words,
     wait_for,
 )
+from support.in_process import run_here
 from support.needs import needs_root
 from support.network import Host, torchrun_on, two_hosts
 from support.pictures import training_gate
@@ -100,7 +100,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stories(image_folder: Path, folder: Path) -> Iterator[dict[str, Future]]:
-    """Both at once, each on two hosts of its own, since they mostly wait."""
+    """Both at once, each on two hosts of its own, since they mostly wait.
+
+    "straight" is one rank on one host: it has the bits of two (test_ranks.py).
+    """
+    straight = run_here(train_words(*flags_of(image_folder, folder / "straight")), folder)
+    assert straight.code == 0, straight.err
     with (
         ThreadPoolExecutor() as pool,
         two_hosts(folder / "1") as one,
@@ -111,8 +116,6 @@ def stories(image_folder: Path, folder: Path) -> Iterator[dict[str, Future]]:
             here = folder / story.__name__
             shutil.copytree(image_folder, here / "images")
             futures[story.__name__] = pool.submit(story, here / "images", here, hosts)
-        words = torchrun_words(2, "train.py", *flags_of(image_folder, folder / "straight"))
-        futures["straight"] = pool.submit(run, words, folder)
         yield futures
 
 
@@ -134,7 +137,6 @@ def test_half_a_minute_without_network_is_waited_out(stories, folder):
     assert codes(story["results"]) == [0, 0], story["results"]
     assert story["steps_meanwhile"] == 2
     assert story["third"].code == 2 and "is in use by process" in story["third"].err
-    assert stories["straight"].result().code == 0
     assert_one_history(folder / "train_through_a_partition" / "run", folder / "straight")
 
 
@@ -144,7 +146,6 @@ def test_a_partition_that_outlasts_a_ranks_patience_ends_all_and_is_resumed(stor
     assert codes(story["gave_up"]) == [1, 1]
     assert "RuntimeError" in story["gave_up"][0].err and not story["left"]
     assert codes(story["resumed"]) == [0, 0]
-    assert stories["straight"].result().code == 0
     assert_one_history(folder / "stop_and_resume" / "run", folder / "straight")
 
 

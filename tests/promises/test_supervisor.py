@@ -9,15 +9,12 @@ from pathlib import Path
 
 import pytest
 from support.commands import (
-    ONE_RANK,
-    Result,
     environment,
     finish,
     processes_mentioning,
     run,
     start,
     tiny_flags,
-    torchrun_words,
     train_words,
     wait_for,
 )
@@ -65,10 +62,10 @@ def test_it_trains_and_tells_when_done(image_folder, tmp_path):
     assert (status["state"], status["step"]) == ("done", 12)
     assert status["cost_usd"] == pytest.approx(status["paid_s"] / 100, abs=1e-3)
     began = time.monotonic()
-    again = run(words, tmp_path)
+    again = run_here(words, tmp_path, as_rank=False)
     assert again.code == 0 and "is done at step 12" in again.out
     before = (tmp_path / "run" / "status.json").read_bytes()
-    fewer = run([*words, "--max_steps=5"], tmp_path)
+    fewer = run_here([*words, "--max_steps=5"], tmp_path, as_rank=False)
     assert fewer.code == 0 and "is done at step 12" in fewer.out
     assert (tmp_path / "run" / "status.json").read_bytes() == before
     assert time.monotonic() - began < 60
@@ -99,10 +96,18 @@ def test_ctrl_c_twice_ends_at_once_and_resumably(image_folder, tmp_path):
 @pytest.mark.parametrize(
     "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
 )
-def test_one_signal_saves_and_exits_75(image_folder, tmp_path, signum):
+def test_a_second_start_is_refused_and_one_signal_saves_and_exits_75(
+    image_folder, tmp_path, signum
+):
     run_dir = tmp_path / "run"
     words = train_words(*long_flags(image_folder, run_dir, "--save_every_steps=0"))
     process = start_and_reach(words, tmp_path, run_dir, 6)
+    before = status_of(run_dir)["attempt"]
+    supervised, alone = (run_here(words, tmp_path, as_rank=rank) for rank in (False, True))
+    for second in (supervised, alone):
+        assert second.code == 2 and f"--run_dir {run_dir} is in use by process" in second.err
+    assert str(process.pid) in supervised.err
+    assert status_of(run_dir)["attempt"] == before
     process.send_signal(signum)
     result = finish(process)
     assert result.code == 75 and "Traceback" not in result.err
@@ -243,25 +248,3 @@ def test_killing_any_one_process_leaves_none_running_alone(image_folder, tmp_pat
         process.send_signal(signal.SIGTERM)
         assert finish(process).code in (75, 1)
     assert_free(image_folder, run_dir, tmp_path)
-
-
-def test_a_second_start_in_the_same_folder_is_refused(image_folder, tmp_path):
-    run_dir = tmp_path / "run"
-    words = train_words(*long_flags(image_folder, run_dir))
-    process = start_and_reach(words, tmp_path, run_dir, 2)
-    before = status_of(run_dir)["attempt"]
-    supervised, alone = run(words, tmp_path), run(words, tmp_path, **ONE_RANK)
-    for second in (supervised, alone):
-        assert second.code == 2 and f"--run_dir {run_dir} is in use by process" in second.err
-    assert str(process.pid) in supervised.err
-    assert status_of(run_dir)["attempt"] == before
-    process.send_signal(signal.SIGTERM)
-    assert finish(process).code == 75
-
-
-def test_torchrun_alone_works_and_leaves_the_status(image_folder, tmp_path):
-    run_dir = tmp_path / "run"
-    words = torchrun_words(2, "train.py", *tiny_flags(image_folder, run_dir))
-    result: Result = run(words, tmp_path)
-    assert result.code == 0 and "2 ranks x 1 micro-batches x 8" in result.out
-    assert status_of(run_dir)["state"] == "done"
