@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from PIL import Image
 from support.clones import clone
-from support.commands import AS_USERS_HAVE_IT, REPOSITORY, environment, wait_for
+from support.commands import REPOSITORY, WITH_CURVES, environment, wait_for
 from support.pictures import CLASSES
 from support.runs import status_of
 
@@ -54,7 +54,7 @@ def client_for(folder: Path) -> NotebookClient:
 def execute(folder: Path, **more: str) -> dict[str, nbformat.NotebookNode]:
     """Run all cells, and return them by id."""
     client = client_for(folder)
-    variables = environment(IPYTHONDIR=str(folder / "ipython"), **AS_USERS_HAVE_IT, **more)
+    variables = environment(IPYTHONDIR=str(folder / "ipython"), **WITH_CURVES, **more)
     client.execute(env=variables)
     return {cell.id: cell for cell in client.nb.cells}
 

@@ -1,6 +1,7 @@
 """Every command that a page shows: run where it can be, checked flag by flag where it cannot."""
 
 import argparse
+import functools
 import re
 import shlex
 import subprocess
@@ -71,7 +72,7 @@ def run_benchmark(*words: object, **more: str) -> str:
 
 
 def check_benchmark(words: list[str]) -> None:
-    """Run a benchmark in a short form; of photo_corpus.py, which downloads, read the flags."""
+    """Run a benchmark in a short form; read the flags of one that another test runs, or none."""
     script_commands = (shlex.split(command) for _, command in COMMANDS if words[1] in command)
     match words:
         case ["python", script, *flags] if words != next(script_commands):
@@ -121,22 +122,19 @@ def check_benchmark(words: list[str]) -> None:
                 quick += ["--seconds=0", f"--data_dir={photos}"]
                 assert "| launch | 1 | 10 | " in run_benchmark(script, *flags, *quick)
         case ["python", "benchmarks/gpu_day.py" as script, *flags]:
-            quick = ["--recipe=tiny", "--image_sizes=32", "--batch_size=8", "--minutes=0.02"]
-            with tempfile.TemporaryDirectory() as folder:
-                photos = make_folder(Path(folder) / "photos", 20, 1)
-                places = [f"--data_dir={photos}", f"--json={folder}/day.json"]
-                assert "| 32 | " in run_benchmark(script, *flags, *quick, *places)
+            check_help(script, flags)  # run in test_gpu_day.py
         case _:
             raise AssertionError(f"this test does not know how to check: {words}")
 
 
+@functools.cache
+def help_of(script: str) -> str:
+    return run_benchmark(script, "--help")
+
+
 def check_help(script: str, flags: list[str]) -> None:
     """Every flag is one that --help has."""
-    words = [sys.executable, script, "--help"]
-    text = subprocess.run(
-        words, cwd=REPOSITORY, env=environment(), check=True, capture_output=True, text=True
-    ).stdout
-    assert all(flag in text for flag in flags if flag.startswith("--"))
+    assert all(flag in help_of(script) for flag in flags if flag.startswith("--"))
 
 
 def check_setup(flags: list[str]) -> None:

@@ -131,6 +131,7 @@ case "$*" in
     "-m venv "*) mkdir -p "$3/bin" && exec cp "$0" "$3/bin/python" ;;
     "-m pip config list") echo "global.no-index='1'" ;;
     "-m pip "*) exit 0 ;;
+    bench.py*) exec PYTHON "$@" --seconds=1 ;; # instead of 10 for each of its figures
     *) exec PYTHON "$@" ;;
 esac
 """
