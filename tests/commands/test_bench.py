@@ -123,7 +123,7 @@ def test_the_projection_adds_up(folder_result):
 
 
 def test_a_pack_without_validation_images_will_do(pack_folder, tmp_path):
-    result = run(bench_words(f"--data_dir={pack_folder}", "--json=out.json"), tmp_path)
+    result = run_here(bench_words(f"--data_dir={pack_folder}", "--json=out.json"), tmp_path)
     assert result.code == 0, result.err
     values = json.loads((tmp_path / "out.json").read_text())
     assert_consistent(values)

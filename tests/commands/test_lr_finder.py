@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.commands import (
+    AS_USERS_HAVE_IT,
     ONE_RANK,
     REPOSITORY,
     Result,
@@ -71,7 +72,9 @@ def interrupt(process, signum: int) -> Result:
     return result
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_signal_ends_the_command_soon(image_folder, tmp_path, no_leftovers, signum):
     flags = ["--num_workers=2", "--start_lr=1e-9", "--end_lr=1e-8", "--num_iter=100000"]
     words = [*FINDER, f"--data_dir={image_folder}", f"--out={tmp_path / 'out'}", *flags]
@@ -91,7 +94,7 @@ def test_max_lr_auto_is_found_once_and_the_run_is_one_of_that_rate(
     run_dir, folder = tmp_path / "auto", tmp_path / "auto" / "lr_finder"
     sizes = ["--image_size=48", "--eval_resize_size=48", "--num_workers=2", "--epochs=2"]
     words = train_words(*tiny_flags(image_folder, run_dir), *sizes, "--max_lr=auto")
-    process = start(words, tmp_path, **ONE_RANK)
+    process = start(words, tmp_path, **ONE_RANK, **AS_USERS_HAVE_IT)  # seconds to make the model
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     wait_for(lambda: status_of(run_dir).get("state") == "running")
     wait_for(lambda: len(children.read_text().split()) == 2)  # the model is the next to be made

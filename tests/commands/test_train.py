@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 from support.commands import (
-    AS_USERS_HAVE_IT,
     ONE_RANK,
     REPOSITORY,
+    WITH_CURVES,
     Result,
     finish,
     run,
@@ -40,7 +40,7 @@ def done(image_folder, tmp_path_factory) -> Path:
     """The run folder of a finished run."""
     run_dir = tmp_path_factory.mktemp("done") / "run"
     words = train_words(*tiny_flags(image_folder, run_dir), "--price_per_hour=1")
-    result = run(words, run_dir.parent, **ONE_RANK, **AS_USERS_HAVE_IT)
+    result = run(words, run_dir.parent, **ONE_RANK, **WITH_CURVES)
     assert result.code == 0, result.err
     return run_dir
 

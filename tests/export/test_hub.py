@@ -20,9 +20,9 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from support import hub as hub_stub
 from support.commands import (
-    AS_USERS_HAVE_IT,
     ONE_RANK,
     REPOSITORY,
+    WITH_CURVES,
     run,
     start,
     tiny_flags,
@@ -87,7 +87,7 @@ def run_dir(image_folder, tmp_path_factory) -> Path:
     """A finished run, with tokens lying in its folder."""
     run_dir = tmp_path_factory.mktemp("done") / "run"
     flags = [*tiny_flags(image_folder, run_dir), "--epochs=6", "--save_every_steps=0"]
-    result = run(train_words(*flags), run_dir.parent, **ONE_RANK, **AS_USERS_HAVE_IT)
+    result = run(train_words(*flags), run_dir.parent, **ONE_RANK, **WITH_CURVES)
     assert result.code == 0, result.err
     for name in (".env", "token"):
         (run_dir / name).write_text(f"HF_TOKEN={PLANTED}\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import (
+    AS_USERS_HAVE_IT,
     ONE_RANK,
     finish,
     processes_mentioning,
@@ -41,7 +42,8 @@ def test_it_saves_in_start_up_training_and_evaluation_and_ends_with_the_same_bit
     assert run_here(train_words(*flags_of(images, tmp_path / "straight")), tmp_path).code == 0
 
     in_training, in_evaluation = training_gate(images, step=2), validation_gate(images)
-    process = start(train_words(*flags_of(images, run_dir)), tmp_path, **ONE_RANK)
+    slow_to_start = ONE_RANK | AS_USERS_HAVE_IT  # seconds from its status to its first step
+    process = start(train_words(*flags_of(images, run_dir)), tmp_path, **slow_to_start)
     wait_for(lambda: status_of(run_dir))
     process.send_signal(signal.SIGUSR1)
     in_training.wait_for_reader()

@@ -185,7 +185,9 @@ def test_nothing_in_the_tree_unpickles_code():
 
 
 @needs("strace")
-@pytest.mark.parametrize("name", ["EPERM", "EOPNOTSUPP", "EIO"])
+@pytest.mark.parametrize(
+    "name", ["EPERM", pytest.param("EOPNOTSUPP", marks=pytest.mark.long), "EIO"]
+)
 def test_where_there_are_no_hard_links_the_best_one_is_a_copy(tmp_path, name):
     path = checkpoint.save(tmp_path, 3, {"step": 3})
     refuse = ["strace", "-f", "-o", "/dev/null", "-e", f"inject=link,linkat:error={name}"]

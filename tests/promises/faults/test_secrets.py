@@ -5,6 +5,7 @@ tests/export/test_hub.py searches what is sent to Hugging Face.
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def test_planted_tokens_appear_nowhere(image_folder, tmp_path):
         pids = processes_mentioning(str(run_dir))
         num_seen = max(num_seen, len(pids))
         assert not any(holds_secret(command_line(pid)) for pid in pids)
+        time.sleep(0.02)  # looking takes as long as a step
     result = finish(process)
     assert result.code == 0, result.err
     # Supervisor, torchrun, rank, loader. "At least", because a child that was just forked still

@@ -15,7 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import REPOSITORY, finish, processes_mentioning, start, wait_for
+from support.commands import (
+    AS_USERS_HAVE_IT,
+    REPOSITORY,
+    finish,
+    processes_mentioning,
+    start,
+    wait_for,
+)
 from support.kills import assert_as_if_nothing_was, assert_no_orphans, flags_of
 from support.pictures import training_gate, validation_gate
 from support.runs import events_of, newest_checkpoint, status_of, steps_logged
@@ -69,7 +76,7 @@ def stop(process, run_dir, gate=None) -> int:
 def test_sigterm_to_torchrun_costs_a_step_at_most(image_folder, words, tmp_path):
     """In start-up, in training and in evaluation; the run then ends as if nothing had happened."""
     run_dir, images = tmp_path / "run", tmp_path / "images"
-    process = start(words, tmp_path)
+    process = start(words, tmp_path, **AS_USERS_HAVE_IT)  # seconds from there to the first step
     wait_for(lambda: ranks_listen(run_dir, process.pid))
     wait_for(lambda: status_of(run_dir).get("state") == "running")
     stop(process, run_dir)
