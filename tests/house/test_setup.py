@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,16 @@ def as_jpeg(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
+def processes_of(host: Host) -> list[int]:
+    """Those of the run on this host; the hosts of tests in other processes have runs there, too."""
+    namespace, found = Path(f"/proc/{host.process.pid}/ns/mnt").readlink(), []
+    for pid in processes_mentioning(str(RUN)):
+        with suppress(FileNotFoundError):  # it ended meanwhile
+            if Path(f"/proc/{pid}/ns/mnt").readlink() == namespace:
+                found.append(pid)
+    return found
+
+
 def test_from_nothing_to_a_trained_model(host, tmp_path):
     """All steps for real but pip's, with a SIGKILL in the middle of the training."""
     setup = Setup(host, tmp_path, REAL)
@@ -329,9 +340,9 @@ def test_from_nothing_to_a_trained_model(host, tmp_path):
     assert code == 0, out
     run_dir = setup.path(str(RUN))
     wait_for(lambda: any((run_dir / "checkpoints").glob("step_*[1-9]*.pt")), what="a checkpoint")
-    for pid in processes_mentioning(str(RUN)):
+    for pid in processes_of(host):
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not processes_mentioning(str(RUN)), what="the end of all processes")
+    wait_for(lambda: not processes_of(host), what="the end of all processes")
     killed_at = int(newest_checkpoint(run_dir).stem.removeprefix("step_"))
     assert 0 < killed_at < 160
 
@@ -339,7 +350,7 @@ def test_from_nothing_to_a_trained_model(host, tmp_path):
     assert code == 0 and "mkfs" not in out and "measured already" in out, out
     code, out = setup.run(*flags)
     assert code == 0 and ("training, process" in out or "done" in out), out
-    wait_for(lambda: not processes_mentioning(str(RUN)), 240, what="the end of training")
+    wait_for(lambda: not processes_of(host), 240, what="the end of training")
     assert status_of(run_dir)["state"] == "done" and status_of(run_dir)["step"] == 160
     assert f"step {killed_at}" in (run_dir / "console.log").read_text()
     code, out = setup.run("--status")
