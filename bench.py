@@ -201,11 +201,12 @@ def beside(row: Mapping[str, object]) -> str:
 def describe_neighbors(rows: Sequence[Mapping], num_workers: int) -> str:
     """What loader processes at full load cost the model's step."""
     costs = ", ".join(
-        f"{row['model_images_per_s'] / row['beside_images_per_s']:.2f} ({row['image_size']} px)"
+        f"{row['model_images_per_s'] / row['beside_images_per_s']:.2f} times as long at "
+        f"{row['image_size']} px"
         for row in rows
     )
-    who = "1 loader process runs" if num_workers == 1 else f"{num_workers} loader processes run"
-    return f"neighbors: a step takes {costs} times as long while {who} at full load (`beside`)"
+    who = "1 loader process" if num_workers == 1 else f"{num_workers} loader processes"
+    return f"neighbors: beside {who} at full load, a step takes {costs} (`beside`)"
 
 
 def describe_disk(disk: Mapping[str, object]) -> str:

@@ -6,8 +6,8 @@
 Every method is the recipe with a few settings changed. A method that makes a step cheaper may take
 more of them: its settings then contain the epochs that take as long as the baseline, and the table
 shows the seconds, of the whole process. The differences from the baseline are paired by seed, with
-their 95% interval; losers are listed as well as winners. Runs are added to --results as they end,
-and those that are there are not made again.
+their 95% interval; losers are listed as well as winners. Runs are added to --results as they end;
+those that are there, of the same commit, processor, and torch, are not made again.
 """
 
 import argparse
@@ -47,7 +47,7 @@ METHODS = {  # all with SHORT before
 def run_one(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
     """Seconds and last top-1 of a run: from the results file, or of a run now."""
     flags = [*SHORT.split(), *METHODS[name].split(), *args.flags]
-    key = {"data": args.data_dir.name, "recipe": args.recipe, "flags": flags, "seed": seed}
+    key = {"data": str(args.data_dir), "recipe": args.recipe, "flags": flags, "seed": seed}
     key |= args.machine
     print(f"seed {seed}: {name}", flush=True)
     run = results_file.find(args.results, key)
@@ -101,9 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.results.parent.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys([BASELINE, *args.only]))
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for seed in args.seeds:  # seed by seed, so that a run of the benchmark cut short is paired too
-        for name in names:
-            results[name].append(run_one(args, name, seed))
+    try:
+        for seed in args.seeds:  # seed by seed, so that runs are paired if it is cut short
+            for name in names:
+                results[name].append(run_one(args, name, seed))
+    except RuntimeError as error:
+        print(f"methods.py: error: {error}", file=sys.stderr)
+        return 2
     print(table(results))
     return 0
 

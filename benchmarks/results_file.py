@@ -1,5 +1,5 @@
 """Results of benchmarks that take hours: one line of JSON a run, so that they go on where they
-stopped. benchmarks/results/*.jsonl are such files."""
+stopped."""
 
 import json
 import math
@@ -53,5 +53,6 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> str:
     if len(differences) < 2:
         return f"{mean:+.1f}"
     error = statistics.stdev(differences) / math.sqrt(len(differences))
-    half = T_95[len(differences) - 1] * error
+    # Beyond the table its last value, with which the interval is a little too wide.
+    half = T_95.get(len(differences) - 1, T_95[9]) * error
     return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"

@@ -126,6 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="[3]")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="for the data [a temporary one]")
     args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds}: must be at least 1")
+    if args.folder and not args.folder.is_dir():
+        parser.error(f"--folder {args.folder}: no such folder")
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         top = Path(name)
         small = make_folder(top / "small", SMALL, SMALL)

@@ -10,8 +10,8 @@ users write it, and in bf16 with channels_last; and, with --timm, the train.py o
 with those of torchvision's references. All use the same images. This script times them all from the
 start of the process: imports count, and for train.py so does packing the images. By default these
 are Fashion-MNIST's, which `./setup_and_train.sh --demo` downloads. Adds each run to --results as it
-ends, skips those that are there, writes curves.png into --out, and prints the table of
-benchmarks/README.md.
+ends, skips those of the same commit, processor, and torch that are there, writes curves.png into
+--out, and prints the table of benchmarks/README.md.
 """
 
 import argparse
@@ -78,8 +78,10 @@ def run_one(args: argparse.Namespace, name: str, rival: Rival | None, seed: int)
     """The evaluations of one run: those in the results file, or of a run now."""
     length = {"epochs": args.timm_epochs} if name.startswith("timm") else {"minutes": args.minutes}
     ours = {"recipe": args.recipe, "flags": args.flags}
-    key = {"name": name, "data": args.data_dir.name, "seed": seed, **args.machine}
-    key |= ours if rival is None else {"image_size": args.image_size, **length}
+    key = {"name": name, "data": str(args.data_dir), "seed": seed, **args.machine}
+    shared = ("image_size", "timm_image_size", "min_crop_scale", "plain_batch_size")
+    theirs = {name: getattr(args, name) for name in shared} | length
+    key |= ours if rival is None else theirs
     print(f"seed {seed}: {name}", flush=True)
     run = results_file.find(args.results, key)
     if run is None:
@@ -207,9 +209,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as work:
         args.work = Path(work)
         args.folder = as_folder(args.data_dir, args.work / "folder")
-        for seed in args.seeds:
-            for name, rival in loops.items():
-                results[name][seed] = run_one(args, name, rival, seed)
+        try:
+            for seed in args.seeds:
+                for name, rival in loops.items():
+                    results[name][seed] = run_one(args, name, rival, seed)
+        except RuntimeError as error:
+            print(f"time_to_accuracy.py: error: {error}", file=sys.stderr)
+            return 2
     colors = {name: rival.color if rival else OUR_COLOR for name, rival in loops.items()}
     title = f"{args.data_dir.name}, tested at {args.image_size} px, {throughput.cpu_name()}"
     draw(args.out / "curves.png", results, colors, title)

@@ -48,6 +48,10 @@ def check_batch(cfg: "TrainConfig") -> None:
 
 def check_sizes(cfg: "TrainConfig") -> None:
     """Images grow within bounds, and the evaluation crop fits into its picture."""
+    if stages := size_stages.parse(cfg.size_stages):
+        check_stages(cfg, stages)
+    elif cfg.shuffle_sizes:
+        raise ValueError("--shuffle_sizes needs --size_stages, whose epochs it shuffles")
     start = cfg.start_image_size
     if start and not 32 <= start <= cfg.image_size:
         raise ValueError(
@@ -58,10 +62,6 @@ def check_sizes(cfg: "TrainConfig") -> None:
             f"--start_image_size {start} needs epochs to grow in: --grow_end_epoch "
             f"{cfg.grow_end_epoch:g} must be above --grow_start_epoch {cfg.grow_start_epoch:g}"
         )
-    if stages := size_stages.parse(cfg.size_stages):
-        check_stages(cfg, stages)
-    elif cfg.shuffle_sizes:
-        raise ValueError("--shuffle_sizes needs --size_stages, whose epochs it shuffles")
     if cfg.alternate_flips and not cfg.flip:
         raise ValueError("--alternate_flips needs --flip: it says which images are mirrored when")
     if cfg.eval_resize < cfg.eval_crop:
@@ -72,14 +72,18 @@ def check_sizes(cfg: "TrainConfig") -> None:
 
 
 def check_stages(cfg: "TrainConfig", stages: list[tuple[int, float]]) -> None:
-    """Stages add up, get an epoch each, and end where the settings of other sizes say."""
+    """Sizes are at least 32, the largest is image_size, and each gets an epoch."""
     sizes = [size for size, _ in stages]
     if cfg.start_image_size:
-        raise ValueError("--size_stages and --start_image_size exclude each other: leave out one")
+        raise ValueError(
+            f"--size_stages {cfg.size_stages} and --start_image_size {cfg.start_image_size} "
+            f"exclude each other: give --start_image_size 0, or --size_stages {size_stages.NONE}"
+        )
     if min(sizes) < 32 or max(sizes) != cfg.image_size:
         raise ValueError(
             f"--size_stages {cfg.size_stages}: sizes must be at least 32, and the largest one "
-            f"--image_size, which is {cfg.image_size}"
+            f"--image_size, which is {cfg.image_size}: give --image_size {max(sizes)}, or "
+            "other sizes"
         )
     for size in set(sizes) - set(size_stages.epoch_sizes(stages, cfg.epochs)):
         raise ValueError(

@@ -17,12 +17,11 @@ def parse(text: str) -> list[tuple[int, float]]:
         stages = [(int(size), float(share)) for size, share in _pairs(text)]
     except ValueError:
         raise ValueError(f"--size_stages {text}: must be {STAGE}, or {NONE}") from None
+    if not all(share > 0 for _, share in stages):
+        raise ValueError(f"--size_stages {text}: the percentages must be above 0")
     total = sum(share for _, share in stages)
-    if not all(share > 0 for _, share in stages) or abs(total - 100) > 0.01:
-        raise ValueError(
-            f"--size_stages {text}: the percentages must be above 0 and add up to 100, not "
-            f"{total:g}"
-        )
+    if abs(total - 100) > 0.01:
+        raise ValueError(f"--size_stages {text}: the percentages add up to {total:g}, not to 100")
     return stages
 
 

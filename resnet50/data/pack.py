@@ -115,7 +115,7 @@ class PackedImages:
             if self.has_levels:
                 level_header = base64.b64decode(about["level_header"])
                 self._level_header = TileHeader(level_header, LEVEL_TILES)
-                self._largest_level = max(self.settings["levels"])
+                self._smallest_level = min(self.settings["levels"])
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(f"its JSON cannot be interpreted ({error!r})") from error
         self._tile_header = header
@@ -189,8 +189,8 @@ class PackedImages:
 
         It decides what is read when, and no pixel.
         """
-        # With two thirds of a level's long side, a quarter of the crops or less is cut from it.
-        return self.has_levels and bool(image_size) and 3 * image_size <= 2 * self._largest_level
+        # With two thirds of a level's long side, about a quarter of the crops is cut from it.
+        return self.has_levels and bool(image_size) and 3 * image_size <= 2 * self._smallest_level
 
     def _read(
         self, index: int, image_size: int | None = None

@@ -38,6 +38,7 @@ SHOWN_REASONS = 3
 SAMPLE = 64  # pictures encoded to estimate the size of the file
 # 2 less would cost crops of 112 and 128 px 0.5 dB, and none less 3% of the pack's bytes.
 LEVEL_QUALITY_LESS = 1
+LARGEST_TILED = 65_500 // 32 * 32  # libjpeg's limit, in whole tiles
 LEAST_SHRINKING = 1.25  # a level that is nearly as large as its picture would save nothing
 
 
@@ -97,7 +98,7 @@ def encode(picture: Picture, data: bytes, encoding: Encoding) -> tuple[Record, N
     is_tiled = encoding.store == TILES
     full = shrink(pixels, encoding.long_side, encoding.short_side) if is_tiled else pixels
     height, width = full.shape[:2]
-    if max(width, height) > np.iinfo(np.uint16).max:
+    if max(width, height) > (LARGEST_TILED if is_tiled else np.iinfo(np.uint16).max):
         raise ValueError(f"{width}x{height} pixels are more than a pack can record")
     name, label = picture.name, picture.label
     if not is_tiled:

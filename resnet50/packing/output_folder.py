@@ -19,6 +19,7 @@ from resnet50.packing import encode, snapshot
 from resnet50.packing.data_set import Source
 from resnet50.packing.encode import SplitJob
 from resnet50.packing.report import SPLITS
+from resnet50.system import files
 from resnet50.system.interruption import Interruption
 
 
@@ -55,7 +56,7 @@ def is_finished(out: Path, request: Mapping[str, object]) -> bool:
         whole = [split for split in SPLITS if is_whole(out / f"{split}{SUFFIX}")]
         (out / ".work").mkdir(exist_ok=True)  # what is damaged or gone is packed again
         for split in whole:
-            (out / ".work" / f"{split}.json").write_text(json.dumps(report[split]))
+            files.write_json(out / ".work" / f"{split}.json", report[split])
         if len(whole) == len(SPLITS):
             shutil.rmtree(out / ".work")
         return len(whole) == len(SPLITS)
@@ -158,7 +159,7 @@ def pack_one(
         "source": digest,
         "notes": [note._asdict() for note in notes],
     }
-    result_path.write_text(json.dumps(result))
+    files.write_json(result_path, result)
     return result
 
 

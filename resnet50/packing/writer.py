@@ -65,6 +65,8 @@ class PackWriter:
         self._take_over()
         self._records = open(self._parts[".partial"], "a+b")  # noqa: SIM115 (closed in `finish`)
         self._index = open(self._parts[".index"], "a+b")  # noqa: SIM115
+        if not self.num_done:  # another job's records may lie where none of this one's will
+            self._records.truncate(0)
         # A kill may have left something after the last commit.
         self._records.truncate(self._end)
         self._index.truncate(self.num_images * INDEX.itemsize)

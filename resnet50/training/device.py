@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 LARGEST_INT = 2**31 - 1
 
 
@@ -83,12 +83,14 @@ def set_up_device(device: torch.device, deterministic: bool) -> None:
 def keep_freed_memory() -> None:
     """Have the C library reuse the memory that a step frees, instead of returning it to the kernel.
 
-    By default every large tensor is mapped anew, and the kernel fills it with zeros, page by page:
-    a fifth of the time of a ResNet50's step (benchmarks/README.md). The peak stays what it was.
-    Does nothing where the C library is not glibc.
+    By default every large tensor is mapped anew, and the kernel fills it with zeros, page by page,
+    which takes up to a sixth of a ResNet50's step (benchmarks/README.md). Does nothing where the C
+    library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt and mallopt(M_MMAP_THRESHOLD, LARGEST_INT):
+    if mallopt:
+        # No mappings, rather than a high threshold for them, which older versions refuse.
+        mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
 
 

@@ -102,7 +102,8 @@ def test_a_folder_gives_the_promised_figures_and_leaves_nothing_else(folder_resu
     assert len(text.splitlines()) <= 25 and f"limit at 48 px: {values['limit']}" in text
     costs = [row["model_images_per_s"] / row["beside_images_per_s"] for row in values["sizes"]]
     said = (
-        f"a step takes {costs[0]:.2f} (32 px), {costs[1]:.2f} (48 px) times as long while 2 loader"
+        f"beside 2 loader processes at full load, a step takes {costs[0]:.2f} times as long at "
+        f"32 px, {costs[1]:.2f} times as long at 48 px"
     )
     assert said in text
 

@@ -69,7 +69,7 @@ REFUSED = [
         ["--start_image_size 160", "--grow_end_epoch 4 must be above --grow_start_epoch 4"],
     ),
     ({"size_stages": "96"}, ["--size_stages 96", "SIZE:PERCENT, such as 96:20,160:40,224:40"]),
-    ({"size_stages": "96:50,224:40"}, ["96:50,224:40", "add up to 100, not 90"]),
+    ({"size_stages": "96:50,224:40"}, ["96:50,224:40", "add up to 90, not to 100"]),
     ({"size_stages": "96:-50,224:150"}, ["must be above 0"]),
     ({"size_stages": "96:50,192:50"}, ["the largest one --image_size, which is 224"]),
     ({"size_stages": "16:50,224:50"}, ["at least 32"]),
@@ -79,7 +79,7 @@ REFUSED = [
     ),
     (
         {"size_stages": "96:50,224:50", "start_image_size": 96, "grow_end_epoch": 5.0},
-        ["--size_stages and --start_image_size exclude each other"],
+        ["--start_image_size 96 exclude each other", "give --start_image_size 0"],
     ),
     ({"shuffle_sizes": True}, ["--shuffle_sizes needs --size_stages"]),
     ({"alternate_flips": True, "flip": False}, ["--alternate_flips needs --flip"]),

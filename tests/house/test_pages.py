@@ -103,6 +103,8 @@ def check_benchmark(words: list[str]) -> None:
             check_help(words[1], flags)
         case ["python", "benchmarks/save_and_resume.py" as script, *flags]:
             check_help(script, flags)  # minutes of a ResNet50: run by hand
+        case ["python", "benchmarks/start_up.py" as script, *flags]:
+            check_help(script, flags)  # a million files: run by hand
         case ["python", "benchmarks/progress_picture.py" as script, *flags]:
             check_help(script, flags)  # likewise
         case ["python", "benchmarks/recipe_costs.py", "--picture", path]:

@@ -273,6 +273,7 @@ def test_a_fused_optimizer_takes_the_same_steps(kind):
         model = tiny().double().to(memory_format=torch.channels_last)
         cfg = TrainConfig(max_lr=0.01, fused_optimizer=fused, **OPTIMIZERS[kind])
         optimizer = optimization.build_optimizer(model, cfg)
+        assert bool(optimizer.defaults["fused"]) == fused
         generator = torch.Generator().manual_seed(1)
         for _ in range(4):
             images = torch.randn(8, 3, 32, 32, generator=generator).double()

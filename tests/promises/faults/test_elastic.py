@@ -2,7 +2,7 @@
 pixels, order and learning rate at every step.
 
 tests/promises/test_ranks.py shows the gradients and batch-norm buffers of two ranks, the end bits
-of runs that go from 2 ranks to 1 and back, and that a number of ranks that does not divide the
+of runs that go from 1 rank to 2 and back, and that a number of ranks that does not divide the
 batch is refused.
 """
 
