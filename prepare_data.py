@@ -72,7 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("source", nargs="?", help=f"folder or archive; or by name: {names}")
     add("--out", type=Path, metavar="DIR", help="folder to write [data/SOURCE for names]")
     add("--verify", type=Path, metavar="DIR", help="check and decode every image of a packed set")
-    add("--compare", type=Path, metavar="DIR", help="are labels and crops those of its source?")
+    add(
+        "--compare",
+        type=Path,
+        metavar="DIR",
+        help="check labels and crops against the source",
+    )
     add(
         "--download", action="store_true", help="download the named data set; for imagenet, say how"
     )

@@ -250,6 +250,7 @@ def settings(args: argparse.Namespace) -> TrainConfig:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="gpu_day.py",
         description=__doc__,

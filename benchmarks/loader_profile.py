@@ -55,6 +55,8 @@ def time_stages(seconds: dict[str, float]) -> None:
     """Have each stage add its time to `seconds` from now on."""
 
     def timed(function: Callable, title: str) -> Callable:
+        """The function, adding the CPU time of each call to its stage."""
+
         def call(*args: object, **kwargs: object) -> object:
             start = time.thread_time()
             try:

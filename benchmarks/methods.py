@@ -4,10 +4,10 @@
     python benchmarks/methods.py --data_dir data/clothing --only alternate_flips stages --seeds 0
 
 Every method is the recipe with a few settings changed. A method that makes a step cheaper may take
-more of them: its settings then contain the epochs that take as long as the baseline, and the table
-shows the seconds, of the whole process. The differences from the baseline are paired by seed, with
-their 95% interval; losers are listed as well as winners. Runs are added to --results as they end;
-those that are there, of the same commit, processor, and torch, are not made again.
+more of them: its settings then contain epochs of about as many pixels as the baseline's. What they
+really took, imports included, is in the table. The differences from the baseline are paired by
+seed, with their 95% interval; losers are listed as well as winners. Runs are added to --results as
+they end; those that are there, of the same commit, processor, and torch, are not made again.
 """
 
 import argparse

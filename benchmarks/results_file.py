@@ -4,27 +4,23 @@ stopped."""
 import json
 import math
 import statistics
-import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
+from resnet50.records import run_folder
 from resnet50.training import throughput
 
-REPOSITORY = Path(__file__).parent.parent
-GIT_LIMIT_S = 30
 # Two-sided 95% points of Student's t, by the number of pairs less one.
 T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 
 
 def machine() -> dict[str, object]:
     """What a run's speed depends on besides its settings, and the commit that it was made with."""
-    words = ["git", "-C", REPOSITORY, "rev-parse", "--short=12", "HEAD"]
-    commit = subprocess.run(words, capture_output=True, text=True, timeout=GIT_LIMIT_S).stdout
     return {
-        "commit": commit.strip(),
+        "commit": run_folder.commit(),
         "cpu": throughput.cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),

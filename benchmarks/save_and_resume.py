@@ -3,7 +3,8 @@
     python benchmarks/save_and_resume.py --data_dir DIR
 
 Trains a ResNet50 of 1,000 classes with momentum and averaged weights (a checkpoint of 307 MB) on an
-index as large as ImageNet's, 1,281,167 entries that all are the first image of DIR's train.pack.
+index as large as ImageNet's, 1,281,167 entries in which the images of DIR's train.pack come again
+and again.
 First, saves: the seconds that the loop stands still for one, and how many seconds longer it and the
 steps during the writing take than the same number of steps without. Then, in a separate process, a
 resume at step 4,000 of an epoch of 5,004: the time from the imports to the end of the first step,
@@ -22,15 +23,15 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch._dynamo  # takes two seconds, which the first optimizer would take otherwise
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import start_up
+
 import train
 from resnet50.config.train_config import TrainConfig
-from resnet50.data import pack
 from resnet50.records import checkpoint, run_folder
 from resnet50.run import start as run_start
 from resnet50.system import interruption
@@ -41,17 +42,10 @@ SAVE_EVERY_S = 300.0  # --save_every_minutes is 5 by default
 
 
 def make_data(source: Path, folder: Path) -> None:
-    """train.pack with ImageNet's number of images, all of them one; val.pack as it is."""
+    """train.pack with ImageNet's number of images, its own again and again; val.pack as it is."""
     folder.mkdir()
     shutil.copy(source / "val.pack", folder)
-    data = (source / "train.pack").read_bytes()
-    about = json.loads(data[64 : 64 + int.from_bytes(data[12:16], "little")])
-    small = pack.PackedImages(source / "train.pack")
-    [(_, offset, size)] = small.extents(np.array([0]))
-    with open(folder / "train.pack", "w+b") as file:
-        file.seek(pack.records_offset(about))
-        file.write(data[offset : offset + size])  # the first record, where it was
-        pack.seal(file, about, np.repeat(small._index[:1], NUM_IMAGES))
+    start_up.lengthen(source / "train.pack", folder / "train.pack", NUM_IMAGES)
 
 
 def settings(data_dir: Path, run_dir: Path, args: argparse.Namespace) -> TrainConfig:

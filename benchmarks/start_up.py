@@ -62,14 +62,18 @@ def make_pack(source: Path, folder: Path) -> Path:
     """The packs of `source`, with an index as long as ImageNet's over the same records."""
     folder.mkdir()
     for split, total in (("train", NUM_TRAIN), ("val", NUM_VAL)):
-        path = folder / f"{split}.pack"
-        data = (source / path.name).read_bytes()
-        about = json.loads(data[64 : 64 + int.from_bytes(data[12:16], "little")])
-        index = pack.PackedImages(source / path.name)._index
-        with open(path, "w+b") as file:
-            file.write(data[: -index.nbytes])
-            pack.seal(file, about, np.repeat(index, total // len(index) + 1)[:total])
+        lengthen(source / f"{split}.pack", folder / f"{split}.pack", total)
     return folder
+
+
+def lengthen(source: Path, path: Path, num_images: int) -> None:
+    """A pack with the records of another one, and an index in which they come again and again."""
+    data = source.read_bytes()
+    about = json.loads(data[64 : 64 + int.from_bytes(data[12:16], "little")])
+    index = pack.PackedImages(source)._index
+    with open(path, "w+b") as file:
+        file.write(data[: -index.nbytes])
+        pack.seal(file, about, np.repeat(index, num_images // len(index) + 1)[:num_images])
 
 
 def drop_caches() -> None:

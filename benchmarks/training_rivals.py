@@ -1,6 +1,7 @@
 """The training loops that time_to_accuracy.py compares: train.py, plain_loop.py, and timm's."""
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def core_seconds(pid: int) -> float:
             number = parents.get(number, 0)
         return number == pid
 
-    return sum(ticks[number] for number in ticks if descends(number)) / 100
+    return sum(ticks[number] for number in ticks if descends(number)) / os.sysconf("SC_CLK_TCK")
 
 
 def watch(

@@ -31,6 +31,7 @@ COMMANDS = {
 }
 
 CPU = "cpu"
+METAVARS = {"size_stages": "SIZE:PERCENT,..."}  # where the type does not say enough
 
 
 class Request(NamedTuple):
@@ -71,6 +72,7 @@ def add_settings(parser: argparse.ArgumentParser, presets: Mapping[str, str]) ->
         else:
             kind = _int_tuple if isinstance(item.default, tuple) else type(item.default)
             metavar = {int: "N", float: "X", _int_tuple: "N,N,N,N"}.get(kind, item.name.upper())
+            metavar = METAVARS.get(item.name, metavar)
             metavar = "|".join(rules["choices"]) or metavar + "|auto" * rules["may_be_auto"]
             kind = _or_auto(kind) if rules["may_be_auto"] else kind
             text = f"{text} [{shown(item.default)}]" if item.default != "" else text

@@ -61,10 +61,11 @@ class TrainImages:
         is_pack = isinstance(split, PackedImages)
         fitting = CHUNK_BYTES // split.mean_bytes if is_pack else 0
         self._chunk = min(max(MIN_CHUNK, fitting), MAX_CHUNK)
-        # Decoded before the first of them is resized. A folder's files may be large: one by one.
-        self._ahead = self._chunk // 8 if is_pack else 1
+        # Before the first of them is resized; more would hold more memory and gain nothing. A
+        # folder's files may be large: one by one.
+        self._decoded_at_once = self._chunk // 8 if is_pack else 1
 
-    @torch.inference_mode()  # without what autograd would note of each resizing
+    @torch.inference_mode()  # so that autograd records nothing
     def __call__(self, slot: Slot) -> None:
         cv2.setNumThreads(0)  # OpenCV's own threads would compete with the other workers
         key, images = slot.key, slot.images
@@ -106,7 +107,7 @@ class TrainImages:
         side, is_trivial = images.shape[1], self._augmentation.trivial_augment
         numbers = indices.tolist()
 
-        def each(work: Callable[[int, Any], Any], items: dict[int, Any]) -> dict[int, Any]:
+        def try_each(work: Callable[[int, Any], Any], items: dict[int, Any]) -> dict[int, Any]:
             """What `work` makes of a place and what is there, without those where it fails."""
             done = {}
             for place, item in items.items():
@@ -122,25 +123,29 @@ class TrainImages:
             if is_trivial:
                 images[place] = augment.trivial_augment(images[place], draws[place, TRIVIAL])
 
-        pictures = each(lambda _, number: self._split.open(number, side), dict(enumerate(numbers)))
+        pictures = try_each(
+            lambda _, number: self._split.open(number, side), dict(enumerate(numbers))
+        )
         # A picture's size is in its header, and a crop's rectangle depends on nothing else: it is
         # known before a pixel is decoded.
-        sizes = [pictures[i].sizes if i in pictures else [(1, 1)] for i in range(len(numbers))]
-        sizes = stacked(sizes)
+        sizes = stacked(
+            [pictures[i].sizes if i in pictures else [(1, 1)] for i in range(len(numbers))]
+        )
         boxes = crop_boxes(draws[:, :FLIP], sizes[:, 0], self._augmentation.min_crop_scale)
         boxes, levels = pick_levels(boxes, sizes, side)
         boxes, shrinks = reduce_boxes(boxes, side)
         levels = levels.tolist()
+        # Of all, before the first is read.
         for place, picture in pictures.items():
             picture.will_need(levels[place])
-        sources = each(lambda place, picture: picture.level(levels[place]), pictures)
+        sources = try_each(lambda place, picture: picture.level(levels[place]), pictures)
         places = list(sources)
-        decoders = prepare(list(sources.values()), boxes[places], shrinks[places])
-        done = {}
-        for start in range(0, len(places), self._ahead):
-            some = slice(start, start + self._ahead)
+        decoders = crop_decoders(list(sources.values()), boxes[places], shrinks[places])
+        done: set[int] = set()
+        for start in range(0, len(places), self._decoded_at_once):
+            some = slice(start, start + self._decoded_at_once)
             waiting = dict(zip(places[some], decoders[some], strict=True))
-            done |= each(finish, each(lambda _, decode: decode(), waiting))
+            done |= try_each(finish, try_each(lambda _, decode: decode(), waiting)).keys()
         return [place for place in range(len(numbers)) if place not in done]
 
     def _replace(self, slot: Slot, place: int, draws: np.ndarray) -> None:
@@ -259,7 +264,7 @@ def reduce_boxes(boxes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return boxes, shrinks
 
 
-def prepare(
+def crop_decoders(
     pictures: Sequence[TiledPicture | WholePicture], boxes: np.ndarray, shrinks: np.ndarray
 ) -> list[Callable[[], np.ndarray]]:
     """Functions that decode a crop of each picture. boxes, shrinks: as `reduce_boxes` gives them.
@@ -280,7 +285,8 @@ def resize(pixels: np.ndarray, out: np.ndarray) -> None:
         cv2.resize(pixels, (size, size), dst=out, interpolation=cv2.INTER_LINEAR)
         return
     # In this form torch sees channels_last, and its vectorized path is 2 times as fast. This is
-    # functional.interpolate without its Python, and without a copy of the result.
+    # functional.interpolate without its Python, and without a copy of the result; a private name,
+    # but the one that interpolate calls, and test_crops.py compares the pixels.
     source, target = (
         torch.from_numpy(array.reshape(1, *array.shape)).permute(0, 3, 1, 2)
         for array in (np.ascontiguousarray(pixels), out)

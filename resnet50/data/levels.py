@@ -38,6 +38,9 @@ class LeveledPicture:
     """A picture that is stored in several sizes. size: (width, height) of the full one, in pixels;
     sizes: of all of them, largest first.
 
+    file: descriptor of the pack; offset: of the record; table: all of the record before the tiles.
+    A size's number is its place in `sizes`: 0 is the full one.
+
     smallest: its tiles; if that is empty, they are read from the file when they are used, as the
     others are. headers: of the smaller pictures, and of the full one.
     """
@@ -80,7 +83,7 @@ class LeveledPicture:
 
     def level(self, number: int) -> TiledPicture:
         """The picture in one of its sizes, by its place in `sizes`."""
-        at = self._lengths_at
+        at = self._lengths_at  # the tables of the smaller sizes come first
         for size in self.sizes[:number:-1]:
             rows, columns = tile_grid(*size, LEVEL_TILES)
             at += 2 * rows * columns

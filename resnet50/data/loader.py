@@ -33,8 +33,9 @@ NUMBER_BYTES = 2  # of a slot's number in a pipe
 # Added to a worker's own, so that the process that launches the steps goes first. With as many
 # workers as cores, and other programs that wanted 1.5 of 2 cores, a step took 1.48 times as long as
 # alone at 0, 1.14 at 5, 1.08 at 10, and 1.00 at 19. More than 5 may starve the workers where others
-# run: they kept 64%, 23%, and 7% of their rate (benchmarks/neighbors.py). It only counts within a
-# container or, if the kernel shares the cores by session, within the rank's (sched(7), autogroup).
+# run: they kept 64%, 23%, and 7% of their rate at 5, 10, and 19 (benchmarks/neighbors.py). It only
+# counts within a container or, if the kernel shares the cores by session, within the rank's
+# (sched(7), autogroup).
 NICENESS = 5
 
 

@@ -126,7 +126,7 @@ class PackedImages:
 
     @property
     def mean_bytes(self) -> int:
-        """Of a record."""
+        """Mean bytes of a record; 1 if there are none."""
         return int(self._index["size"].mean()) if len(self) else 1
 
     @property

@@ -9,7 +9,7 @@ import io
 import math
 import struct
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -92,6 +92,7 @@ class TileHeader:
         self.num_bytes = len(data)
 
     def sized(self, width: int, height: int) -> bytes:
+        """The header of a JPEG of this size in pixels."""
         return self._before + struct.pack(">HH", height, width) + self._after
 
 
@@ -128,9 +129,9 @@ class Cut(NamedTuple):
     def pixels(self) -> np.ndarray:
         """uint8 ((bottom - top) / shrink, (right - left) / shrink, 3) of the crop's rectangle.
 
-        For 85% of the rectangles the pixels equal those of the whole picture; the others differ
-        only in the outermost pixels, whose chroma is interpolated from these tiles alone (by
-        0.003/255 on average). Raises ValueError if the tiles are damaged.
+        For 85% of a full picture's rectangles (4:2:0) the pixels equal those of all of it; the
+        others differ only in the outermost pixels, whose chroma is interpolated from these tiles
+        alone (by 0.003/255 on average). Raises ValueError if the tiles are damaged.
         """
         if self.data is None:
             raise ValueError("its tiles have other lengths than its table says")
@@ -142,7 +143,8 @@ class Cut(NamedTuple):
 def cut(pictures: Sequence[TiledPicture], boxes: np.ndarray, shrinks: np.ndarray) -> list[Cut]:
     """Crops, one of each picture. boxes: int64 (B, 4), rectangles in them; shrinks: (B,), 1, 2 or
     4, each a divisor of all edges of its rectangle."""
-    tilings = np.array([picture.header.tiling[1:3] for picture in pictures])
+    headers = [picture.header for picture in pictures]
+    tilings = np.array([(header.tiling.width, header.tiling.height) for header in headers])
     first, last = boxes[:, :2] // tilings, -(-boxes[:, 2:] // tilings)
     datas = _splice(pictures, tilings, first, last)
     sizes = (last - first) * tilings
@@ -154,8 +156,8 @@ def cut(pictures: Sequence[TiledPicture], boxes: np.ndarray, shrinks: np.ndarray
 def _splice(
     pictures: Sequence[TiledPicture], tilings: np.ndarray, first: np.ndarray, last: np.ndarray
 ) -> list[memoryview | None]:
-    """Of each picture a JPEG of its tiles from first to last, without the last; None if they are
-    not as its table says. tilings: width and height of the tiles; all arrays: (B, 2), int64.
+    """For each picture, a JPEG of its tiles from `first` up to, but not including, `last`; None if
+    they are not as its table says. tilings: width and height of the tiles; arrays: (B, 2), int64.
 
     For all pictures at once: numpy's calls for one at a time, between the decoding of two, would
     take three times as long.
@@ -172,7 +174,8 @@ def _splice(
     is_intact = (grids.prod(axis=1) == counts) & (ends[begins + counts] - origins == num_bytes)
     is_intact &= (grids * tilings < 1 << 16).all(axis=1)  # as a frame header can say
 
-    # Tiles of a row are side by side: one slice of bytes per row.
+    # Of a picture that is not intact no row is taken, only its header, which is dropped below. From
+    # here on arrays are per row of a crop's tiles, which are side by side: one slice of bytes.
     columns, rows = ((last - first) * is_intact[:, None]).T
     of_row = np.arange(len(pictures)).repeat(rows)
     starts = begins + first[:, 1] * grids[:, 0] + first[:, 0]
@@ -199,10 +202,10 @@ def _splice(
     stops = row_begins[rows.cumsum()] + headers
     stream[stops - 1] = END_OF_IMAGE
     view, stops = memoryview(data), stops.tolist()
-    found = zip([0, *stops], stops, is_intact.tolist(), strict=False)
-    return [view[start:stop] if is_good else None for start, stop, is_good in found]
+    found = zip(pairwise([0, *stops]), is_intact.tolist(), strict=True)
+    return [view[start:stop] if is_good else None for (start, stop), is_good in found]
 
 
 def _count_up(counts: np.ndarray) -> np.ndarray:
-    """0, 1, 2 and so on below each of the counts, one after the other."""
+    """range(count) for each of the counts, one after the other, int64."""
     return np.arange(counts.sum()) - (counts.cumsum() - counts).repeat(counts)

@@ -1,10 +1,10 @@
 """Whether a packed data set holds what its source does: labels, and the pixels that training sees.
 
 For `prepare_data.py --compare`. Names and labels of all images are compared with the source's. Of
-200 images of each split, spread over the classes, crops as in training are compared with what
-Pillow makes of the same rectangles of the originals: none of this project's reading, cutting and
-resizing is in both. What JPEG itself loses is no fault: a picture is judged by what Pillow keeps of
-it at the same size and quality.
+200 images of each split, spread over the classes, crops cut and resized as in training are compared
+with what Pillow makes of the same rectangles of the originals: none of this project's reading,
+cutting and resizing is in both. What JPEG itself loses is no fault: a picture is judged by what
+Pillow keeps of it at the same size and quality.
 """
 
 import io
@@ -253,18 +253,16 @@ def make_crops(
             right = fidelity.pillow_crop(original, reduced, size, side, is_cut=True)
             psnr, ssim = fidelity.psnr(pixels, right), fidelity.ssim(pixels, right)
             other = fidelity.pillow_crop(again, reduced, size, side, is_cut=True)
-            by_pillow = fidelity.psnr(other, right)
-            least = min(by_pillow, ENOUGH) - MARGIN
+            pillow_psnr = fidelity.psnr(other, right)
+            least = min(pillow_psnr, ENOUGH) - MARGIN
             fault = "" if psnr >= least else fault_of(pixels, again, reduced, size, least)
-            yield Crop(name, which.name, pixels, right, psnr, ssim, by_pillow, fault)
+            yield Crop(name, which.name, pixels, right, psnr, ssim, pillow_psnr, fault)
 
 
 def box_within(box: np.ndarray, full_size: Sequence[int], size: Sequence[int]) -> np.ndarray:
     """A rectangle of the full-size picture, int64 (4,), on one of another size."""
-    scales = np.array(size) / np.array(full_size)
-    return np.concatenate(
-        [np.floor(box[:2] * scales), np.minimum(np.ceil(box[2:] * scales), size)]
-    ).astype(np.int64)
+    size, full_size = np.array(size), np.array(full_size)
+    return np.concatenate([box[:2] * size // full_size, -(-box[2:] * size // full_size)])
 
 
 def fault_of(

@@ -25,20 +25,21 @@ def problem(levels: Sequence[int], store: str, long_side: int) -> str:
     """Why there cannot be such levels of images that are stored so; "" if there can."""
     option = f"--levels {','.join(map(str, levels))}"
     if levels and store == ORIGINAL:
-        return f"{option}: is for tiles, and original files are stored: leave it out"
+        return f"{option} needs images stored as tiles, and original files are stored: leave it out"
     if not all(SMALLEST <= level <= LARGEST for level in levels):
         return f"{option}: must be from {SMALLEST} to {LARGEST}, or none"
     if sorted(set(levels), reverse=True) != list(levels):
         return f"{option}: must be descending, as in 320,200"
     most = int(long_side / LEAST_SHRINKING)
     if levels and long_side and levels[0] > most:
-        return f"{option}: must be at most {most}, {LEAST_SHRINKING} times less than --long_side"
+        why = f"--long_side {long_side} / {LEAST_SHRINKING}"
+        return f"{option}: must be at most {most}, which is {why}"
     return ""
 
 
 def default(long_side: int, short_side: int) -> tuple[int, ...]:
-    """One level of half the size that images are stored at, in 35% more bytes; it serves most crops
-    of up to half of its own size (benchmarks/README.md)."""
+    """One level of half the size that images are stored at, in 35% more bytes; of images stored at
+    500 px it serves most crops of up to 112 px (benchmarks/README.md)."""
     # A limit to the short side is taken as one of pictures of 4:3. In whole blocks of a JPEG: the
     # 250 rows of an upright picture would be encoded as 256.
     level = (long_side or short_side * 4 // 3 or Encoding.long_side) // 2 // BLOCK * BLOCK

@@ -166,8 +166,10 @@ def synthetic_batch(bench: Bench, size: int) -> Batch:
 
 @contextmanager
 def full_load(loader: Loader, number: int, keys: Iterator[BatchKey]) -> Iterator[np.ndarray]:
-    """Keep the processes of a loader at work on endless keys while the block runs; yields their
-    count of batches, (1,).
+    """Keep the processes of a loader at work on endless keys while the block runs.
+
+    number: the stream. Yields the count of their batches, int64 (1,), shared with the process that
+    counts. Raises RuntimeError if a loader process ended.
 
     They would idle as soon as every slot is full, so somebody must give the slots back at their
     pace. A thread here would fight for Python's lock with the step that is being measured, and a
@@ -302,7 +304,9 @@ def read(bench: Bench, split: Split, images: np.ndarray, limit_s: float) -> tupl
         split.will_need(indices)
         for index in indices.tolist():
             with suppress(Exception):  # whatever Pillow raises for a damaged one
-                split.open(index).level(0)  # the largest, which reads all there is
+                # The full picture. Its smaller copies have been fetched too, more than small crops
+                # read, so that the disk is at least as fast as measured.
+                split.open(index).level(0)
         return len(indices)
 
     with ThreadPoolExecutor(max(1, bench.num_workers)) as readers:

@@ -497,10 +497,13 @@ def hopeless_class(place: Path) -> list:
         (lambda place: [place, "--levels", "big"], "big: must be like 250 or 320,200, or none"),
         (lambda place: [place, "--levels", "250,8"], "--levels 250,8: must be from 32 to 8192"),
         (lambda place: [place, "--levels", "200,320"], "--levels 200,320: must be descending"),
-        (lambda place: [place, "--levels", 450], "--levels 450: must be at most 400, 1.25 times"),
+        (
+            lambda place: [place, "--levels", 450],
+            "--levels 450: must be at most 400, which is --long_side 500 / 1.25",
+        ),
         (
             lambda place: [place, "--levels", 250, "--store", "original"],
-            "--levels 250: is for tiles, and original files are stored",
+            "--levels 250 needs images stored as tiles, and original files are stored",
         ),
         (
             lambda place: [write_folder(place / "source", csv_files()), "--levels", "128"],

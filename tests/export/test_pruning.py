@@ -65,7 +65,7 @@ def test_half_of_a_resnet50_is_half_and_timm_builds_it(tmp_path):
         assert torch.equal(model(images), smaller(images))
 
 
-@settings(max_examples=5)
+@settings(max_examples=8)
 @given(share=st.floats(0.05, 0.99), width=st.sampled_from([8, 16, 24, 64]))
 def test_the_widest_that_fits_is_taken(share, width):
     architecture = {"layers": (1, 1, 1, 1), "width": width, "base_width": 64, "num_classes": 3}

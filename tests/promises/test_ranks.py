@@ -103,7 +103,7 @@ def pixel_hashes(data_dir: Path, rank: int, world_size: int, num_workers: int) -
     return result.out.split()
 
 
-@pytest.mark.parametrize("world_size, num_workers, levels", [(2, 0, "48"), (2, 1, "")])
+@pytest.mark.parametrize("world_size, num_workers, levels", [(2, 0, "48"), (4, 1, "")])
 def test_ranks_in_processes_of_their_own_see_the_pixels_of_one(
     image_folder, tmp_path, world_size, num_workers, levels
 ):
