@@ -299,6 +299,7 @@ def read(bench: Bench, split: Split, images: np.ndarray, limit_s: float) -> tupl
     start = time.perf_counter()
 
     def read_batch(number: int, indices: np.ndarray) -> int:
+        """Read these images; returns their number, or 0 if time is up."""
         if number and time.perf_counter() > start + limit_s:
             return 0
         split.will_need(indices)
