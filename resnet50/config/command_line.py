@@ -88,5 +88,6 @@ def empty_option(words: Sequence[str]) -> str:
 
 def print_error(prog: str, error: object) -> int:
     """Say what the user must change; returns the exit code for it, 2."""
-    print(f"{prog}: error: {error}", file=sys.stderr, flush=True)
+    # In one write: torchrun's ranks share stderr unbuffered, where print writes its newline apart.
+    print(f"{prog}: error: {error}\n", end="", file=sys.stderr, flush=True)
     return 2

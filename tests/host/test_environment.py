@@ -201,7 +201,7 @@ def python_of(version: str, **lacks: bool) -> str:
 
 # Programs that the script needs besides Python; what else is on PATH here does not exist there.
 NEEDED = ("bash", "sh", "cat", "sed", "sha256sum", "cut", "dirname", "basename", "realpath", "id",
-          "date", "grep", "ls", "tee", "df", "tail", "flock", "mkdir", "touch", "timeout", "env",
+          "date", "grep", "ls", "tee", "tail", "flock", "mkdir", "touch", "timeout", "env",
           "findmnt", "rm", "mv", "cksum")  # fmt: skip
 OLD, NEW = "3.9", "3.15"
 

@@ -22,6 +22,7 @@ class Clone:
         (self.images / "train").mkdir(parents=True)
         self.venv = self.folder / ".venv"
         self.stand_in()
+        self.tool("df", "echo 100")  # a disk with room, whatever the real one has
 
     def stand_in(self, *changes: tuple[str, str], installed: bool = False) -> None:
         """Write the interpreter, also that of the environment if so, with words of it replaced."""
