@@ -36,7 +36,7 @@ from resnet50.run.resolve import with_data
 from resnet50.system import limits, outputs
 from resnet50.system.interruption import Interrupted
 from resnet50.training import batch_fit, throughput
-from resnet50.training.plan import epoch_sizes
+from resnet50.training.plan import ONE_SIZE, epoch_sizes
 
 BUSY = 0.25  # load per core above which other programs are using the machine
 NO_SETTINGS = ("image_size", "seconds", "json")  # flags that do not go into TrainConfig unchanged
@@ -129,7 +129,7 @@ def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[s
         "settings": cfg.to_json(),
         "seconds": seconds,
         "machine": {
-            "cpu": throughput.cpu_name(),
+            "cpu": limits.cpu_name(),
             "cores": limits.num_cores(),
             "gpu": torch.cuda.get_device_name(bench.parts.ranks.device) if num_gpus else None,
             "num_gpus": num_gpus,
@@ -285,7 +285,7 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
     settings = {**RECIPES[args.recipe].settings, **given}
     if args.image_size:
         settings["image_size"] = max(args.image_size)
-        settings |= dict.fromkeys(("start_image_size", "eval_image_size", "eval_resize_size"), 0)
+        settings |= ONE_SIZE
     if not settings.get("device_batch_size"):
         settings["device_batch_size"] = settings["total_batch_size"]
     cfg = with_data(TrainConfig(**settings))

@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from resnet50.data.batch import Batch
 from resnet50.system import limits, outputs
 from resnet50.training import build, device, engine, throughput
 from resnet50.training.engine import StepContext
+from resnet50.training.plan import ONE_SIZE
 
 SIZES = (88, 96, 128, 160, 176, 224)
 EAGER, COMPILED, GRAPH = "eager", "compiled", "CUDA graph"
@@ -240,13 +241,16 @@ def settings(args: argparse.Namespace) -> TrainConfig:
     """The recipe with crops and batches as given."""
     fixed = {
         "image_size": max(args.image_sizes),
-        **dict.fromkeys(("start_image_size", "eval_image_size", "eval_resize_size"), 0),
+        **ONE_SIZE,
         **dict.fromkeys(("total_batch_size", "device_batch_size"), args.batch_size),
         "num_workers": args.num_workers,
         "data_dir": str(args.data_dir),
         "amp": args.amp,
     }
-    return TrainConfig(**{**RECIPES[args.recipe].settings, **fixed})
+    cfg = TrainConfig(**{**RECIPES[args.recipe].settings, **fixed})
+    for size in args.image_sizes:
+        replace(cfg, image_size=size)  # raises if it is too small
+    return cfg
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -284,7 +288,7 @@ def run(args: argparse.Namespace, ends_at: float) -> dict[str, object]:
     return {
         "machine": {
             "gpu": torch.cuda.get_device_name(bench.parts.ranks.device) if on_gpu else None,
-            "cpu": throughput.cpu_name(),
+            "cpu": limits.cpu_name(),
             "cores": limits.num_cores(),
             "num_workers": bench.num_workers,
             "precision": bench.parts.precision.name,

@@ -54,7 +54,6 @@ from resnet50.data.batch import Slot, slot_dtype
 from resnet50.data.loader import SPARE_SLOTS, Loader
 from resnet50.data.sampling import BatchKey, epoch_order
 from resnet50.system import limits
-from resnet50.training import throughput
 
 BATCH = 50  # images
 STORES = (ORIGINAL, LONG_500, LEVEL_248, LONG_400, SHORT_256)
@@ -252,7 +251,7 @@ def machine() -> str:
     modules = torch, torchvision, PIL, simplejpeg, cv2
     versions = [f"{module.__name__} {module.__version__}" for module in modules]
     state = f"{limits.num_cores()} cores, load {os.getloadavg()[0]:.1f}"
-    return ", ".join([throughput.cpu_name(), state, f"Python {sys.version.split()[0]}", *versions])
+    return ", ".join([limits.cpu_name(), state, f"Python {sys.version.split()[0]}", *versions])
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # So that no measurement waits for the disk.
         throughput.read(bench, bench.parts.splits.train, bench.sample, 60)
         print(
-            f"{throughput.cpu_name()}, {limits.num_cores()} cores, load {os.getloadavg()[0]:.1f}, "
+            f"{limits.cpu_name()}, {limits.num_cores()} cores, load {os.getloadavg()[0]:.1f}, "
             f"torch {torch.__version__}, {bench.parts.precision.name}; {args.image_size} px, "
             f"batch {BATCH}, {args.rounds} rounds\n"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from resnet50.records import run_folder
-from resnet50.training import throughput
+from resnet50.system import limits
 
 # Two-sided 95% points of Student's t, by the number of pairs less one.
 T_95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
@@ -21,7 +21,7 @@ def machine() -> dict[str, object]:
     """What a run's speed depends on besides its settings, and the commit that it was made with."""
     return {
         "commit": run_folder.commit(),
-        "cpu": throughput.cpu_name(),
+        "cpu": limits.cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }

@@ -32,9 +32,8 @@ from training_rivals import OURS, REPOSITORY, Point, Rival, rivals, watch
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.data import splits
-from resnet50.system import figures
+from resnet50.system import figures, limits
 from resnet50.system.figures import Figure
-from resnet50.training import throughput
 
 OUR_COLOR = "#0072B2"
 
@@ -217,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"time_to_accuracy.py: error: {error}", file=sys.stderr)
             return 2
     colors = {name: rival.color if rival else OUR_COLOR for name, rival in loops.items()}
-    title = f"{args.data_dir.name}, tested at {args.image_size} px, {throughput.cpu_name()}"
+    title = f"{args.data_dir.name}, tested at {args.image_size} px, {limits.cpu_name()}"
     draw(args.out / "curves.png", results, colors, title)
     print(table(results, args.minutes))
     if not args.timm:

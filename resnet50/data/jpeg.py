@@ -116,7 +116,7 @@ def has_all_scans(data: bytes, frame: Frame) -> bool:
 
 
 def next_scan(data: bytes, at: int) -> tuple[int, int, int] | None:
-    """The start of scan behind coded data that begin at `at`, as `segments` has it."""
+    """The start of scan after coded data that begin at `at`, as `segments` has it."""
     while (found := MARKER.search(data, at)) and found[0] != END_MARKER:
         start = found.end() + 2
         at = found.end() + int.from_bytes(data[found.end() : start])

@@ -27,7 +27,7 @@ class Tiles(NamedTuple):
 
 
 def to_table(pictures: Sequence[Tiles]) -> bytes:
-    """What the table of a record says behind the name. pictures: the smallest first."""
+    """What the table of a record says after the name. pictures: the smallest first."""
     table = struct.pack("<H", len(pictures))
     for width, height, tiles, _ in pictures:
         table += STORED.pack(width, height, len(tiles), zlib.crc32(tiles))

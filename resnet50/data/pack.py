@@ -16,7 +16,7 @@ With the store "original" a payload is the image's original file, which its read
 upright; width and height are then those of the turned picture if "upright" is "yes". With "tiles"
 it is the coded data of a baseline 4:2:0 JPEG with a restart marker after every 2 MCUs:
 ceil(height / 16) rows of ceil(width / 32) tiles, each as long as the table says, including the
-marker behind it. With "jpeg_header" before it, and height and padded width (a multiple of 32) as
+marker after it. With "jpeg_header" before it, and height and padded width (a multiple of 32) as
 big-endian u16 in its frame header, it is a file that any viewer opens. For parts of it, see
 `tiles.TiledPicture`.
 
@@ -25,7 +25,7 @@ crops are cut. It differs from version 1 with tiles in this:
 
     JSON        "settings" has "levels", the long sides of the copies; "level_header" is the header
                 that they share, as "jpeg_header" is the one of the full pictures
-    records     behind the name: u16 number of pictures stored of the image; for each of them, the
+    records     after the name: u16 number of pictures stored of the image; for each of them, the
                 smallest first, `<2H2I`: width, height, bytes of its tiles, crc32 of these; for each
                 of them its table of u16 lengths; for each of them its tiles
     index       the last number is not a crc32, but the bytes of the record up to the end of the

@@ -1,7 +1,7 @@
 """Pictures as JPEGs in tiles: of a crop, only the tiles under it are decoded.
 
 A JPEG made by `encode_tiles` has a restart marker after every few MCUs, so it splits into tiles, of
-32x16 pixels in a full picture, that can be decoded alone. The tiles under a crop are spliced behind
+32x16 pixels in a full picture, that can be decoded alone. The tiles under a crop are spliced after
 a header that gives their size: a smaller, valid, baseline JPEG.
 """
 
@@ -46,7 +46,7 @@ def encode_tiles(
 ) -> tuple[bytes, bytes, np.ndarray]:
     """Encode uint8 (H, W, 3) in tiles: the header, the tiles one after the other, their lengths.
 
-    lengths: uint16 (rows, columns) of `tile_grid`, bytes of each tile with the marker behind it.
+    lengths: uint16 (rows, columns) of `tile_grid`, bytes of each tile with the marker after it.
     The header is the same for all pictures of a quality, but for the size in its frame header.
     """
     height, width = pixels.shape[:2]
@@ -153,6 +153,34 @@ def cut(pictures: Sequence[TiledPicture], boxes: np.ndarray, shrinks: np.ndarray
     return [Cut(data, *size, shrink, box) for data, size, shrink, box in rest]
 
 
+class _Tables(NamedTuple):
+    """The tables of all pictures of a batch as one: their tiles are numbered through.
+
+    begins: (B,), number of a picture's first tile; ends[i]: bytes of all tiles before tile i;
+    grids: (B, 2), columns and rows of tiles; is_intact: (B,), whether the table fits the picture.
+    """
+
+    begins: np.ndarray
+    ends: np.ndarray
+    grids: np.ndarray
+    is_intact: np.ndarray
+
+
+def _read_tables(pictures: Sequence[TiledPicture], tilings: np.ndarray) -> _Tables:
+    """tilings: width and height of each picture's tiles, int64 (B, 2)."""
+    counts = np.array([picture.lengths.size for picture in pictures])
+    begins = counts.cumsum() - counts
+    ends = np.zeros(counts.sum() + 1, np.int64)
+    lengths = np.concatenate([picture.lengths for picture in pictures], axis=None)
+    lengths.cumsum(dtype=np.int64, out=ends[1:])
+    grids = -(-np.array([picture.size for picture in pictures]) // tilings)
+    num_bytes = np.array([len(picture.tiles) for picture in pictures])
+    is_intact = grids.prod(axis=1) == counts
+    is_intact &= ends[begins + counts] - ends[begins] == num_bytes
+    is_intact &= (grids * tilings < 1 << 16).all(axis=1)  # as a frame header can say
+    return _Tables(begins, ends, grids, is_intact)
+
+
 def _splice(
     pictures: Sequence[TiledPicture], tilings: np.ndarray, first: np.ndarray, last: np.ndarray
 ) -> list[memoryview | None]:
@@ -162,27 +190,17 @@ def _splice(
     For all pictures at once: numpy's calls for one at a time, between the decoding of two, would
     take three times as long.
     """
-    # The tiles of all pictures are numbered through. ends[i]: bytes of all those before tile i.
-    counts = np.array([picture.lengths.size for picture in pictures])
-    begins = counts.cumsum() - counts
-    ends = np.zeros(counts.sum() + 1, np.int64)
-    lengths = np.concatenate([picture.lengths for picture in pictures], axis=None)
-    lengths.cumsum(dtype=np.int64, out=ends[1:])
-    origins = ends[begins]
-    grids = -(-np.array([picture.size for picture in pictures]) // tilings)
-    num_bytes = np.array([len(picture.tiles) for picture in pictures])
-    is_intact = (grids.prod(axis=1) == counts) & (ends[begins + counts] - origins == num_bytes)
-    is_intact &= (grids * tilings < 1 << 16).all(axis=1)  # as a frame header can say
-
+    tables = _read_tables(pictures, tilings)
     # Of a picture that is not intact no row is taken, only its header, which is dropped below. From
     # here on arrays are per row of a crop's tiles, which are side by side: one slice of bytes.
-    columns, rows = ((last - first) * is_intact[:, None]).T
+    columns, rows = ((last - first) * tables.is_intact[:, None]).T
     of_row = np.arange(len(pictures)).repeat(rows)
-    starts = begins + first[:, 1] * grids[:, 0] + first[:, 0]
-    starts = starts[of_row] + _count_up(rows) * grids[of_row, 0]
+    starts = tables.begins + first[:, 1] * tables.grids[:, 0] + first[:, 0]
+    starts = starts[of_row] + _count_up(rows) * tables.grids[of_row, 0]
     num_tiles = columns[of_row]
-    from_bytes = ends[starts] - origins[of_row]
-    to_bytes = ends[starts + num_tiles] - origins[of_row]
+    origins = tables.ends[tables.begins[of_row]]
+    from_bytes = tables.ends[starts] - origins
+    to_bytes = tables.ends[starts + num_tiles] - origins
     slices = zip(from_bytes.tolist(), to_bytes.tolist(), strict=True)
     sizes = (np.stack([columns, rows], axis=1) * tilings).tolist()
     parts: list[bytes | memoryview] = []
@@ -191,19 +209,26 @@ def _splice(
         parts += [picture.tiles[start:stop] for start, stop in islice(slices, num_rows)]
     data = bytearray().join(parts)
 
-    # A tile's marker is its last byte. Markers count from 0 to 7 and start over; behind a picture's
-    # last tile is its end.
+    # Where each tile of these rows ends now: after the headers and the rows before it.
     headers = np.array([picture.header.num_bytes for picture in pictures]).cumsum()
     row_begins = np.append(0, (to_bytes - from_bytes).cumsum())
     tiles = starts.repeat(num_tiles) + _count_up(num_tiles)
-    moved = row_begins[:-1] + headers[of_row] - ends[starts]
-    stream = np.frombuffer(data, np.uint8)
-    stream[ends[tiles + 1] + moved.repeat(num_tiles) - 1] = RESTARTS[_count_up(rows * columns) % 8]
+    moved = row_begins[:-1] + headers[of_row] - tables.ends[starts]
+    tile_ends = tables.ends[tiles + 1] + moved.repeat(num_tiles)
     stops = row_begins[rows.cumsum()] + headers
-    stream[stops - 1] = END_OF_IMAGE
+    _write_markers(np.frombuffer(data, np.uint8), tile_ends, _count_up(rows * columns), stops)
     view, stops = memoryview(data), stops.tolist()
-    found = zip(pairwise([0, *stops]), is_intact.tolist(), strict=True)
-    return [view[start:stop] if is_good else None for (start, stop), is_good in found]
+    found = zip(pairwise([0, *stops]), tables.is_intact.tolist(), strict=True)
+    return [view[start:stop] if is_intact else None for (start, stop), is_intact in found]
+
+
+def _write_markers(
+    stream: np.ndarray, tile_ends: np.ndarray, tile_numbers: np.ndarray, stops: np.ndarray
+) -> None:
+    """Number the tiles of each JPEG anew, and end it at its stop. A tile's marker is its last byte;
+    markers count from 0 to 7 and start over."""
+    stream[tile_ends - 1] = RESTARTS[tile_numbers % 8]
+    stream[stops - 1] = END_OF_IMAGE
 
 
 def _count_up(counts: np.ndarray) -> np.ndarray:

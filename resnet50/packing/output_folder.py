@@ -125,12 +125,13 @@ def pack_one(
     path, result_path = out / f"{job.split}{SUFFIX}", out / ".work" / f"{job.split}.json"
     if path.exists() and result_path.exists():
         result = json.loads(result_path.read_text())
-        # Older results have no digest.
-        if result["way"] == job.encoding.settings() and result.get("source", digest) == digest:
+        changed = "the settings" if result["way"] != job.encoding.settings() else ""
+        if result.get("source", digest) != digest:  # older results have no digest
+            changed = changed or "its files"
+        if not changed:
             return result
-        if result["way"] == job.encoding.settings():
-            what = "its files have changed since it was packed"
-            print(f"{job.split}: packing it again: {what}", file=sys.stderr)
+        what = f"packing it again: {changed} have changed since it was packed"
+        print(f"{job.split}: {what}", file=sys.stderr)
     start = time.monotonic()
     done_before = []
     with tqdm(

@@ -1,4 +1,5 @@
-"""The readable records of a run: log.jsonl, metrics.csv, metrics.md, curves.png, status.json.
+"""The readable records of a run: log.jsonl, metrics.csv, metrics.md, curves.png, status.json, and
+record.json at its end.
 
     runs/NAME/log.jsonl      one JSON object per line: training steps, epochs, events
     runs/NAME/metrics.csv    one row per epoch; metrics.md the same as a table to read
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from resnet50.config.train_config import TrainConfig
-from resnet50.records import metrics, ownership, status
+from resnet50.records import metrics, ownership, record, status
 from resnet50.records.display import Display, Throttle
 from resnet50.records.results import Results
 from resnet50.records.tensorboard_log import TensorBoardLog
@@ -194,6 +195,12 @@ class RunLog:
             )
         else:
             self.write_status(state, step, saved_step=saved_step)
+
+    @on_main_rank
+    def write_record(self, data: dict[str, object]) -> None:
+        """Write record.json of a finished run. data: fingerprints of both splits."""
+        with self._disk_may_be_full():
+            record.write(self.cfg, self.plan, data, self.results.rows, self.paid_s)
 
     def _speed(self) -> dict[str, float]:
         """Images per second and percent of the time waiting for data, in this epoch so far."""

@@ -16,7 +16,8 @@ from resnet50.records.tensorboard_log import FOLDER as TENSORBOARD
 from resnet50.system.locking import LOCK
 
 CONFIG, LOG, METRICS, CHECKPOINTS = status.CONFIG, "log.jsonl", "metrics.csv", "checkpoints"
-FILES = (CONFIG, status.FILE, LOG, METRICS, "metrics.md", "curves.png")
+RECORD = "record.json"
+FILES = (CONFIG, status.FILE, RECORD, LOG, METRICS, "metrics.md", "curves.png")
 EVENTS = "events.out.tfevents.*"  # TensorBoard's own name for its files
 RANGE_TEST = "lr_finder"
 CURVES = ("full_range.png", "high_range.png", "mid_range.png")
@@ -37,6 +38,10 @@ def is_config(path: Path) -> bool:
 def is_status(path: Path) -> bool:
     """Whether it belongs to a run that has begun; a refused start's does not count."""
     return _json_object(path).keys() >= {"attempt", "state", "step", "stop_step"}
+
+
+def is_record_or_missing(path: Path) -> bool:
+    return not _exists(path) or _json_object(path).keys() >= {"format", "settings", "curve"}
 
 
 def foreign_range_test(folder: Path) -> Path | None:
@@ -70,6 +75,9 @@ def refuse_foreign(run_dir: Path) -> None:
     that no run has written."""
     misplaced = (path for path, is_right in _kinds(run_dir) if _exists(path) and not is_right(path))
     foreign = next(misplaced, None)
+    # Runs from before there were records may have a file of the user's with that name.
+    if foreign is None and not is_record_or_missing(run_dir / RECORD):
+        foreign = run_dir / RECORD
     if foreign is None and not has_run(run_dir):
         foreign = next(filter(_is_foreign, _written(run_dir)), None)
     # A checkpoint of ours alone, such as a copied best.pt, says nothing about the files around it.
@@ -101,7 +109,8 @@ def remove_run(run_dir: Path) -> None:
     has_events = is_config(config) and _json_object(config)["settings"].get("tensorboard")
     events = (run_dir / TENSORBOARD).glob(EVENTS) if has_events else ()
     found = () if foreign_range_test(run_dir / RANGE_TEST) else IN_RANGE_TEST
-    for path in (*events, *(run_dir / name for name in (*FILES, *found))):
+    names = [name for name in FILES if name != RECORD or is_record_or_missing(run_dir / RECORD)]
+    for path in (*events, *(run_dir / name for name in (*names, *found))):
         path.unlink(missing_ok=True)
     for inner in (folder, run_dir / TENSORBOARD, run_dir / RANGE_TEST):
         if inner.is_dir() and not inner.is_symlink() and not any(inner.iterdir()):

@@ -74,6 +74,8 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
         text = interrupted_message(run)
         run.log.say(text)
         say_last(text, ranks)
+    if state == status.DONE:
+        run.log.write_record(run.provenance["data"])
     run.log.close(state, step, run.writer.written_step)
     del run  # and with it the wrapped model
     distributed.disconnect()

@@ -7,6 +7,7 @@ cgroup-v1 and cgroup-v2). Standard library, Python 3.10.
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,13 @@ def num_cores() -> int:
     for folder in folders("cpu"):
         cores = min(cores, cpu_quota(folder))
     return max(1, math.ceil(cores))
+
+
+def cpu_name() -> str:
+    """What /proc/cpuinfo calls the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def total_memory() -> int:

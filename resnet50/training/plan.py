@@ -146,6 +146,14 @@ def image_size_at(cfg: TrainConfig, epoch: int) -> int:
     return min(max(grown, start), size)
 
 
+# Settings to measure a recipe at a size of one's own: image_size in all epochs and in evaluations.
+ONE_SIZE = {
+    **dict.fromkeys(("start_image_size", "eval_image_size", "eval_resize_size"), 0),
+    "size_stages": size_stages.NONE,
+    "shuffle_sizes": False,
+}
+
+
 def epoch_sizes(cfg: TrainConfig) -> list[int]:
     """Side of the training crops in every epoch, in pixels."""
     return [image_size_at(cfg, epoch) for epoch in range(cfg.epochs)]

@@ -4,7 +4,6 @@ import math
 import mmap
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import time
@@ -341,10 +340,3 @@ def measure_disk(bench: Bench) -> dict[str, object]:
         "available_bytes": available,
         "fits_in_memory": split_bytes <= available,
     }
-
-
-def cpu_name() -> str:
-    """What /proc/cpuinfo calls the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -33,6 +33,7 @@ FOREIGN = {
     "a status": ("status.json", '{"state": "open"}'),
     "a list": ("status.json", "[]"),
     "curves": ("curves.png", "mine"),
+    "a record": ("record.json", '{"best": 1}'),
     "a range test": ("lr_finder/result.json", '{"lr": 1}'),
     "a lock": (".lock", "poetry"),
     "no folder": ("checkpoints", "mine"),
@@ -235,8 +236,18 @@ def test_a_start_that_ended_before_its_settings_were_written_may_be_repeated(
     assert events_of(run_dir)[0] == "spot notice"
 
 
+def test_another_programs_record_in_a_runs_folder_is_not_replaced(in_process, copied):
+    (copied / "record.json").write_text('{"best": 1}')  # runs once wrote none
+    before = tree(copied)
+    assert_refused(go_on(in_process, copied), "its record.json is")
+    assert tree(copied) == before
+
+
 def test_replacing_a_run_keeps_what_other_programs_put_beside_it(copied):
-    theirs = ("lr_finder/curve.csv", "lr_finder/result.json", "tensorboard/events.out.tfevents.1")
+    theirs = (
+        *("lr_finder/curve.csv", "lr_finder/result.json", "tensorboard/events.out.tfevents.1"),
+        "record.json",
+    )
     for name in theirs:
         (copied / name).parent.mkdir(exist_ok=True)
         (copied / name).write_text('{"lr": 1}')
