@@ -10,6 +10,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+import board
 import photo_corpus
 import pytest
 import time_to_accuracy
@@ -123,6 +124,8 @@ def check_benchmark(words: list[str]) -> None:
                 photos = make_folder(Path(folder) / "photos", 20, 1)
                 quick += ["--seconds=0", f"--data_dir={photos}"]
                 assert "| launch | 1 | 10 | " in run_benchmark(script, *flags, *quick)
+        case ["python", "benchmarks/board.py", *records]:
+            board.build_parser().parse_args(records)  # run in test_board.py
         case ["python", "benchmarks/gpu_day.py" as script, *flags]:
             check_help(script, flags)  # run in test_gpu_day.py
         case _:
