@@ -58,7 +58,7 @@ SHAPE = {
     "cost_usd": float,
     "curve": list,
 }
-POINT = dict.fromkeys(("epoch", "step", "seconds", "cost_usd", "top1", "top5"), float)
+POINT = dict.fromkeys(("epoch", "seconds", "cost_usd", "top1", "top5"), float) | {"step": int}
 RESNET50 = ((3, 4, 6, 3), 64)  # layers and width
 # Pixels a second, about twice what anything is known to train a ResNet50 at: the fastest of
 # published_times.csv, 7,950 images of 224 px on an H200; and a core with AMX.
@@ -82,11 +82,12 @@ IMAGENET = Goal("dollars to 75.9% on ImageNet", 75.9, "cost_usd", 50_000, 1000)
 
 
 def is_like(value: object, kind: type) -> bool:
-    """Whether a value from JSON is of this kind; float: any finite number that is not negative."""
-    if kind is not float:
+    """Whether a value from JSON is of this kind; int: at least 1; float: finite, at least 0."""
+    if kind not in (int, float):
         return isinstance(value, kind)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value >= 0
+    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+        return False
+    return math.isfinite(value) and value >= (1 if kind is int else 0)
 
 
 def shape_problems(record: Mapping[str, object]) -> Iterator[str]:
@@ -122,7 +123,7 @@ def problems(record: Mapping[str, object]) -> list[str]:
         cfg = TrainConfig.from_json(record["settings"])
     except (TypeError, ValueError) as error:
         return [f"its settings are not those of a run: {error}"]
-    return [*curve_problems(record, cfg), *clock_problems(record, cfg)]
+    return list(curve_problems(record, cfg)) or list(clock_problems(record, cfg))
 
 
 def curve_problems(record: Mapping[str, object], cfg: TrainConfig) -> Iterator[str]:
@@ -176,16 +177,22 @@ def clock_problems(record: Mapping[str, object], cfg: TrainConfig) -> Iterator[s
     most += 0 if on_gpus else max(record["host"]["cores"], record["host"]["ranks"]) * MOST_PER_CORE
     start = {"step": 0, "seconds": 0.0}
     for one, other in pairwise((start, *curve)):
-        pixels = sum(
-            cfg.total_batch_size * image_size_at(cfg, step // record["steps_per_epoch"]) ** 2
-            for step in range(int(one["step"]), int(other["step"]))
-        )
+        pixels = pixels_of(cfg, record["steps_per_epoch"], one["step"], other["step"])
         seconds = max(other["seconds"] - one["seconds"], 1e-9)
         if pixels / seconds > most:
             yield (
                 f"steps {one['step']:g} to {other['step']:g} in {seconds:.0f} s are "
                 f"{pixels / seconds / most:.1f} times as fast as this machine can be"
             )
+
+
+def pixels_of(cfg: TrainConfig, steps_per_epoch: int, first: int, last: int) -> int:
+    """Pixels of the training crops from one step up to another."""
+    pixels = 0
+    for epoch in range(first // steps_per_epoch, math.ceil(last / steps_per_epoch)):
+        begin, end = max(first, epoch * steps_per_epoch), min(last, (epoch + 1) * steps_per_epoch)
+        pixels += (end - begin) * cfg.total_batch_size * image_size_at(cfg, epoch) ** 2
+    return pixels
 
 
 def top1_of_weights(weights: Path, data_dir: Path, minutes: float) -> float:
