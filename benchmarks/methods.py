@@ -1,10 +1,10 @@
 """Which training methods pay within a few minutes: each against the same baseline, seed by seed.
 
     python benchmarks/methods.py --data_dir data/clothing
-    python benchmarks/methods.py --data_dir data/clothing --only alternate_flips stages --seeds 0
+    python benchmarks/methods.py --data_dir data/clothing --only "40 px" "SGD" --seeds 0
 
 Every method is the recipe with a few settings changed. A method that makes a step cheaper may take
-more of them: its settings then contain epochs of about as many pixels as the baseline's. What they
+more of them. All are tested on whole pictures, of the size that the last epoch has. What they
 really took, imports included, is in the table. The differences from the baseline are paired by
 seed, with their 95% interval; losers are listed as well as winners. Runs are added to --results as
 they end; those that are there, of the same commit, processor, and torch, are not made again.
@@ -26,21 +26,36 @@ from training_rivals import REPOSITORY, watch
 from resnet50.config.recipes import RECIPES
 
 BASELINE = "baseline"
-GROWING_48_TO_64 = "--start_image_size=48 --image_size=64 --image_size_multiple=8"
-SHORT = f"--epochs=5 {GROWING_48_TO_64} --grow_start_epoch=2 --grow_end_epoch=4"
-METHODS = {  # all with SHORT before
+
+
+def size(side: int, epochs: int, tested_at: int = 0) -> str:
+    """Flags for crops of this side, and tests on whole pictures, of the same side by default."""
+    test = tested_at or side
+    return (
+        f"--image_size={side} --epochs={epochs} --eval_image_size={test} --eval_resize_size={test}"
+    )
+
+
+SHORT = f"--start_image_size=0 {size(48, 3)}"
+TOGETHER = "--max_lr=2e-3 --anneal_strategy=linear --pct_start=0.1 --min_crop_scale=0.5"
+METHODS = {  # all with SHORT before; epochs of other sizes: as many as take about as long
     BASELINE: "",
-    "alternate_flips": "--alternate_flips",
-    "stages": "--start_image_size=0 --size_stages=32:20,48:40,64:40 --epochs=7",
-    "shuffled stages": "--start_image_size=0 --size_stages=48:50,64:50 --shuffle_sizes",
-    "constant size": "--start_image_size=0 --epochs=4",
+    "32 px": size(32, 4),
+    "40 px": size(40, 3),
+    "64 px": size(64, 2),
+    "tested at 60 px, not 48": size(48, 3, 60),
+    "stages, 32 to 64 px": f"{size(64, 3)} --size_stages=32:20,48:40,64:40",
+    "shuffled stages, 40 and 56 px": f"{size(56, 3)} --size_stages=40:50,56:50 --shuffle_sizes",
+    "alternate flips": "--alternate_flips",
     "crops from 0.5": "--min_crop_scale=0.5",
     "crops from 0.25": "--min_crop_scale=0.25",
     "linear decay": "--anneal_strategy=linear --pct_start=0.1",
-    "batch 64": "--total_batch_size=64 --device_batch_size=64 --max_lr=1.4e-3 --epochs=6",
-    "no average": "--ema_decay=0",
-    "SGD": "--optimizer=sgd --max_lr=0.02 --nesterov --weight_decay=5e-4",
     "rate 2e-3": "--max_lr=2e-3",
+    "rate 2e-3, linear decay, crops from 0.5": TOGETHER,
+    "batch 16": "--total_batch_size=16 --device_batch_size=16 --ema_decay=0.99",
+    "batch 64": "--total_batch_size=64 --device_batch_size=64 --max_lr=2e-3 --ema_decay=0.96",
+    "no average": "--ema_decay=0",
+    "SGD": "--optimizer=sgd --max_lr=0.05 --nesterov --weight_decay=5e-4",
 }
 
 

@@ -29,7 +29,7 @@ def make_loaders(args: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
     """Training batches in a new order every epoch, and the validation images, from folders."""
     size, end = args.image_size, [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     crop = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
-    whole = [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
+    whole = [transforms.Resize(round(size / args.crop_pct)), transforms.CenterCrop(size)]
     val_dir = next(
         args.data_dir / name for name in ("val", "validation") if (args.data_dir / name).is_dir()
     )
@@ -105,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--data_dir", type=Path, required=True, help="train/CLASS/* and val/CLASS/*")
     add("--image_size", type=int, default=224, help="side of the crops, px [224]")
+    add("--crop_pct", type=float, default=224 / 256, help="of the shorter side, in tests [0.875]")
     add("--batch_size", type=int, default=64, help="images per step [64]")
     add("--minutes", type=float, default=10, help="to train for, about [10]")
     add("--epochs", type=int, default=0, help="instead of as many as fit into the minutes")

@@ -7,11 +7,11 @@
 Runs, one after the other and for every seed: train.py with the recipe; plain_loop.py in fp32 as
 users write it, and in bf16 with channels_last; and, with --timm, the train.py of timm's repository
 (its package does not contain that script) with the optimizer settings of our recipe `small`, and
-with those of torchvision's references. All use the same images. This script times them all from the
-start of the process: imports count, and for train.py so does packing the images. By default these
-are Fashion-MNIST's, which `./setup_and_train.sh --demo` downloads. Adds each run to --results as it
-ends, skips those of the same commit, processor, and torch that are there, writes curves.png into
---out, and prints the table of benchmarks/README.md.
+with those of torchvision's references. All use the same images, and are tested on the same part of
+each. This script times them all from the start of the process: imports count, and for train.py so
+does packing the images. By default these are Fashion-MNIST's, which `./setup_and_train.sh --demo`
+downloads. Adds each run to --results as it ends, skips those of the same commit, processor, and
+torch that are there, writes curves.png into --out, and prints the table of benchmarks/README.md.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def run_one(args: argparse.Namespace, name: str, rival: Rival | None, seed: int)
     length = {"epochs": args.timm_epochs} if name.startswith("timm") else {"minutes": args.minutes}
     ours = {"recipe": args.recipe, "flags": args.flags}
     key = {"name": name, "data": str(args.data_dir), "seed": seed, **args.machine}
-    shared = ("image_size", "timm_image_size", "min_crop_scale", "plain_batch_size")
+    shared = ("image_size", "timm_image_size", "crop_pct", "min_crop_scale", "plain_batch_size")
     theirs = {name: getattr(args, name) for name in shared} | length
     key |= ours if rival is None else theirs
     print(f"seed {seed}: {name}", flush=True)
@@ -191,6 +191,7 @@ def read_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args.flags = [f"--{word}" for word in args.flags]
     cfg = TrainConfig(**RECIPES[args.recipe].settings)
     args.image_size, args.min_crop_scale = cfg.eval_crop, cfg.min_crop_scale
+    args.crop_pct = cfg.eval_crop / cfg.eval_resize
     args.out.mkdir(parents=True, exist_ok=True)
     args.data_dir, args.out = args.data_dir.resolve(), args.out.resolve()
     args.timm = args.timm and args.timm.resolve()

@@ -102,6 +102,7 @@ def plain_command(args: argparse.Namespace, seed: int, *more: str) -> list[objec
         REPOSITORY / "benchmarks" / "plain_loop.py",
         f"--data_dir={args.folder}",
         f"--image_size={args.image_size}",
+        f"--crop_pct={args.crop_pct}",
         f"--minutes={args.minutes}",
         f"--batch_size={args.plain_batch_size}",
         f"--seed={seed}",
@@ -122,7 +123,7 @@ def timm_command(args: argparse.Namespace, seed: int, settings: str) -> list[obj
         f"--val-split={val}",
         f"--num-classes={num_classes}",
         *("--input-size", 3, size, size),
-        "--crop-pct=0.875",  # 224 of 256, as ours
+        f"--crop-pct={args.crop_pct}",
         *("--scale", args.min_crop_scale, 1),
         "--batch-size=32",
         f"--epochs={args.timm_epochs}",
