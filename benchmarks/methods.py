@@ -97,7 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--data_dir", type=Path, required=True, metavar="DIR", help="packed, or a folder")
     add("--recipe", choices=list(RECIPES), default="small", help="[small]")
-    add("--only", nargs="+", choices=list(METHODS), default=list(METHODS), help="[all]")
+    names = list(METHODS)
+    only = f"of: {'; '.join(names)} [all]"
+    add("--only", nargs="+", choices=names, default=names, metavar="NAME", help=only)
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="[0 1 2]")
     add("--flags", nargs="*", default=[], metavar="WORD", help="more flags of train.py, without --")
     add("--results", type=Path, default=Path("runs/methods.jsonl"), metavar="FILE")
