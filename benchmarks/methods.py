@@ -4,10 +4,11 @@
     python benchmarks/methods.py --data_dir data/clothing --only "40 px" "SGD" --seeds 0
 
 Every method is the recipe with a few settings changed. A method that makes a step cheaper may take
-more of them. All are tested on whole pictures, of the size that the last epoch has. What they
-really took, imports included, is in the table. The differences from the baseline are paired by
-seed, with their 95% interval; losers are listed as well as winners. Runs are added to --results as
-they end; those that are there, of the same commit, processor, and torch, are not made again.
+more of them. All are tested on whole pictures, of the largest training size unless their name says
+otherwise. What they really took, imports included, is in the table. The differences from the
+baseline are paired by seed, with their 95% interval; losers are listed as well as winners. Runs are
+added to --results as they end; those that are there, of the same commit, processor, and torch, are
+not made again.
 """
 
 import argparse

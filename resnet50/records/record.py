@@ -29,7 +29,7 @@ def write(
     """Write the record of the run in cfg.run_dir, which has ended. Raises OSError.
 
     data: fingerprints of both splits; rows: of metrics.csv; paid_s: seconds of machine time in all
-    attempts, without the start of Python.
+    attempts, without the start of Python. Commit, versions, and machine are the last attempt's.
     """
     run_dir = Path(cfg.run_dir)
     try:

@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_said(record, tmp_path, capsys, path, value, text):
     assert f"board.py: error: {tmp_path / 'record.json'} does not fit:" in err and text in err, err
 
 
-def test_a_clock_that_is_too_fast_for_the_model(record, tmp_path, capsys):
+def test_a_clock_that_is_too_fast_for_the_model(record):
     record["settings"] |= {"layers": [3, 4, 6, 3], "width": 64}
     scale = 1e-3 / record["seconds"]
     for part in (record, *record["curve"]):
@@ -126,7 +126,7 @@ def test_what_is_no_record_is_named(tmp_path, capsys, text):
     assert f"board.py: error: {tmp_path / 'mine.json'}" in capsys.readouterr().err
 
 
-def test_the_tables_have_ours_and_published_figures(record, tmp_path, capsys):
+def test_the_tables_have_ours_and_published_figures(record):
     """A run that reached a goal on the goal's data and machine stands in its table."""
     record["data"]["val"] |= {"num_images": 10_000, "num_classes": 10}
     record["host"]["cores"] = 2

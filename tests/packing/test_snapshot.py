@@ -145,6 +145,26 @@ def test_a_split_that_was_finished_is_packed_anew_if_its_files_changed(prepare, 
     assert len(PackedImages(tmp_path / "out" / "train.pack")) == 5
 
 
+def test_a_split_that_was_finished_is_packed_anew_with_other_settings(
+    prepare, tmp_path, monkeypatch
+):
+    write_folder(tmp_path / "src", FILES)
+    real, finished = writer.PackWriter.append, tmp_path / "out" / "train.pack"
+
+    def append_train(self: writer.PackWriter, chunk: writer.Chunk) -> None:
+        real(self, chunk)
+        if finished.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer.PackWriter, "append", append_train)
+        assert prepare("src", "--out", "out", "--quality=90")[0] == 75
+    assert finished.exists()
+    code, said = prepare("src", "--out", "out", "--quality=80")
+    assert code == 0 and "train: packing it again: the settings have changed since" in said
+    assert PackedImages(finished).settings["quality"] == 80
+
+
 def test_huge_sets_keep_no_marks_and_are_noticed_all_the_same(prepare, tmp_path, monkeypatch):
     monkeypatch.setattr(snapshot, "MOST_MARKS", 5)
     source = write_folder(tmp_path / "src", FILES)
