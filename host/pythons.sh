@@ -5,9 +5,10 @@
 
 readonly LOCK_TRIES=60 APT_S=1800
 
-# Run a command without input; `said` keeps what it printed.
+# Run a command without input; `said` keeps what it printed. tee itself writes both, so that all is
+# printed before the next command's line: a process substitution would not be waited for.
 run_and_note() {
-    { said=$(run "$@" </dev/null 2>&1 | tee >(cat >&3)); } 3>&1
+    { said=$({ run "$@" </dev/null 2>&1 3>&- 4>&- | tee /dev/fd/4 >&3; } 4>&1); } 3>&1
 }
 
 # Run a command that only answers a question, unless it hangs.

@@ -6,9 +6,7 @@
 
 # Print a command; unless this is a dry run, also log it and run it.
 run() {
-    printf '+'
-    printf ' %q' "$@"
-    printf '\n'
+    printf '+%s\n' "$(printf ' %q' "$@")"
     if [[ $dry_run == no ]]; then
         printf '%s %s\n' "$(date -u +%FT%TZ)" "$*" >>"$log"
         "$@"
