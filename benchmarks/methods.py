@@ -38,7 +38,8 @@ def size(side: int, epochs: int, tested_at: int = 0) -> str:
 
 
 SHORT = f"--start_image_size=0 {size(48, 3)}"
-TOGETHER = "--max_lr=2e-3 --anneal_strategy=linear --pct_start=0.1 --min_crop_scale=0.5"
+LINEAR = "--anneal_strategy=linear --pct_start=0.1"
+TOGETHER = f"--max_lr=2e-3 {LINEAR} --min_crop_scale=0.5"
 SMALL = {  # epochs of other sizes: as many as take about as long
     BASELINE: "",
     "32 px": size(32, 4),
@@ -49,7 +50,7 @@ SMALL = {  # epochs of other sizes: as many as take about as long
     "shuffled stages, 40 and 56 px": f"{size(56, 3)} --size_stages=40:50,56:50 --shuffle_sizes",
     "alternate flips": "--alternate_flips",
     "crops from 0.5": "--min_crop_scale=0.5",
-    "linear decay": "--anneal_strategy=linear --pct_start=0.1",
+    "linear decay": LINEAR,
     "rate 2e-3": "--max_lr=2e-3",
     "rate 2e-3, linear decay, crops from 0.5": TOGETHER,
     "these three, and 40 px": f"{TOGETHER} {size(40, 3)}",
@@ -66,14 +67,14 @@ DEMO = {
     "AdamW, rate 1e-3": f"{ADAMW} --max_lr=1e-3",
     "AdamW, rate 2e-3": f"{ADAMW} --max_lr=2e-3",
     "batch 64": "--total_batch_size=64 --max_lr=0.02 --ema_decay=0.975",
-    "linear decay": "--anneal_strategy=linear --pct_start=0.1",
-    "alternate flips": "--alternate_flips",
+    "linear decay": LINEAR,
+    "AdamW, rate 2e-3, linear decay": f"{ADAMW} --max_lr=2e-3 {LINEAR}",
     "crops from 0.7": "--min_crop_scale=0.7",
     "no average": "--ema_decay=0",
     "no label smoothing": "--label_smoothing=0",
 }
 # Of each recipe that methods are compared for: flags that make it short, and its methods.
-METHODS = {"small": (SHORT, SMALL), "demo": ("--max_minutes=0", DEMO)}
+METHODS = {"small": (SHORT, SMALL), "demo": ("--epochs=1 --max_minutes=0", DEMO)}
 
 
 def run_one(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:

@@ -25,6 +25,7 @@ from resnet50.training.device import Precision, check_compiler, choose_precision
 from resnet50.training.distributed import Ranks
 from resnet50.training.engine import StepContext, TrainState
 from resnet50.training.learning_rate import LearningRate, LearningRateSettings
+from resnet50.training.matrix_convolution import use_matrix_products
 from resnet50.training.plan import Plan, epoch_sizes, make_plan, train_keys
 
 TRAIN, EVAL = range(2)  # the streams of a loader
@@ -172,6 +173,8 @@ def build_state(
     if weights is not None:
         init_from(model, weights, cfg)
     model = model.to(ranks.device, memory_format=layout)
+    if ranks.device.type == "cpu" and cfg.channels_last:
+        use_matrix_products(model)  # cuDNN has kernels for few pixels, too
     # After the move: an optimizer keeps the tensors that it was given.
     optimizer = optimization.build_optimizer(model, cfg)
     # Without a max_lr a range test comes first, which sets the rate itself.

@@ -1,0 +1,47 @@
+"""Convolutions whose output has few pixels, trained on a CPU as the matrix products that they are.
+
+A CPU's convolution kernels are made for pictures of many pixels. The last stages of a ResNet50 have
+8x8 to 1x1 at 32 to 128 px, and there oneDNN's gradient of the weights reads and writes all of them
+once per image: for 3x3 from 512 to 512 channels it reaches a tenth of the processor's rate, and a
+step of 128 images of 32 px spends a quarter of its time on three such convolutions. As a product of
+the input's patches with the weights, both directions run at full rate. benchmarks/cpu_step.py
+compares whole steps.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Kernel pixels x output pixels up to which products are faster, or as fast: 1x1 with up to 8x8
+# pixels, 3x3 with up to 2x2. Beyond, copying the patches costs more than is gained.
+MAX_PATCH_PIXELS = 64
+
+
+class MatrixConv2d(nn.Conv2d):
+    """A convolution as a ResNet has it, up to rounding: of odd kernels, padded by half, without bias.
+
+    Evaluations use nn.Conv2d's own forward, so that evaluate.py has the bits of training's.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D, H / stride, W / stride), rounded up, in channels_last order."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        height, width = (1 + (side - 1) // stride for side in x.shape[2:])
+        if not self.training or kernel**2 * height * width > MAX_PATCH_PIXELS:
+            return super().forward(x)
+        # Patches of the input: (B, H / stride, W / stride, kernel * kernel * C).
+        if kernel == 1:
+            patches = x[..., ::stride, ::stride].permute(0, 2, 3, 1)  # a view
+        else:
+            padded = functional.pad(x, (self.padding[0],) * 4)
+            patches = padded.unfold(2, kernel, stride).unfold(3, kernel, stride)
+            # Channels last, as in memory: they are then copied in runs of all channels.
+            patches = patches.permute(0, 2, 3, 4, 5, 1).flatten(3)
+        weights = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return functional.linear(patches, weights).permute(0, 3, 1, 2)
+
+
+def use_matrix_products(model: nn.Module) -> None:
+    """Make the plain convolutions of a ResNet MatrixConv2d, with their weights as they are."""
+    for module in model.modules():
+        if type(module) is nn.Conv2d:  # not those that blur first
+            module.__class__ = MatrixConv2d  # only forward differs
