@@ -1,6 +1,6 @@
 """What fused optimizers and MatrixConv2d gain in a training step on a CPU.
 
-    OMP_NUM_THREADS=2 python benchmarks/cpu_step.py
+    python benchmarks/cpu_step.py
 
 ResNet50s that differ in nothing else take steps in turn, in one process, on the same images: with
 torch's loop over the weights and nn.Conv2d, then with a fused AdamW, then with MatrixConv2d, too.

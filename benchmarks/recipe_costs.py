@@ -114,8 +114,12 @@ class Cost:
 
 
 def imagenet_recipes() -> dict[str, Recipe]:
-    """Those whose summary says so."""
-    return {name: recipe for name, recipe in RECIPES.items() if "ImageNet-1K" in recipe.summary}
+    """Those whose summary says so, and that have a result."""
+    return {
+        name: recipe
+        for name, recipe in RECIPES.items()
+        if "ImageNet-1K" in recipe.summary and recipe.top1 is not None
+    }
 
 
 def rate_at(size: int, rate: float) -> float:

@@ -1,11 +1,10 @@
 """Convolutions whose output has few pixels, trained on a CPU as the matrix products that they are.
 
-A CPU's convolution kernels are made for pictures of many pixels. The last stages of a ResNet50 have
-8x8 to 1x1 at 32 to 128 px, and there oneDNN's gradient of the weights reads and writes all of them
-once per image: for 3x3 from 512 to 512 channels it reaches a tenth of the processor's rate, and a
-step of 128 images of 32 px spends a quarter of its time on three such convolutions. As a product of
-the input's patches with the weights, both directions run at full rate. benchmarks/cpu_step.py
-compares whole steps.
+A CPU's convolution kernels are made for pictures of many pixels. A ResNet50's last stages have 8x8
+to 1x1 for crops of 32 to 128 px, and there oneDNN's gradient of the weights is slow: that of a 3x3
+convolution from 512 to 512 channels ran at 10 of the 200 GFLOP/s of two cores, and three of those
+took a quarter of a step of 128 images of 32 px. As products of the input's patches with the weights,
+the same sums run at 150. benchmarks/cpu_step.py compares whole steps.
 """
 
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ MAX_PATCH_PIXELS = 64
 
 
 class MatrixConv2d(nn.Conv2d):
-    """A convolution as a ResNet has it, up to rounding: of odd kernels, padded by half, without bias.
+    """nn.Conv2d of an odd kernel, padded by its half, without bias; the same up to rounding.
 
     Evaluations use nn.Conv2d's own forward, so that evaluate.py has the bits of training's.
     """

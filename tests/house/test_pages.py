@@ -118,6 +118,9 @@ def check_benchmark(words: list[str]) -> None:
             quick = ["--tiny", "--image_size=32", "--batch_size=4", "--steps=2", "--rounds=1"]
             out = run_benchmark(*words[1:2], *flags, *quick)
             assert "train.py" in out and "ratio" in out
+        case ["python", "benchmarks/cpu_step.py" as script]:
+            out = run_benchmark(script, "--sizes=32x4", "--rounds=1")
+            assert "| 32 px x 4 | MatrixConv2d, fused AdamW | " in out
         case ["python", "benchmarks/neighbors.py" as script, *flags]:
             quick = ["--image_size=32", "--num_workers=1", "--niceness=10", "--rounds=1"]
             with tempfile.TemporaryDirectory() as folder:
