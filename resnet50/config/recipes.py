@@ -240,8 +240,8 @@ IMAGENET: dict[str, Recipe] = {
         evaluated="224 px",
         source="this project, not yet run",
         differs="as mild28, but for its length, crops from 0.25 of the area, and alternate flips. "
-        "What is known of them: 27 epochs of mild ended at 76.02 to 76.25 in five of five runs, which "
-        "were at 75.3 to 75.6 after epoch 24 (Ailiverse, MLPerf Training v3.1, open division). "
+        "What is known of them: 27 epochs of mild ended at 76.02 to 76.25 in five of five runs, "
+        "which were at 75.3 to 75.6 after epoch 24 (Ailiverse, MLPerf Training v3.1, open). "
         "Alternate flips helped wherever flips did (Jordan 2024, arXiv:2404.00498); in three "
         "epochs on 3,068 photographs we saw no difference. There, crops from 0.5 instead of 0.35 "
         "gained points: lighter crops suit short runs, but no run of 24 epochs was tried",
