@@ -6,8 +6,8 @@
 
 Runs, one after the other and for every seed: train.py with the recipe; plain_loop.py in fp32 as
 users write it, and in bf16 with channels_last; and, with --timm, the train.py of timm's repository
-(its package does not contain that script) with the optimizer settings of our recipe `small`, and
-with those of torchvision's references. All use the same images, and are tested on the same part of
+(its package does not contain that script) with AdamW at a rate that suits it, and with the settings
+of torchvision's references. All use the same images, and are tested on the same part of
 each. This script times them all from the start of the process: imports count, and for train.py so
 does packing the images. By default these are Fashion-MNIST's, which `./setup_and_train.sh --demo`
 downloads. Adds each run to --results as it ends, skips those of the same commit, processor, and
@@ -78,7 +78,7 @@ def run_one(args: argparse.Namespace, name: str, rival: Rival | None, seed: int)
     length = {"epochs": args.timm_epochs} if name.startswith("timm") else {"minutes": args.minutes}
     ours = {"recipe": args.recipe, "flags": args.flags}
     key = {"name": name, "data": str(args.data_dir), "seed": seed, **args.machine}
-    shared = ("image_size", "timm_image_size", "crop_pct", "min_crop_scale", "plain_batch_size")
+    shared = ("image_size", "timm_image_size", "timm_crop_scale", "crop_pct", "plain_batch_size")
     theirs = {name: getattr(args, name) for name in shared} | length
     key |= ours if rival is None else theirs
     print(f"seed {seed}: {name}", flush=True)
@@ -165,6 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--timm", type=Path, metavar="DIR", help="clone of huggingface/pytorch-image-models")
     add("--timm_epochs", type=int, default=10, metavar="N", help="that take the minutes [10]")
     add("--timm_image_size", type=int, default=64, metavar="N", help="px, in tests too [64]")
+    add("--timm_crop_scale", type=float, default=0.35, metavar="X", help="area, at least [0.35]")
     add("--only", nargs="*", metavar="NAME", help="of the other loops only these")
     add("--seeds", type=int, nargs="+", default=[0], metavar="N")
     add("--results", type=Path, metavar="FILE", help="of all runs [OUT/results.jsonl]")
@@ -190,7 +191,7 @@ def read_args(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--only {name}: choose from {', '.join(names)} (timm's need --timm)")
     args.flags = [f"--{word}" for word in args.flags]
     cfg = TrainConfig(**RECIPES[args.recipe].settings)
-    args.image_size, args.min_crop_scale = cfg.eval_crop, cfg.min_crop_scale
+    args.image_size = cfg.eval_crop
     args.crop_pct = cfg.eval_crop / cfg.eval_resize
     args.out.mkdir(parents=True, exist_ok=True)
     args.data_dir, args.out = args.data_dir.resolve(), args.out.resolve()
