@@ -81,7 +81,7 @@ def run_one(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
     """Seconds and last top-1 of a run: from the results file, or of a run now."""
     short, methods = METHODS[args.recipe]
     flags = [*short.split(), *methods[name].split(), *args.flags]
-    key = {"data": str(args.data_dir), "recipe": args.recipe, "flags": flags, "seed": seed}
+    key = {"data": args.data_dir.name, "recipe": args.recipe, "flags": flags, "seed": seed}
     key |= args.machine
     print(f"seed {seed}: {name}", flush=True)
     run = results_file.find(args.results, key)

@@ -77,7 +77,7 @@ def run_one(args: argparse.Namespace, name: str, rival: Rival | None, seed: int)
     """The evaluations of one run: those in the results file, or of a run now."""
     length = {"epochs": args.timm_epochs} if name.startswith("timm") else {"minutes": args.minutes}
     ours = {"recipe": args.recipe, "flags": args.flags}
-    key = {"name": name, "data": str(args.data_dir), "seed": seed, **args.machine}
+    key = {"name": name, "data": args.data_dir.name, "seed": seed, **args.machine}
     shared = ("image_size", "timm_image_size", "timm_crop_scale", "crop_pct", "plain_batch_size")
     theirs = {name: getattr(args, name) for name in shared} | length
     key |= ours if rival is None else theirs
