@@ -77,7 +77,7 @@ SMALL: dict[str, Recipe] = {
         # What won in benchmarks/methods.py. It is tested at the size of training: after so few
         # epochs, larger pictures cost points, which they gain after an ImageNet recipe.
         settings={
-            "epochs": 8,
+            "epochs": 6,
             "image_size": 40,
             "eval_resize_size": 40,
             "min_crop_scale": 0.5,
