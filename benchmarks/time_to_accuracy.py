@@ -218,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"time_to_accuracy.py: error: {error}", file=sys.stderr)
             return 2
     colors = {name: rival.color if rival else OUR_COLOR for name, rival in loops.items()}
-    title = f"{args.data_dir.name}, tested at {args.image_size} px, {limits.cpu_name()}"
+    size = f"{args.image_size} px" + (f" (timm: {args.timm_image_size} px)" if args.timm else "")
+    title = f"{args.data_dir.name}, tested at {size}, {limits.cpu_name()}"
     draw(args.out / "curves.png", results, colors, title)
     print(table(results, args.minutes))
     if not args.timm:
