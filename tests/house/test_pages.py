@@ -127,6 +127,8 @@ def check_benchmark(words: list[str]) -> None:
                 photos = make_folder(Path(folder) / "photos", 20, 1)
                 quick += ["--seconds=0", f"--data_dir={photos}"]
                 assert "| launch | 1 | 10 | " in run_benchmark(script, *flags, *quick)
+        case ["python", "benchmarks/methods.py" | "benchmarks/fashion_part.py" as script, *flags]:
+            check_help(script, flags)  # hours, and a download: run by hand
         case ["python", "benchmarks/board.py", *records]:
             board.build_parser().parse_args(records)  # run in test_board.py
         case ["python", "benchmarks/gpu_day.py" as script, *flags]:
