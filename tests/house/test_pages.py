@@ -72,6 +72,13 @@ def run_benchmark(*words: object, **more: str) -> str:
     return result.stdout
 
 
+# Minutes or hours of a ResNet50, a million files, a download.
+BY_HAND = [
+    f"benchmarks/{name}.py"
+    for name in ("save_and_resume", "start_up", "progress_picture", "methods", "fashion_part")
+]
+
+
 def check_benchmark(words: list[str]) -> None:
     """Run a benchmark in a short form; read the flags of one that another test runs, or none."""
     script_commands = (shlex.split(command) for _, command in COMMANDS if words[1] in command)
@@ -102,12 +109,8 @@ def check_benchmark(words: list[str]) -> None:
         case ["python", "benchmarks/app_screenshots.py", picture, *flags]:
             assert (REPOSITORY / picture).is_file()  # run in test_app.py
             check_help(words[1], flags)
-        case ["python", "benchmarks/save_and_resume.py" as script, *flags]:
-            check_help(script, flags)  # minutes of a ResNet50: run by hand
-        case ["python", "benchmarks/start_up.py" as script, *flags]:
-            check_help(script, flags)  # a million files: run by hand
-        case ["python", "benchmarks/progress_picture.py" as script, *flags]:
-            check_help(script, flags)  # likewise
+        case ["python", script, *flags] if script in BY_HAND:
+            check_help(script, flags)
         case ["python", "benchmarks/recipe_costs.py", "--picture", path]:
             assert (REPOSITORY / path).is_file()  # run in test_recipes.py
         case ["python", "benchmarks/recipe_costs.py"]:
@@ -127,8 +130,6 @@ def check_benchmark(words: list[str]) -> None:
                 photos = make_folder(Path(folder) / "photos", 20, 1)
                 quick += ["--seconds=0", f"--data_dir={photos}"]
                 assert "| launch | 1 | 10 | " in run_benchmark(script, *flags, *quick)
-        case ["python", "benchmarks/methods.py" | "benchmarks/fashion_part.py" as script, *flags]:
-            check_help(script, flags)  # hours, and a download: run by hand
         case ["python", "benchmarks/board.py", *records]:
             board.build_parser().parse_args(records)  # run in test_board.py
         case ["python", "benchmarks/gpu_day.py" as script, *flags]:
