@@ -74,8 +74,8 @@ SMALL: dict[str, Recipe] = {
     ),
     "small": Recipe(
         summary="a few thousand photographs of a few classes, five minutes on two CPU cores",
-        # What won in benchmarks/methods.py. It is tested at the size of training: after so few
-        # epochs, larger pictures cost points, which they gain after an ImageNet recipe.
+        # From benchmarks/methods.py; benchmarks/README.md. It is tested at the size of training:
+        # after so few epochs, larger pictures cost points, which they gain on ImageNet.
         settings={
             "epochs": 6,
             "image_size": 40,
@@ -99,7 +99,8 @@ SMALL: dict[str, Recipe] = {
     ),
     "demo": Recipe(
         summary="Fashion-MNIST at 32 px, minutes on a laptop's CPU",
-        # What won in benchmarks/methods.py. Whole pictures, since the objects fill them.
+        # From benchmarks/methods.py and three trials after it: benchmarks/README.md. Whole
+        # pictures, since the objects fill them.
         settings={
             "epochs": 1,
             "image_size": 32,

@@ -73,12 +73,12 @@ class TrainConfig:
         size_stages.NONE,
         "sizes of the training crops and each one's percent of the compute, such as "
         "96:20,160:40,224:40; none: as start_image_size says (EfficientTrain++, Wang et al. 2024, "
-        "arXiv:2405.08768; in runs of three minutes it cost us 13 points: benchmarks/methods.py)",
+        "arXiv:2405.08768; it cost us 13 points in short runs of two seeds: benchmarks/methods.py)",
     )
     shuffle_sizes: bool = setting(
         False,
         "the epochs of --size_stages in random order, instead of stage after stage (Hoffer et al. "
-        "2019, arXiv:1908.08986; in runs of three minutes it cost us 6 points)",
+        "2019, arXiv:1908.08986; it cost us 6 points in short runs of two seeds)",
     )
     eval_image_size: int = setting(
         0, "side of the evaluation crop in pixels; 0: image_size", at_least=0
