@@ -77,11 +77,12 @@ def summary(results: Results, paid_s: float, price_per_hour: float, run_dir: Pat
     """The summary of a finished run; paid_s: seconds of machine time."""
     last = results.rows[-1]
     best = results.best
+    many = "" if last["epoch"] == 1 else "s"
     average = ""
     if last["epoch"] >= 1:  # a part of one says little: most of its time may be an evaluation's
         average = f", {clock(last['seconds'] / last['epoch'])} an epoch on average"
     lines = [
-        f"done: {last['epoch']:g} epochs in {clock(paid_s)}{average}",
+        f"done: {last['epoch']:g} epoch{many} in {clock(paid_s)}{average}",
         f"final top-1 {last['val_top1']:.2f}%, top-5 {last['val_top5']:.2f}%",
         f"best top-1 {best['val_top1']:.2f}% after epoch {best['epoch']:g}",
     ]
