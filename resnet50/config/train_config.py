@@ -119,6 +119,12 @@ class TrainConfig:
 
     # Optimization
     epochs: int = setting(50, "passes over the training images", at_least=1)
+    num_steps: int = setting(
+        0,
+        "optimizer steps of the whole schedule, if the last of the epochs is to be a partial one; "
+        "0: whole epochs",
+        at_least=0,
+    )
     total_batch_size: int = setting(
         256, "images per optimizer step, over all GPUs and micro-batches", at_least=1
     )

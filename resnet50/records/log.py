@@ -145,7 +145,11 @@ class RunLog:
             self._write_tables()
         if self._throttle.is_due("curves", CURVES_EVERY_S):
             self._draw_curves()
-        self.say(metrics.epoch_line(row, self.plan.epochs))
+        self.say(metrics.epoch_line(row, self.plan.num_epochs))
+
+    def replan(self, plan: Plan) -> None:
+        """Show a plan whose end was brought forward."""
+        self.plan = self.display.plan = plan
 
     @on_main_rank
     def event(self, step: int, text: str) -> None:

@@ -22,7 +22,7 @@ from resnet50.system.last_word import say_after_launcher
 from resnet50.system.locking import FolderLock
 from resnet50.training import batch_fit, distributed
 from resnet50.training.distributed import Ranks
-from resnet50.training.plan import image_size_at
+from resnet50.training.plan import image_size_at_step
 
 
 def run_rank(request: Request, train: Callable[[Run], str]) -> int:
@@ -145,7 +145,7 @@ def is_lasting_lack_of_memory(run: Run, error: RuntimeError) -> bool:
 def no_memory_message(run: Run, error: RuntimeError) -> str:
     """What needed the memory, and what to do."""
     parts, step = run.parts, run.parts.state.step
-    size = image_size_at(parts.cfg, int(parts.plan.epoch_of(step)))
+    size = image_size_at_step(parts.cfg, parts.plan, step)
     return (
         f"error: not enough memory on {parts.ranks.device} for step {step + 1}: "
         f"--device_batch_size {parts.cfg.device_batch_size} of {size} px "
