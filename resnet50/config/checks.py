@@ -18,6 +18,11 @@ def check(cfg: "TrainConfig") -> None:
     check_optimizer(cfg)
     check_schedule(cfg)
     check_plateau(cfg)
+    if cfg.budget_events and not cfg.num_steps:
+        raise ValueError(
+            f"--budget_events {cfg.budget_events} needs --num_steps: give that run's, which its "
+            "config.json has"
+        )
 
 
 def check_widths(cfg: "TrainConfig") -> None:
@@ -151,6 +156,12 @@ def check_plateau(cfg: "TrainConfig") -> None:
         )
     if cfg.schedule != "plateau" and not cfg.plateau_epochs:
         return
+    if cfg.num_steps:
+        phase = "--schedule plateau" if cfg.schedule == "plateau" else "--plateau_epochs"
+        raise ValueError(
+            f"--num_steps {cfg.num_steps} may end in mid-epoch, but {phase} follows the validation "
+            "loss of whole epochs: leave out one of them"
+        )
     if cfg.plateau_epochs >= cfg.epochs:
         raise ValueError(
             f"--plateau_epochs {cfg.plateau_epochs} leave no other epochs of --epochs "

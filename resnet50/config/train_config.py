@@ -119,6 +119,12 @@ class TrainConfig:
 
     # Optimization
     epochs: int = setting(50, "passes over the training images", at_least=1)
+    num_steps: int = setting(
+        0,
+        "optimizer steps of the whole schedule, if the last of the epochs is to be a partial one; "
+        "0: whole epochs",
+        at_least=0,
+    )
     total_batch_size: int = setting(
         256, "images per optimizer step, over all GPUs and micro-batches", at_least=1
     )
@@ -230,6 +236,11 @@ class TrainConfig:
         "stop after this many optimizer steps, schedule unchanged; 0: after all epochs",
         at_least=0,
         may_change=True,
+    )
+    budget_events: str = setting(
+        "",
+        "end as another run of these --num_steps was made to by its budget, whose "
+        "budget_events.jsonl this is",
     )
     max_minutes: float = setting(
         0.0,

@@ -13,6 +13,7 @@ from pathlib import Path
 from resnet50.config.command_line import print_error
 from resnet50.config.train_flags import CPU, Request
 from resnet50.records import ownership, run_folder, status
+from resnet50.records.paid_clock import PaidClock
 from resnet50.run.resolve import resolve, with_data
 from resnet50.run.start import Ended, Run, start
 from resnet50.run.supervisor import ATTEMPT
@@ -22,7 +23,7 @@ from resnet50.system.last_word import say_after_launcher
 from resnet50.system.locking import FolderLock
 from resnet50.training import batch_fit, distributed
 from resnet50.training.distributed import Ranks
-from resnet50.training.plan import image_size_at
+from resnet50.training.plan import image_size_at_step
 
 
 def run_rank(request: Request, train: Callable[[Run], str]) -> int:
@@ -35,7 +36,7 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     stop = Interruption()
     attempt = os.environ.get(ATTEMPT) or uuid.uuid4().hex
     ranks = Ranks()
-    lock = None
+    lock = paid_clock = None
     try:
         ranks = distributed.read_ranks(use_gpus=request.device != CPU)
         cfg = with_data(resolve(request, ranks.world_size))
@@ -43,10 +44,11 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
         if ranks.is_main:
             check_folder(run_dir, request, ranks)
             lock = FolderLock(run_dir)
+            paid_clock = PaidClock.of_rank(run_dir, request.fresh)
             for text in (*run_folder.problems(run_dir), *filter(None, [lock.missing])):
                 print(f"warning: {text}", flush=True)
             status.write_status(run_dir, state=status.RUNNING, attempt=attempt, message="")
-        run = start(cfg, ranks, attempt, stop)
+        run = start(cfg, ranks, attempt, stop, paid_clock)
         if ranks.is_main:  # only now: a refused start must leave no settings to resume
             settings = run.parts.cfg.to_json()
             precision = run.parts.precision.name
@@ -145,7 +147,7 @@ def is_lasting_lack_of_memory(run: Run, error: RuntimeError) -> bool:
 def no_memory_message(run: Run, error: RuntimeError) -> str:
     """What needed the memory, and what to do."""
     parts, step = run.parts, run.parts.state.step
-    size = image_size_at(parts.cfg, int(parts.plan.epoch_of(step)))
+    size = image_size_at_step(parts.cfg, parts.plan, step)
     return (
         f"error: not enough memory on {parts.ranks.device} for step {step + 1}: "
         f"--device_batch_size {parts.cfg.device_batch_size} of {size} px "

@@ -146,7 +146,7 @@ def measure(
 
 def sample_keys(bench: Bench, image_size: int) -> Generator[BatchKey]:
     """The run's micro-batches as if the sample were all its images: read once, then in memory."""
-    cfg = replace(bench.parts.cfg, start_image_size=0, image_size=image_size)
+    cfg = replace(bench.parts.cfg, start_image_size=0, image_size=image_size, num_steps=0)
     plan = make_plan(cfg, len(bench.sample))
     for key in train_keys(cfg, plan, 0, 0, ENDLESS):
         yield key._replace(indices=bench.sample[key.indices])
