@@ -7,7 +7,6 @@ A file is whole at any moment, even after a power cut (system/files.py). torch.l
 notice a flipped bit. Only tensors and plain values are stored; nothing here ever unpickles code.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -23,8 +22,6 @@ from resnet50.system import files
 FILE_NAME = re.compile(r"step_(\d{9})\.pt")
 TRAILER_BYTES = len(b"\nsha256 ") + 64 + len(b"\n")
 BEST = "best.pt"
-# Errors of file systems without hard links: exFAT, and buckets mounted as folders.
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 class DamagedCheckpointError(ValueError):
@@ -174,7 +171,7 @@ def link(path: Path, name: Path) -> None:
         os.link(path, partial)
     except OSError as error:
         # A disk without hard links is not an error; a full one is.
-        if error.errno not in NO_LINKS:
+        if error.errno not in files.NO_LINKS:
             raise
         shutil.copyfile(path, partial)
     os.replace(partial, name)
@@ -197,6 +194,23 @@ def verify(path: Path) -> None:
         raise DamagedCheckpointError(
             f"{path} is damaged or not a checkpoint of this program (its sha256 does not match)"
         )
+
+
+def size_and_sha256(file: BinaryIO) -> tuple[int, str]:
+    """Bytes of an open checkpoint file, and the sha256 that its trailer states; from its start on
+    again when this returns. Raises DamagedCheckpointError if it has no trailer."""
+    num_bytes = file.seek(0, os.SEEK_END)
+    file.seek(max(0, num_bytes - TRAILER_BYTES))
+    sha256 = sha256_of_trailer(file.read(), file.name)
+    file.seek(0)
+    return num_bytes, sha256
+
+
+def sha256_of_trailer(trailer: bytes, name: str) -> str:
+    """What the last bytes of a checkpoint state. Raises DamagedCheckpointError naming the file."""
+    if trailer[:8] != b"\nsha256 " or len(trailer) != TRAILER_BYTES:
+        raise DamagedCheckpointError(f"{name} is not a whole checkpoint of this program")
+    return trailer[8:-1].decode("ascii", "replace")
 
 
 def load(path: Path) -> dict:

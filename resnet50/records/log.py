@@ -60,6 +60,7 @@ class RunLog:
         self.display = Display(cfg, plan, is_main, clock)
         self._throttle = Throttle(clock)
         self._steps: list[dict] = []  # training records, for the curves
+        self.more_status: Callable[[], dict[str, object]] = dict  # for status.json, from others
         self._tensorboard: TensorBoardLog | None = None
         if paid_clock is None:
             before_s = paid_before(self.run_dir) if is_main else 0.0
@@ -176,6 +177,7 @@ class RunLog:
                 best_top1=self.results.best_top1,
                 paid_s=round(self.paid_s, 2),
                 cost_usd=round(self.cost_usd, 4),
+                **self.more_status(),
                 **more,
             )
 

@@ -16,7 +16,7 @@ from resnet50.training.plan import Plan
 
 FORMAT = 1
 # Settings that say where things lie on this machine.
-PLACES = ("data_dir", "run_dir", "init_from", "budget_events")
+PLACES = ("data_dir", "run_dir", "init_from", "budget_events", "mirror")
 FROM_CONFIG = ("commit", "versions", "gpus", "device", "precision")
 
 

@@ -29,6 +29,7 @@ from resnet50.records.paid_clock import PaidClock
 from resnet50.records.results import Results
 from resnet50.run import budget_events, consistency, initial_weights, resume, spot_watch
 from resnet50.run.heartbeat import Heartbeat
+from resnet50.run.mirror import Mirror
 from resnet50.run.steering import Controller
 from resnet50.system import files
 from resnet50.system.interruption import Interrupted, Interruption
@@ -60,6 +61,7 @@ class Run:
     new_bad_images: set[str] = field(default_factory=set)  # seen by this rank since
     controller: Controller | None = None  # of a budget, on rank 0
     steer_due_s: float = -float("inf")  # on the monotonic clock
+    mirror: Mirror | None = None  # of rank 0, with --mirror
 
     def note_bad_images(self, batches: Iterable[Batch]) -> None:
         """Remember the undecodable files of these batches until all ranks are told of them."""

@@ -57,13 +57,20 @@ def _parent_of(pid: int) -> int:
 
 def age_s() -> float:
     """Seconds since this process began; 0 outside Linux."""
-    try:
-        # The 22nd word of /proc/self/stat: clock ticks from the boot to the start, proc(5).
-        words = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
+    ticks = started(os.getpid())
+    if not ticks:
         return 0.0
-    since_boot_s = int(words[19]) / os.sysconf("SC_CLK_TCK")
+    since_boot_s = ticks / os.sysconf("SC_CLK_TCK")
     return max(time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot_s, 0.0)
+
+
+def started(pid: int) -> int:
+    """When a process started, in clock ticks since the boot; 0 if there is none, or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == b"Z" else int(fields[19])  # the 22nd, after "PID (NAME)", proc(5)
 
 
 def die_with_parent(parent_pid: int) -> None:
