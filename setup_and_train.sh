@@ -44,7 +44,7 @@ Without --demo or --test, on the host that will train, each step once, in this o
   --data_dir DIR       train on this folder, packed or not, without a volume; run: runs/FOLDER
   --cache              read the packed data from a copy on instance store
   --cpu                train on the CPU, whatever GPUs there are
-  --price_per_hour X   dollars, for the cost of the run
+  --price_per_hour X   dollars, for the cost of the run; auto: what this EC2 instance costs on demand
   --then stop-host     shut this host down when training has ended, even by a crash or an error;
                        stop-host-when-done: only when it is done, or has diverged
   --way WAY            systemd, tmux or setsid [the first that this host has]
@@ -244,7 +244,8 @@ parse() {
                         ;;
                     __recipe) recipe=(--recipe "$2") ;;
                     __price_per_hour)
-                        [[ $2 =~ ^[0-9]*\.?[0-9]+$ ]] || die "--price_per_hour $2: give dollars: 1.2"
+                        [[ $2 == auto || $2 =~ ^[0-9]*\.?[0-9]+$ ]] ||
+                            die "--price_per_hour $2: give dollars, as in 1.2, or auto"
                         price=(--price_per_hour "$2")
                         ;;
                     __wait_s) volume_flags+=(--wait_s "$2") ;;

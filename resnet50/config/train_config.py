@@ -293,10 +293,12 @@ class TrainConfig:
         "also write the curves for TensorBoard, into the run's folder (needs its package)",
         may_change=True,
     )
-    price_per_hour: float = setting(
+    price_per_hour: float | Literal["auto"] = setting(
         0.0,
-        "price of this machine in dollars per hour, to show what the run costs",
+        "price of this machine in dollars per hour, to show what the run costs; auto: what its type "
+        "costs on demand, on an EC2 instance",
         at_least=0,
+        may_be_auto=True,
         may_change=True,
     )
 

@@ -49,7 +49,9 @@ def _int_tuple(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def _or_auto(kind: type) -> Callable[[str], object]:
+def or_auto(kind: type) -> Callable[[str], object]:
+    """For argparse: reads such a value, or `auto`."""
+
     def read(text: str) -> object:
         return AUTO if text == AUTO else kind(text)
 
@@ -74,7 +76,7 @@ def add_settings(parser: argparse.ArgumentParser, presets: Mapping[str, str]) ->
             metavar = {int: "N", float: "X", _int_tuple: "N,N,N,N"}.get(kind, item.name.upper())
             metavar = METAVARS.get(item.name, metavar)
             metavar = "|".join(rules["choices"]) or metavar + "|auto" * rules["may_be_auto"]
-            kind = _or_auto(kind) if rules["may_be_auto"] else kind
+            kind = or_auto(kind) if rules["may_be_auto"] else kind
             text = f"{text} [{shown(item.default)}]" if item.default != "" else text
             group.add_argument(f"--{item.name}", type=kind, metavar=metavar, help=text)
 

@@ -26,7 +26,7 @@ from resnet50.config.command_line import print_error
 from resnet50.config.train_config import TrainConfig
 from resnet50.config.train_flags import CPU, Request
 from resnet50.records import checkpoint, ownership, run_folder, status
-from resnet50.run import heartbeat
+from resnet50.run import heartbeat, instance_price
 from resnet50.run.resolve import resolve, with_data
 from resnet50.system import processes
 from resnet50.system.locking import FolderLock
@@ -42,6 +42,8 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
 
     A run that is done is left alone, unless new limits let it continue.
     """
+    settings, said_of_price = instance_price.settled(request.settings)
+    request = request._replace(settings=settings)
     try:
         cfg = with_data(resolve(request))
         run_dir = Path(cfg.run_dir)
@@ -74,6 +76,9 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
     # The ranks get the same words, and so the same settings, but not those that delete.
     flags = [word for word in argv if word not in ("--fresh", "--overwrite")]
     command = [script, *flags, f"--run_dir={run_dir}", f"--data_dir={cfg.data_dir}"]
+    if said_of_price:  # asked once, so that all ranks and restarts count with the same
+        _say(said_of_price)
+        command.append(f"--price_per_hour={cfg.price_per_hour!r}")
     hang_s = 60 * cfg.hang_minutes
     code = Supervisor(command, max(1, num_gpus), run_dir, hang_s=hang_s).run()
     # Still "running": no rank was left to write the outcome.
