@@ -295,8 +295,8 @@ class TrainConfig:
     )
     price_per_hour: float | Literal["auto"] = setting(
         0.0,
-        "price of this machine in dollars per hour, to show what the run costs; auto: what its type "
-        "costs on demand, on an EC2 instance",
+        "price of this machine in dollars per hour, to show what the run costs; auto: on an EC2 "
+        "instance, what its type costs on demand",
         at_least=0,
         may_be_auto=True,
         may_change=True,
