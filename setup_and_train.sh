@@ -44,7 +44,8 @@ Without --demo or --test, on the host that will train, each step once, in this o
   --data_dir DIR       train on this folder, packed or not, without a volume; run: runs/FOLDER
   --cache              read the packed data from a copy on instance store
   --cpu                train on the CPU, whatever GPUs there are
-  --price_per_hour X   dollars, for the cost of the run
+  --price_per_hour X   dollars, for the cost of the run; auto: what this EC2 instance costs on demand
+  --on_end COMMAND     run this once when training is done, has diverged, or has failed: see train.py
   --then stop-host     shut this host down when training has ended, even by a crash or an error;
                        stop-host-when-done: only when it is done, or has diverged
   --way WAY            systemd, tmux or setsid [the first that this host has]
@@ -199,7 +200,7 @@ resolve_options() {
     if [[ -n $run_dir ]]; then among=(--run_dir "$run_dir"); fi
     run_dir=${run_dir:-$runs/$dataset}
     train=("$venv/bin/python" train.py --data_dir "$data" --run_dir "$run_dir" "${recipe[@]}"
-        "${price[@]}" ${max_steps:+--max_steps "$max_steps"} ${cpu[0]:+--device cpu}
+        "${price[@]}" "${on_end[@]}" ${max_steps:+--max_steps "$max_steps"} ${cpu[0]:+--device cpu}
         "${train_words[@]}")
     may_install=yes
 }
@@ -234,7 +235,7 @@ parse() {
                 break
                 ;;
             __max_steps | __dataset | __recipe | __volume | __mount | __wait_s | __data_dir | \
-                __price_per_hour | __then | __way | __repo | __on_local_changes | __only | __run_dir)
+                __price_per_hour | __on_end | __then | __way | __repo | __on_local_changes | __only | __run_dir)
                 (($# > 1)) || die "--${name#__} needs a value; see --help"
                 [[ -n $2 ]] || die "--${name#__} is empty: is it an unset variable?"
                 case $name in
@@ -244,9 +245,11 @@ parse() {
                         ;;
                     __recipe) recipe=(--recipe "$2") ;;
                     __price_per_hour)
-                        [[ $2 =~ ^[0-9]*\.?[0-9]+$ ]] || die "--price_per_hour $2: give dollars: 1.2"
+                        [[ $2 == auto || $2 =~ ^[0-9]*\.?[0-9]+$ ]] ||
+                            die "--price_per_hour $2: give dollars, as in 1.2, or auto"
                         price=(--price_per_hour "$2")
                         ;;
+                    __on_end) on_end=(--on_end "$2") ;;
                     __wait_s) volume_flags+=(--wait_s "$2") ;;
                     *) printf -v "${name#__}" %s "$2" ;;
                 esac
@@ -280,7 +283,7 @@ main() {
     local repo="" on_local_changes=""
     local way="" then=""
     # Flags to pass on, each with its value, to train.py and to the commands in host/.
-    local recipe=() price=() cpu=() dry=()
+    local recipe=() price=() on_end=() cpu=() dry=()
     local volume_flags=() repo_flags=() service_flags=()
     # Set by resolve_options: the data's name and folders, the runs' folders, the command.
     local source packed data

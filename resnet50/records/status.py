@@ -2,7 +2,8 @@
 
     status.json    state, attempt (id of the last start), message (why it was refused), step,
                    stop_step, epoch, best_top1, paid_s, cost_usd, images_per_s, data_wait_pct,
-                   remaining_s; a run that has not reached its first step has the first three
+                   remaining_s, told (the end for which --on_end was run); a run that has not
+                   reached its first step has the first three
 
 Read by train.py's supervisor, by host/ before there is an environment, and by anyone who asks how a
 run is doing. No other module reads the file or spells out a state; launch/slurm.sbatch asks with
