@@ -45,9 +45,11 @@ class Faults:
             raise ConnectionError
         status, code = self.error
         if status:
-            environ["wsgi.input"].read()
-            start_response(f"{status} As Told", [("Content-Type", "application/xml")])
-            return [ERROR.format(code).encode()]
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            body = ERROR.format(code).encode()
+            headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+            start_response(f"{status} As Told", headers)
+            return [body]
         if self.ignores and environ["REQUEST_METHOD"] == "PUT":
             for name in CONDITIONS:
                 environ.pop(name, None)
