@@ -61,7 +61,7 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
         distributed.disconnect()
         return exit_code(status.INTERRUPTED)
     except (ValueError, OSError) as error:
-        if ranks.local_rank == 0:  # once on every host
+        if is_heard(ranks):
             print_error("train.py", error)
         if lock:
             state = status.CONFIG_ERROR
@@ -80,6 +80,16 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     del run  # and with it the wrapped model
     distributed.disconnect()
     return exit_code(state)
+
+
+def is_heard(ranks: Ranks) -> bool:
+    """Whether this rank reports why the run cannot start: one a host, each of which has its log.
+
+    A Slurm job has one log. There rank 0 speaks alone, which hears of the others' problems as long
+    as all are not connected (distributed.report_problem).
+    """
+    has_one_log = ATTEMPT in os.environ and not distributed.is_connected()
+    return ranks.rank == 0 if has_one_log else ranks.local_rank == 0
 
 
 def check_folder(run_dir: Path, request: Request, ranks: Ranks) -> None:
