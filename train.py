@@ -32,6 +32,7 @@ from resnet50.run import on_end, resolve, resume, start, steering
 from resnet50.run.rank import run_rank
 from resnet50.run.start import Ended, Run
 from resnet50.run.supervisor import supervise
+from resnet50.system.interruption import ignore_late_signals
 from resnet50.training import batch_fit, build, distributed, engine
 from resnet50.training.plan import eval_keys
 
@@ -352,9 +353,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             parser.error(str(error))
         return 0
-    if distributed.launched_by_torchrun():
-        return run_rank(request, train)
-    return supervise(request, argv, __file__)
+    is_rank = distributed.launched_by_torchrun()
+    code = run_rank(request, train) if is_rank else supervise(request, argv, __file__)
+    ignore_late_signals()
+    return code
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
         distributed.disconnect()
         return exit_code(status.INTERRUPTED)
     except (ValueError, OSError) as error:
-        if ranks.local_rank == 0:  # once on every host
+        if is_heard(ranks):
             print_error("train.py", error)
         state = mirror_start.state_after(error)
         if lock:
@@ -169,6 +169,16 @@ def with_price(request: Request, ranks: Ranks) -> Request:
     if said and ranks.is_main:
         print(said, flush=True)
     return request._replace(settings=settings)
+
+
+def is_heard(ranks: Ranks) -> bool:
+    """Whether this rank reports why the run cannot start: one a host, each of which has its log.
+
+    A Slurm job has one log. There rank 0 speaks alone, which hears of the others' problems as long
+    as all are not connected (distributed.report_problem).
+    """
+    has_one_log = ATTEMPT in os.environ and not distributed.is_connected()
+    return ranks.rank == 0 if has_one_log else ranks.local_rank == 0
 
 
 def check_folder(run_dir: Path, request: Request, ranks: Ranks) -> None:

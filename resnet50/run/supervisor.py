@@ -186,7 +186,9 @@ class Supervisor:
         return beat[1] if beat != last_beat else -1
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self.num_signals += 1
+        # Only a second Ctrl-C means "now": Slurm tells a job to make room twice within a second.
+        if signum == signal.SIGINT or not self.num_signals:
+            self.num_signals += 1
 
     def _on_save(self, signum: int, frame: FrameType | None) -> None:
         self.wants_save = True
@@ -200,14 +202,17 @@ class Supervisor:
         # may resolve (containers, renamed hosts); it would then try for five minutes, and again.
         torchrun += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
         torchrun += ["--max-restarts=0", f"--nproc_per_node={self.num_ranks}"]
-        # Not SIGHUP: torchrun would handle it again and end the job when a connection drops.
-        torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]
+        # Not SIGHUP: torchrun would handle it again and end the job when a connection drops. Nor
+        # SIGTERM, which it ignores (_prepare_torchrun).
+        torchrun += ["--signals-to-handle=SIGINT,SIGQUIT"]
         # Ranks check for the supervisor's id: if torchrun died while they imported, they die too.
         environment = {ATTEMPT: attempt, processes.SUPERVISOR_PID: str(parent_pid)}
         environment |= self.paid_clock.for_ranks() | {mirror_start.OWNER: self.owner}
         # Another launcher's variables (Kubeflow sets PET_NNODES) would act as torchrun's options.
         inherited = {name: value for name, value in os.environ.items() if name[:4] != "PET_"}
         inherited.pop("PYTHONSAFEPATH", None)  # the ranks find our modules beside the script
+        if self.num_ranks > 1:  # what torchrun sets then by itself, with a warning
+            inherited.setdefault("OMP_NUM_THREADS", "1")
         return subprocess.Popen(
             [*torchrun, *self.command],
             env=inherited | environment,
@@ -216,7 +221,7 @@ class Supervisor:
         )
 
     def _watch(self, torchrun: subprocess.Popen, attempt: str) -> None:
-        """Wait for torchrun; pass on a first signal, kill everything on a second one or on a
+        """Wait for torchrun; pass on a first signal, kill everything on another Ctrl-C or on a
         hang."""
         num_forwarded, last_beat = 0, heartbeat.read(self.run_dir)
         changed_s: float | None = None  # when this attempt last gave a sign of life
@@ -232,7 +237,7 @@ class Supervisor:
             if self.wants_save:
                 self.wants_save = False
                 self._pass_on_save(torchrun, attempt)
-            # Several signals may come at once: the second one in a row means "now".
+            # Several signals may come at once: a Ctrl-C after another signal means "now".
             if self.num_signals > num_forwarded:
                 num_forwarded = self.num_signals
                 self._pass_on_stop(torchrun, attempt)
@@ -264,7 +269,7 @@ class Supervisor:
         # A rank that has not begun to train has nothing to save and does not listen yet.
         # And whoever presses Ctrl-C twice wants out, not a save.
         if self.num_signals == 1 and status.state_of(self.run_dir, attempt):
-            _say("saving and stopping after this step; a second signal stops at once")
+            _say("saving and stopping after this step; another Ctrl-C stops at once")
             _signal_ranks(torchrun.pid, signal.SIGTERM)
         else:
             _say("stopping at once; the same command resumes where it last saved")
@@ -273,11 +278,14 @@ class Supervisor:
 
 
 def _prepare_torchrun(parent_pid: int) -> None:
-    """In the child, before it becomes torchrun, which a SIGUSR1 to the whole group would kill.
+    """In the child, before it becomes torchrun: what is meant for the ranks must not end it.
 
-    The ranks inherit this, and ignore SIGUSR1 until they install a handler.
+    Slurm signals every process of a job. A SIGUSR1 would kill torchrun; on a SIGTERM, it would kill
+    ranks that need more than 30 s to save, and print a traceback. The ranks inherit this, and
+    ignore both signals until they install handlers.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     processes.die_with_parent(parent_pid)
 
 

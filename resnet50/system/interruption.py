@@ -16,6 +16,15 @@ class Interrupted(Exception):  # noqa: N818 (not an error)
     """A signal asked to stop, and all ranks have agreed on it."""
 
 
+def ignore_late_signals() -> None:
+    """For a process that is done: a SIGTERM from here on changes nothing.
+
+    Python gives every signal its default action back as it exits, and Slurm signals a job more than
+    once: a rank that had saved would be reported as killed.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class Interruption:
     """`requested` turns true on the first SIGTERM or SIGINT, `save_requested` on SIGUSR1."""
 

@@ -142,6 +142,11 @@ def connect(ranks: Ranks, timeout: timedelta = TIMEOUT) -> None:
         dist.init_process_group(backend, timeout=timeout)
 
 
+def is_connected() -> bool:
+    """Whether this rank has joined the process group; a lone rank never does."""
+    return dist.is_initialized()
+
+
 def exchange_before_connecting(word: str, ranks: Ranks, problem: str = "") -> list[str]:
     """Every rank's word, through torchrun's own store; every rank must call this equally often.
 
@@ -177,7 +182,7 @@ def exchange_before_connecting(word: str, ranks: Ranks, problem: str = "") -> li
 
 def report_problem(error: Exception, ranks: Ranks) -> None:
     """Tell the ranks that wait for this one before `connect` why it ends."""
-    if not isinstance(error, PeerError) and not dist.is_initialized():
+    if not isinstance(error, PeerError) and not is_connected():
         with suppress(PeerError, RuntimeError):
             exchange_before_connecting("", ranks, str(error))
 

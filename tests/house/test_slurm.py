@@ -1,6 +1,5 @@
-"""launch/slurm.sbatch on two hosts of our own: stand-ins for srun and scontrol, real training."""
+"""launch/slurm.sbatch under Debian's own Slurm, on a cluster of two nodes (support/slurm.py)."""
 
-import json
 import os
 import re
 import shutil
@@ -8,96 +7,56 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from support.commands import (
     REPOSITORY,
-    Result,
-    finish,
     processes_mentioning,
     run,
-    start,
     tiny_flags,
     train_words,
     wait_for,
 )
 from support.in_process import run_here
-from support.needs import needs_root
-from support.network import Host, two_hosts
-from support.pictures import training_gate
-from support.runs import assert_same_end, status_of, steps_logged
+from support.needs import needs, needs_root
+from support.pictures import Gate, training_gate
+from support.runs import assert_same_end, events_of, saved_steps, status_of, steps_logged
+from support.slurm import Cluster, cluster
 
 from resnet50.config import train_flags
 from resnet50.config.recipes import RECIPES
 
 SCRIPT = REPOSITORY / "launch" / "slurm.sbatch"
-pytestmark = pytest.mark.usefixtures("no_leftovers")
-
-# Starts the command on every host, passes SIGTERM on as Slurm signals a step, and waits for all,
-# but not for long (--wait, here 8 s) once one has ended.
-SRUN = """\
-#!{python}
-import json, os, signal, subprocess, sys, time
-hosts = json.loads(os.environ["HOSTS"])[:int(os.environ["SLURM_JOB_NUM_NODES"])]
-words = sys.argv[1:]
-assert {{"--kill-on-bad-exit=0", "--wait=120", "--cpus-per-task=2"}} < set(words)
-command = words[max(i for i, word in enumerate(words) if word.startswith("--cpus-per")) + 1:]
-tasks = []
-signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
-tasks += [subprocess.Popen([*enter, os.getcwd(), *command]) for enter in hosts]
-while all(task.poll() is None for task in tasks):
-    time.sleep(0.1)
-deadline = time.monotonic() + 8
-while any(task.poll() is None for task in tasks):
-    time.sleep(0.1)
-    if time.monotonic() > deadline:
-        [task.kill() for task in tasks]
-sys.exit(max(abs(task.wait()) for task in tasks))
-"""
-SCONTROL = """\
-#!/bin/sh
-case $1 in
-    show) echo "$3" | tr , '\\n' ;;
-    requeue) echo "$2" >>"$REQUEUED" ;;
-esac
-"""
+ENVIRONMENT = {"NPROC_PER_NODE": "1", "VENV": sys.prefix}
+needs_slurm = needs("slurmctld", "slurmd", "sbatch", "munged", "mungekey")
 
 
-class Slurm:
-    """A cluster of two nodes that runs one job as often as it is requeued."""
-
-    def __init__(self, folder: Path, hosts: list[Host]) -> None:
-        self.folder, self.requeued, self.starts = folder, folder / "requeued", 0
-        for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL)):
-            (folder / "bin").mkdir(exist_ok=True)
-            (folder / "bin" / name).write_text(text)
-            (folder / "bin" / name).chmod(0o755)
-        enter = [[str(word) for word in host.words([], folder)[:-1]] for host in hosts]
-        self.environment = {
-            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
-            "HOSTS": json.dumps(enter),
-            "REQUEUED": str(self.requeued),
-            "NPROC_PER_NODE": "1",
-            "VENV": sys.prefix,
-            "SLURM_JOB_ID": "41",
-            "SLURM_JOB_NUM_NODES": "2",
-            "SLURM_JOB_NODELIST": "node1,node2",
-            "SLURM_CPUS_PER_TASK": "2",
-        }
-
-    def start(self, *words: object, **more: str) -> subprocess.Popen:
-        more = self.environment | {"SLURM_RESTART_COUNT": str(self.starts)} | more
-        self.starts += 1
-        return start(["bash", SCRIPT, *words], REPOSITORY, **more)
-
-    def times_requeued(self) -> int:
-        return len(self.requeued.read_text().split()) if self.requeued.exists() else 0
+@pytest.fixture
+def slurm() -> Iterator[Cluster]:
+    with cluster() as slurm:
+        yield slurm
 
 
 def words_of(flags: list[object], run_dir: Path) -> list[object]:
-    return [run_dir, *(flag for flag in flags if not str(flag).startswith("--run_dir"))]
+    return [SCRIPT, run_dir, *(flag for flag in flags if not str(flag).startswith("--run_dir"))]
+
+
+def assert_reads_well(log: str) -> None:
+    """No start of the job has what only looks like an error, or says anything twice."""
+    for start in log.split("slurm.sbatch: start ")[1:]:
+        for noise in ("Traceback", "Warning", "[W", "SignalException", "[rank"):
+            assert noise not in start, log
+        lines = [line for line in start.splitlines() if not line.startswith("slurmstepd")]
+        assert len(lines) == len(set(lines)), log
+
+
+def open_gate(gate: Gate) -> None:
+    with suppress(BrokenPipeError):  # it stopped before it wanted the picture
+        gate.open()
 
 
 def test_its_flags_are_slurms_and_ours():
@@ -106,19 +65,97 @@ def test_its_flags_are_slurms_and_ours():
     assert text.startswith("#!")  # sbatch wants it, and its options before the first command
     assert text.index("#SBATCH") < text.index("\nset -euo pipefail") and "#SBATCH " in text
     options = set(re.findall(r"^#SBATCH (--\S+)", text, re.MULTILINE))
-    assert {"--signal=TERM@120", "--requeue", "--open-mode=append", "--nodes=2"} <= options
+    assert {"--signal=TERM@120", "--requeue", "--open-mode=append", "--exclusive"} <= options
     example = re.search(r"sbatch launch/slurm.sbatch (\S+) (.*)", text)
     parser = train_flags.build_parser({name: r.summary for name, r in RECIPES.items()}, "")
     train_flags.parse(parser, [*example[2].split(), f"--run_dir={example[1]}"])
 
 
-@pytest.mark.parametrize(
-    "words, text",
-    [(words, "the first argument is the run folder") for words in ([], ["--seed=1"])],
-)
-def test_mistakes_end_with_2(tmp_path, words, text):
-    result = run(["bash", SCRIPT, *words], REPOSITORY)
-    assert result.code == 2 and text in result.err
+@needs_root
+@needs_slurm
+def test_two_nodes_are_told_in_time_and_one_dies_and_no_bit_differs(image_folder, tmp_path, slurm):
+    """Its time is up, and it is saved and requeued; a node dies; it ends as if nothing was."""
+    images, run_dir, straight = tmp_path / "images", tmp_path / "run", tmp_path / "straight"
+    shutil.copytree(image_folder, images)
+    flags = tiny_flags(image_folder, straight)
+    assert run_here(train_words(*flags), tmp_path).code == 0  # one rank: the bits of two
+    gate = training_gate(images, step=3)
+    job = slurm.submit("--nodes=2", *words_of(tiny_flags(images, run_dir), run_dir), **ENVIRONMENT)
+    gate.wait_for_reader()
+    wait_for(lambda: len(steps_logged(run_dir)) == 3)
+    slurm.update(job, TimeLimit=2)  # within the script's 120 s before the end
+    wait_for(lambda: slurm.has_signaled(job, signal.SIGTERM), what="the signal")
+    time.sleep(0.5)
+    open_gate(gate)
+    slurm.wait_for(job, "PENDING")
+    step = status_of(run_dir)["step"]
+    assert status_of(run_dir)["state"] == "interrupted" and 3 <= step <= 4
+    assert max(saved_steps(run_dir)) == step
+
+    gate = training_gate(images, step=5)  # a picture that step 3 does not need
+    slurm.start_now(job, TimeLimit=60)
+    gate.wait_for_reader()
+    wait_for(lambda: len(steps_logged(run_dir)) == 5)
+    assert f"resuming at step {step} of 12" in events_of(run_dir)
+    assert_reads_well(slurm.log(job))
+    slurm.kill_node("n1")
+    slurm.wait_for(job, "PENDING")
+    open_gate(gate)
+    slurm.start_node("n1")
+    slurm.start_now(job)
+    assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "2"
+    assert_same_end(straight, run_dir)
+
+
+@needs_root
+@needs_slurm
+def test_a_job_gives_way_to_a_more_urgent_one_and_is_canceled(image_folder, tmp_path, slurm):
+    """On one node. Saved each time; requeued, by Slurm itself, and then not."""
+    run_dir = tmp_path / "run"
+    words = words_of(tiny_flags(image_folder, run_dir), run_dir)
+    job = slurm.submit(*words, "--epochs=5000", **ENVIRONMENT)
+    wait_for(lambda: len(steps_logged(run_dir)) > 3)
+    urgent = slurm.submit("--partition=urgent", "--nodes=2", "--wrap=sleep 1")
+    slurm.wait_for(urgent, "COMPLETED")
+    assert slurm.show(job)["JobState"] == "PENDING"
+    step = status_of(run_dir)["step"]
+    assert status_of(run_dir)["state"] == "interrupted" and step in saved_steps(run_dir)
+
+    slurm.start_now(job)
+    wait_for(lambda: f"resuming at step {step} of 20000" in events_of(run_dir))
+    wait_for(lambda: len(steps_logged(run_dir)) > step + 3)
+    slurm.call("scancel", job)
+    slurm.wait_for(job, "CANCELLED")
+    last = status_of(run_dir)["step"]
+    assert status_of(run_dir)["state"] == "interrupted" and last in saved_steps(run_dir)
+    assert last > step and slurm.show(job)["Restarts"] == "1"
+    assert_reads_well(slurm.log(job))
+
+
+@needs_root
+@needs_slurm
+@pytest.mark.long
+def test_a_crash_is_requeued_only_if_a_checkpoint_was_written(image_folder, tmp_path, slurm):
+    """A rank on one of two nodes is killed, twice; the second time nothing was saved since."""
+    images, run_dir = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(image_folder, images)
+    gate = training_gate(images, step=3)
+    words = words_of(tiny_flags(images, run_dir), run_dir)
+    job = slurm.submit("--nodes=2", *words, **ENVIRONMENT)
+    gate.wait_for_reader()
+    wait_for(lambda: 3 in saved_steps(run_dir))
+    kill_a_rank(run_dir)
+    slurm.wait_for(job, "PENDING")
+    assert status_of(run_dir)["state"] == "running"
+    slurm.start_now(job)
+    wait_for(lambda: "resuming at step 3 of 12" in events_of(run_dir))
+    kill_a_rank(run_dir)
+    ended = slurm.wait_for(job, "FAILED")
+    assert (ended["ExitCode"], ended["Restarts"]) == ("1:0", "1"), slurm.log(job)
+    open_gate(gate)
+    refused = slurm.submit("--nodes=2", *words, "--seed=1", **ENVIRONMENT)
+    assert slurm.wait_for(refused, "FAILED")["ExitCode"] == "2:0"
+    assert slurm.log(refused).count("cannot be resumed with different settings: --seed 1") == 1
 
 
 def kill_a_rank(run_dir: Path) -> None:
@@ -134,56 +171,63 @@ def is_rank(pid: int) -> bool:
     return b"torch.distributed.run" in Path(f"/proc/{parent}/cmdline").read_bytes()
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """A job that must not begin: how it is submitted, and what its log says."""
+
+    message: str
+    options: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    run_dir: Path | None = None
+    cwd: Path = REPOSITORY
+    environment: dict[str, str] = field(default_factory=lambda: ENVIRONMENT)
+
+
+def assert_refused(slurm: Cluster, image_folder: Path, folder: Path, *mistakes: Mistake) -> None:
+    """All at once, on parts of the nodes: one message each, code 2, and out of the queue."""
+    jobs = []
+    for number, mistake in enumerate(mistakes):
+        run_dir = mistake.run_dir or folder / f"run{number}"
+        words = [*words_of(tiny_flags(image_folder, run_dir), run_dir), *mistake.flags]
+        options = ["--oversubscribe", *mistake.options]
+        jobs.append(slurm.submit(*options, *words, cwd=mistake.cwd, **mistake.environment))
+    for job, mistake in zip(jobs, mistakes, strict=True):
+        ended, log = slurm.wait_for(job, "FAILED"), slurm.log(job)
+        assert (ended["ExitCode"], ended["Restarts"]) == ("2:0", "0"), log
+        assert mistake.message in log and "Traceback" not in log, log
+        errors = [line for line in log.splitlines() if "error: " in line and line[:5] != "srun:"]
+        assert len(errors) == 1, log
+
+
 @needs_root
+@needs_slurm
+def test_mistakes_are_named_once_and_stay_out_of_the_queue(image_folder, tmp_path, slurm):
+    no_gpu = "no GPU on n0: ask for nodes that have some, for example with sbatch --partition=NAME "
+    one_batch = ("--total_batch_size=8", "--device_batch_size=8")
+    assert_refused(
+        slurm,
+        image_folder,
+        tmp_path,
+        Mistake("no train.py in", cwd=tmp_path),
+        Mistake("no environment in /none: ", environment=ENVIRONMENT | {"VENV": "/none"}),
+        Mistake(no_gpu, ("--nodelist=n0",), environment={"VENV": sys.prefix}),
+        Mistake("unrecognized arguments: --epoch=3", flags=("--epoch=3",)),
+        Mistake("does not divide over 2 ranks: start 1 of them", ("--nodes=2",), one_batch),
+    )
+
+
+@needs_root
+@needs_slurm
 @pytest.mark.long
-def test_a_job_on_two_nodes_is_requeued_until_it_is_done(image_folder, tmp_path):
-    """Crashed, then told to stop, then done; no different from one host; then refused."""
-    images, run_dir = tmp_path / "images", tmp_path / "run"
-    shutil.copytree(image_folder, images)
-    words = words_of(tiny_flags(images, run_dir), run_dir)
-    straight = run_here(train_words(*tiny_flags(image_folder, tmp_path / "straight")), tmp_path)
-    assert_code(straight, 0)  # one rank's, which has the bits of two (test_ranks.py)
-    with two_hosts(tmp_path / "network") as hosts:
-        slurm = Slurm(tmp_path, hosts)
-        gate = training_gate(images, step=3)  # after a checkpoint
-        job = slurm.start(*words)
-        gate.wait_for_reader()
-        wait_for(lambda: (run_dir / "checkpoints" / "step_000000003.pt").exists())
-        kill_a_rank(run_dir)
-        crashed = finish(job)
-        assert crashed.code == 75 and slurm.times_requeued() == 1, crashed.err
-        assert status_of(run_dir)["state"] == "running"
-
-        job = slurm.start(*words)  # the gate is still shut
-        wait_for(lambda: "resuming at step 3" in (run_dir / "log.jsonl").read_text())
-        for pid in processes_mentioning(str(tmp_path / "bin" / "srun")):
-            os.kill(pid, signal.SIGTERM)
-        time.sleep(0.5)
-        with suppress(BrokenPipeError):  # it stopped before it wanted the picture
-            gate.open()
-        told = finish(job)
-        assert told.code == 75 and slurm.times_requeued() == 2, told.err
-        assert status_of(run_dir)["state"] == "interrupted" and len(steps_logged(run_dir)) < 12
-
-        assert_code(finish(slurm.start(*words)), 0)
-        assert_same_end(tmp_path / "straight", run_dir)
-        assert_code(finish(slurm.start(*words, "--seed=1")), 1)  # refused before it began
-        assert slurm.times_requeued() == 2
+def test_a_run_folder_that_the_nodes_do_not_share_is_refused(image_folder, tmp_path, slurm):
+    """Each rank looks, for a minute, for what rank 0 has written there."""
+    message = "is not the same folder on all hosts: it must be on a file system that they share"
+    run_dir = slurm.local / "run"
+    mistake = Mistake(message, options=("--nodes=2",), run_dir=run_dir)
+    assert_refused(slurm, image_folder, tmp_path, mistake)
 
 
-def assert_code(result: Result, code: int) -> None:
-    assert result.code == code, result.out + result.err
-
-
-@needs_root
-def test_on_one_node_it_is_train_py_that_restarts_and_tells(image_folder, tmp_path):
-    run_dir = tmp_path / "run"
-    words = words_of(tiny_flags(image_folder, run_dir), run_dir)
-    with two_hosts(tmp_path / "network") as hosts:
-        slurm = Slurm(tmp_path, hosts)
-        job = slurm.start(*words, "--epochs=5000", SLURM_JOB_NUM_NODES="1")
-        wait_for(lambda: len(steps_logged(run_dir)) > 3)
-        for pid in processes_mentioning(str(tmp_path / "bin" / "srun")):
-            os.kill(pid, signal.SIGTERM)
-        assert_code(finish(job), 75)
-    assert slurm.times_requeued() == 1 and status_of(run_dir)["state"] == "interrupted"
+@pytest.mark.parametrize("words", [[], ["--seed=1"]])
+def test_a_job_without_a_run_folder_is_refused(words):
+    result = run(["bash", SCRIPT, *words], REPOSITORY)
+    assert result.code == 2 and "the first argument is the run folder" in result.err

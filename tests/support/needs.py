@@ -7,6 +7,10 @@ from types import ModuleType
 import pytest
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a file system")
+needs_kubeflow = pytest.mark.skipif(
+    not os.environ.get("KUBEFLOW_PYTHON"),
+    reason="needs KUBEFLOW_PYTHON, an interpreter that has kubeflow-trainer-api and PyYAML",
+)
 
 
 def needs(*programs: str) -> pytest.MarkDecorator:
