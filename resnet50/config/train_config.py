@@ -305,6 +305,17 @@ class TrainConfig:
         at_least=0,
         may_change=True,
     )
+    budget_usd: float = setting(
+        0.0,
+        "what the run may cost in dollars, with --price_per_hour: measures this machine for up to a "
+        "minute, then fits the schedule to the money, so that the learning rate reaches its end as "
+        "the money does, whatever interrupts in between. With it --epochs is the most, at first "
+        "twice the recipe's; 0: no budget",
+        at_least=0,
+    )
+    budget_hours: float = setting(
+        0.0, "the same in hours of this machine's time, without a price; 0: no budget", at_least=0
+    )
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
