@@ -19,6 +19,11 @@ def check(cfg: "TrainConfig") -> None:
     check_schedule(cfg)
     check_plateau(cfg)
     check_budget(cfg)
+    if cfg.budget_events and not cfg.num_steps:
+        raise ValueError(
+            f"--budget_events {cfg.budget_events} needs --num_steps: give that run's, which its "
+            "config.json has"
+        )
 
 
 def check_widths(cfg: "TrainConfig") -> None:

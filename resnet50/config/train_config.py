@@ -237,6 +237,11 @@ class TrainConfig:
         at_least=0,
         may_change=True,
     )
+    budget_events: str = setting(
+        "",
+        "end as another run of these --num_steps was made to by its budget, whose "
+        "budget_events.jsonl this is",
+    )
     max_minutes: float = setting(
         0.0,
         "stop after this much time, schedule unchanged; 0: no limit",

@@ -206,6 +206,12 @@ def load(path: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def read_value(path: Path, name: str) -> object:
+    """One plain value of a checkpoint that was verified; None if it has none of this name."""
+    # Mapped: only the pages that are looked at are read, and of the tensors that is none.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(name)
+
+
 def recover_newest(folder: Path, say: Callable[[str], None], may_rename: bool = True) -> int:
     """Step of the newest checkpoint that is whole, after moving damaged newer ones out of the way;
     -1 if there are no checkpoints.

@@ -18,6 +18,7 @@ from pathlib import Path
 from resnet50.config.train_config import TrainConfig
 from resnet50.records import metrics, ownership, record, status
 from resnet50.records.display import Display, Throttle
+from resnet50.records.paid_clock import PaidClock, paid_before
 from resnet50.records.results import Results
 from resnet50.records.tensorboard_log import TensorBoardLog
 from resnet50.system import files
@@ -49,27 +50,27 @@ class RunLog:
         *,
         is_main: bool,
         attempt: str,
+        paid_clock: PaidClock | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """paid_clock: None for one that begins now."""
         self.cfg, self.plan, self.results = cfg, plan, results
         self.is_main, self.attempt = is_main, attempt
         self.run_dir = Path(cfg.run_dir)
         self.display = Display(cfg, plan, is_main, clock)
-        self._clock = clock
         self._throttle = Throttle(clock)
         self._steps: list[dict] = []  # training records, for the curves
         self._tensorboard: TensorBoardLog | None = None
-        self._started_s = clock()
-        # The time of all attempts adds up: status.json has that of the earlier ones.
-        self._paid_before_s = 0.0
-        if is_main:
-            self._paid_before_s = float(status.known_status(self.run_dir).get("paid_s", 0.0))
+        if paid_clock is None:
+            before_s = paid_before(self.run_dir) if is_main else 0.0
+            paid_clock = PaidClock(self.run_dir, before_s, clock(), clock=clock)
+        self._paid_clock = paid_clock
         self._start_epoch()
 
     @property
     def paid_s(self) -> float:
-        """Seconds of machine time that this run has used, in all its attempts."""
-        return self._paid_before_s + self._clock() - self._started_s
+        """Seconds of machine time that this run has used, in all its attempts (paid_clock.py)."""
+        return self._paid_clock.paid_s
 
     @property
     def cost_usd(self) -> float:

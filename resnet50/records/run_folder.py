@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from resnet50.records import checkpoint, ownership, status
+from resnet50.records import checkpoint, ownership, paid_clock, status
 from resnet50.records.ownership import CHECKPOINTS, CONFIG
 from resnet50.system import files, git
 
@@ -107,11 +107,12 @@ def problems(run_dir: Path) -> list[str]:
         return found
     if problem := settings_problem(run_dir):
         found.append(f"{problem}: taking the settings from a checkpoint")
+    lost = "" if paid_clock.read(run_dir) else ": time and cost count from now on"
     try:
         if not status.read_status(run_dir) and checkpoint.files_in(checkpoints_dir(run_dir)):
-            found.append(f"{run_dir / status.FILE} is missing: time and cost count from now on")
+            found.append(f"{run_dir / status.FILE} is missing{lost}")
     except ValueError as error:
-        found.append(f"{error}: time and cost count from now on")
+        found.append(f"{error}{lost}")
     return found
 
 

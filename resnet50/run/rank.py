@@ -13,6 +13,7 @@ from pathlib import Path
 from resnet50.config.command_line import print_error
 from resnet50.config.train_flags import CPU, Request
 from resnet50.records import ownership, run_folder, status
+from resnet50.records.paid_clock import PaidClock
 from resnet50.run.resolve import resolve, with_data
 from resnet50.run.start import Ended, Run, start
 from resnet50.run.supervisor import ATTEMPT
@@ -35,7 +36,7 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     stop = Interruption()
     attempt = os.environ.get(ATTEMPT) or uuid.uuid4().hex
     ranks = Ranks()
-    lock = None
+    lock = paid_clock = None
     try:
         ranks = distributed.read_ranks(use_gpus=request.device != CPU)
         cfg = with_data(resolve(request, ranks.world_size))
@@ -43,10 +44,11 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
         if ranks.is_main:
             check_folder(run_dir, request, ranks)
             lock = FolderLock(run_dir)
+            paid_clock = PaidClock.of_rank(run_dir, request.fresh)
             for text in (*run_folder.problems(run_dir), *filter(None, [lock.missing])):
                 print(f"warning: {text}", flush=True)
             status.write_status(run_dir, state=status.RUNNING, attempt=attempt, message="")
-        run = start(cfg, ranks, attempt, stop)
+        run = start(cfg, ranks, attempt, stop, paid_clock)
         if ranks.is_main:  # only now: a refused start must leave no settings to resume
             settings = run.parts.cfg.to_json()
             precision = run.parts.precision.name

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dataset_paths
@@ -14,6 +14,7 @@ from resnet50.config.train_flags import Request
 from resnet50.data import orientation, remedies
 from resnet50.records import checkpoint, ownership, run_folder, tensorboard_log
 from resnet50.training import build, learning_rate
+from resnet50.training.course import Event
 from resnet50.training.plan import make_plan
 
 
@@ -116,7 +117,8 @@ def consequence(stored: TrainConfig, given: Mapping[str, object]) -> str:
         contents = checkpoint.load(checkpoint.step_path(folder, step))
         num_images = contents["schedule"]["num_train_images"]
         changed = dataclasses.replace(stored, **given)
-        before, after = (rate_at(cfg, num_images, step) for cfg in (stored, changed))
+        events = [Event(**values) for values in contents.get("events", [])]
+        before, after = (rate_at(cfg, num_images, step, events) for cfg in (stored, changed))
     except (ValueError, OSError):
         return ""
     best = folder / checkpoint.BEST
@@ -127,10 +129,11 @@ def consequence(stored: TrainConfig, given: Mapping[str, object]) -> str:
     return f".{jump} A new run can start from its weights: --init_from {weights} --run_dir NEW"
 
 
-def rate_at(cfg: TrainConfig, num_images: int, step: int) -> float:
+def rate_at(cfg: TrainConfig, num_images: int, step: int, events: Sequence[Event] = ()) -> float:
     """The learning rate of a step of a whole run with these settings; 0 after its end."""
     size = cfg.device_batch_size or cfg.total_batch_size
     plan = make_plan(dataclasses.replace(cfg, device_batch_size=size, max_steps=0), num_images)
-    if step >= plan.total_steps:
+    position = plan.bent(*events).course.position(step)
+    if position >= plan.total_steps:
         return 0.0
-    return learning_rate.rate_at(build.learning_rate_settings(cfg, plan), step)
+    return learning_rate.rate_at(build.learning_rate_settings(cfg, plan), position)

@@ -25,9 +25,11 @@ from resnet50.data.splits import deep_gray_line, open_dataset, passed_over, unus
 from resnet50.records import checkpoint, run_folder
 from resnet50.records.checkpoint_writer import CheckpointWriter
 from resnet50.records.log import RunLog
+from resnet50.records.paid_clock import PaidClock
 from resnet50.records.results import Results
-from resnet50.run import consistency, initial_weights, resume, spot_watch
+from resnet50.run import budget_events, consistency, initial_weights, resume, spot_watch
 from resnet50.run.heartbeat import Heartbeat
+from resnet50.run.steering import Controller
 from resnet50.system import files
 from resnet50.system.interruption import Interrupted, Interruption
 from resnet50.training import batch_fit, build, distributed
@@ -56,6 +58,8 @@ class Run:
     save_due_s: float  # on the monotonic clock
     bad_images: set[str] = field(default_factory=set)  # known to all ranks
     new_bad_images: set[str] = field(default_factory=set)  # seen by this rank since
+    controller: Controller | None = None  # of a budget, on rank 0
+    steer_due_s: float = -float("inf")  # on the monotonic clock
 
     def note_bad_images(self, batches: Iterable[Batch]) -> None:
         """Remember the undecodable files of these batches until all ranks are told of them."""
@@ -67,10 +71,17 @@ class Run:
         self.save_due_s = time.monotonic() + delay_s
 
 
-def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> Run:
+def start(
+    cfg: TrainConfig,
+    ranks: Ranks,
+    attempt: str,
+    stop: Interruption,
+    paid_clock: PaidClock | None = None,
+) -> Run:
     """Do everything that comes before the first step, in the order above.
 
-    Raises ValueError if the user must change something, and Interrupted.
+    paid_clock: the run's, on rank 0; None for one that begins when the log does. Raises ValueError
+    if the user must change something, and Interrupted.
     """
     # There is no log before the plan is known.
     say = printer(ranks)
@@ -91,12 +102,14 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     init_lines = []
     if saved_step < 0:
         weights, init_lines = initial_weights.read(cfg, splits.train.classes)
-    parts = build.set_up(cfg, ranks, splits, first_step, weights)
+    events = budget_events.at_start(cfg, ranks, saved_step, say)
+    parts = build.set_up(cfg, ranks, splits, first_step, weights, events)
     # One thread on every host, since EC2 may reclaim any of them.
     if ranks.local_rank == 0:
         spot_watch.start(cfg.spot_watch, stop.request_stop, stop.request_save)
     results = Results()
-    log = RunLog(cfg, parts.plan, results, is_main=ranks.is_main, attempt=attempt)
+    words = {"is_main": ranks.is_main, "attempt": attempt, "paid_clock": paid_clock}
+    log = RunLog(cfg, parts.plan, results, **words)
     if cfg.max_lr == AUTO:
         find_max_lr(parts, log, stop)
     run = Run(
@@ -106,13 +119,15 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         log=log,
         interruption=stop,
         writer=CheckpointWriter(folder, cfg.keep_checkpoints, saved_step),
-        heartbeat=Heartbeat(log.run_dir, ranks.is_main),
+        heartbeat=Heartbeat(log.run_dir, ranks.is_main, paid_clock),
         non_finite=LateCounter(ranks.device),
         saved_step=saved_step,
         save_due_s=time.monotonic() + 60 * cfg.save_every_minutes,
     )
     if ranks.is_main:
         make_ready(folder, log)
+        if cfg.num_steps:
+            budget_events.write(log.run_dir, events)
     # Last, over the weights that were just built: loading checks that everything has its place.
     if saved_step >= 0:
         resume.resume_from(run, checkpoint.load(checkpoint.step_path(folder, saved_step)))
@@ -188,6 +203,11 @@ def log_start(run: Run) -> None:
     if missing := dataset_paths.missing_images(train_set.classes, len(train_set), len(val_set)):
         log.say(f"warning: {missing}: results cannot be compared with published ones")
     log.say(parts.plan.describe())
+    if events := parts.plan.events:
+        log.say(
+            f"{len(events)} times the schedule was made to end sooner: at step "
+            f"{events[-1].end_step} instead of {parts.plan.total_steps}"
+        )
     log.say(
         f"{parts.ranks.device.type}, {parts.precision.name}, learning rate up to {cfg.max_lr:g}, "
         f"run folder {cfg.run_dir}"

@@ -127,6 +127,10 @@ REFUSED = [
         {"plateau_epochs": 50},
         ["--plateau_epochs 50 leave no other", "--epochs 50", "use fewer, or --schedule plateau"],
     ),
+    (
+        {"budget_events": "events.jsonl"},
+        ["--budget_events events.jsonl needs --num_steps", "which its config.json has"],
+    ),
     *[
         (
             {"num_steps": 470, "plateau_patience": 0, **more},
