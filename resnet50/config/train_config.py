@@ -312,10 +312,10 @@ class TrainConfig:
     )
     budget_usd: float = setting(
         0.0,
-        "what the run may cost in dollars, with --price_per_hour: measures this machine for up to a "
-        "minute, then fits the schedule to the money, so that the learning rate reaches its end as "
-        "the money does, whatever interrupts in between. With it --epochs is the most, at first "
-        "twice the recipe's; 0: no budget",
+        "what the run may cost in dollars, at --price_per_hour: measures this machine for up to a "
+        "minute and fits the schedule to the money, so that the learning rate comes to its end as "
+        "the money does, whatever interrupts in between. --epochs is then the most that it may "
+        "take, without it twice the recipe's; 0: no budget",
         at_least=0,
     )
     budget_hours: float = setting(
@@ -360,6 +360,13 @@ class TrainConfig:
     def curve_epochs(self) -> int:
         """Epochs before the plateau's."""
         return self.epochs - self.plateau_epochs
+
+    @property
+    def budget_s(self) -> float:
+        """Seconds of machine time that the budget pays for; 0 without one."""
+        if self.budget_usd:
+            return 3600 * self.budget_usd / self.price_per_hour
+        return 3600 * self.budget_hours
 
     @property
     def ema_update_decay(self) -> float:

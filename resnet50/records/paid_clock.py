@@ -63,6 +63,11 @@ class PaidClock:
         """Seconds of machine time that this run has used, in all its attempts."""
         return self._before_s + self._clock() - self._started_s
 
+    @property
+    def attempt_s(self) -> float:
+        """Seconds of this attempt alone."""
+        return self._clock() - self._started_s
+
     def for_ranks(self) -> dict[str, str]:
         """The environment variable from which ranks read this clock."""
         return {HANDED_ON: f"{self._before_s!r} {self._started_s!r}"}

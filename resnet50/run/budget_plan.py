@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.records.metrics import clock, dollars
-from resnet50.run.budget import END_S, budget_s, tolerance_s
+from resnet50.run.budget import END_S, FASTER, reserve_s, tolerance_s
 from resnet50.training.host_times import HostTimes, num_evaluations, training_s
 
-# A schedule's end can be brought forward, but not put off (training/course.py). So it is planned
-# for a host this much faster than measured, and the run's own speed says what it really is.
-FASTER = 1.1
 STRETCHED = 2  # times a recipe's epochs, the most unless --epochs says so
+MOST_EPOCHS = 2000  # that are worth naming
 LEAST_STEPS = 10
 LEAST_SHARE = 0.1  # of the recipe; or one epoch, if that is less
 MEASURING = 0.1  # share of a budget that measuring may take
@@ -48,7 +46,8 @@ class Choice:
     likely_steps: int
     seconds: float
     left_s: float
-    fits: str = ""  # a longer recipe that the money left over would buy
+    affordable_epochs: int = 0  # if something is left: whole epochs that would spend it
+    fits: str = ""  # and a longer recipe that would fit
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,6 @@ class Fixed:
 def fixed_costs(times: HostTimes, paid_s: float, import_s: float) -> Fixed:
     rest_s = times.start_s + times.evaluation_s + times.save_s + END_S
     return Fixed(paid_s, import_s, rest_s)
-
-
-def reserve_s(total_s: float, times: HostTimes, import_s: float) -> float:
-    """Seconds kept back for two restarts, but no more than a third of what the end may be off.
-
-    More would be left over where nothing happens; a restart that takes longer brings the end of
-    the schedule forward (run/budget.py).
-    """
-    return min(2 * (import_s + times.start_s), tolerance_s(total_s) / 3)
 
 
 def recipe_of(cfg: TrainConfig) -> TrainConfig:
@@ -111,9 +101,7 @@ def stretched(base: TrainConfig, num_steps: int, steps_per_epoch: int) -> TrainC
 def plan_s(cfg: TrainConfig, steps_per_epoch: int, times: HostTimes) -> float:
     """Seconds of a run's steps and evaluations; the last evaluation is among the fixed costs."""
     evaluations = num_evaluations(cfg, cfg.num_steps, steps_per_epoch) - 1
-    return (
-        training_s(cfg, cfg.num_steps, steps_per_epoch, times) + evaluations * times.evaluation_s
-    )
+    return training_s(cfg, cfg.num_steps, steps_per_epoch, times) + evaluations * times.evaluation_s
 
 
 def longest(
@@ -140,7 +128,7 @@ def least_s(base: TrainConfig, steps_per_epoch: int, times: HostTimes, fixed: Fi
     whole = (costs + max(training, costs)) / (1 - MEASURING)
     # Measuring may have taken longer than it should, with steps of a minute each.
     needed = max(whole, fixed.paid_s + fixed.rest_s + training)
-    return needed + reserve_s(needed, times, fixed.import_s)
+    return needed + reserve_s(needed, fixed.import_s + times.start_s)
 
 
 def choose(
@@ -156,7 +144,7 @@ def choose(
     --eval_every_epochs stays. Raises ValueError if the budget is too small for anything sensible,
     saying what the least would be.
     """
-    base, total_s = recipe_of(cfg), budget_s(cfg)
+    base, total_s = recipe_of(cfg), cfg.budget_s
     if "eval_every_epochs" not in given and times.evaluation_s > tolerance_s(total_s) / 3:
         # One such evaluation more or less would already miss the end.
         base = dataclasses.replace(base, eval_every_epochs=0)
@@ -165,7 +153,9 @@ def choose(
         raise ValueError(too_little(cfg, needed, fixed))
     most_epochs = int(given.get("epochs", STRETCHED * base.epochs))
     most_steps = most_epochs * steps_per_epoch
-    seconds = total_s - fixed.paid_s - fixed.rest_s - reserve_s(total_s, times, fixed.import_s)
+    seconds = (
+        total_s - fixed.paid_s - fixed.rest_s - reserve_s(total_s, fixed.import_s + times.start_s)
+    )
     likely = longest(base, steps_per_epoch, times, seconds, most_steps)
     num_steps = longest(base, steps_per_epoch, times.faster(FASTER), seconds, most_steps)
     if base.schedule == "onecycle" and base.pct_start * num_steps == 1:
@@ -174,8 +164,11 @@ def choose(
     likely_cfg = stretched(base, likely, steps_per_epoch)
     end_s = fixed.paid_s + fixed.rest_s + plan_s(likely_cfg, steps_per_epoch, times)
     left_s = max(total_s - end_s, 0.0) if likely == most_steps else 0.0
-    fits = longer_recipe(base, steps_per_epoch, times, seconds) if left_s else ""
-    return Choice(chosen, likely, end_s, left_s, fits)
+    if not left_s:
+        return Choice(chosen, likely, end_s, left_s)
+    more = longest(base, steps_per_epoch, times, seconds, MOST_EPOCHS * steps_per_epoch)
+    fits = longer_recipe(base, steps_per_epoch, times, seconds)
+    return Choice(chosen, likely, end_s, left_s, more // steps_per_epoch, fits)
 
 
 def too_little(cfg: TrainConfig, needed_s: float, fixed: Fixed) -> str:
@@ -202,9 +195,7 @@ def described(cfg: TrainConfig) -> str:
     return f"--budget_hours {cfg.budget_hours:g}"
 
 
-def longer_recipe(
-    base: TrainConfig, steps_per_epoch: int, times: HostTimes, seconds: float
-) -> str:
+def longer_recipe(base: TrainConfig, steps_per_epoch: int, times: HostTimes, seconds: float) -> str:
     """The recipe with the most time in it that still fits into these seconds, for the same network
     and data, if it takes longer than `base` may be stretched; empty without one.
 

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
-from resnet50.run import budget, budget_plan
+from resnet50.run import budget, budget_plan, steering
 from resnet50.run.budget import Controller
+from resnet50.training.course import Event
 from resnet50.training.host_times import HostTimes
 from resnet50.training.plan import Plan, epoch_sizes, image_size_at_step, make_plan
 
@@ -89,6 +90,7 @@ class Purse:
         self.choice = budget_plan.choose(cfg, {}, history.steps_per_epoch, self.times, fixed)
         self.cfg = self.choice.cfg
         self.plan = make_plan(self.cfg, history.steps_per_epoch * batch)
+        self._due_s = 0.0
         self._to_come = [
             *((share * history.total_s, None) for share in history.kills),
             *((share * history.total_s, seconds) for share, seconds in history.stalls),
@@ -106,8 +108,9 @@ class Purse:
                 if known:
                     controller.learn(known)
                 self.paid_s += self.import_s + self.times.start_s
+            controller.observe(step, self.plan.course, self.paid_s)
             if all(event.step <= step for event in self.plan.events):
-                event = controller.decide(step, step + 1, self.plan, self.paid_s)
+                event = self._decide(controller, step)
                 if event:
                     self.plan, save_due_s = self.plan.bent(event), 0.0
             if self.plan.evaluates_at(step, self.cfg.eval_every_epochs):
@@ -126,7 +129,14 @@ class Purse:
 
     def _start(self) -> Controller:
         restart_s = self.import_s + self.times.start_s
-        return Controller(self.cfg, self.history.total_s, self.times, restart_s)
+        return Controller(self.cfg, self.plan, self.history.total_s, self.times, restart_s)
+
+    def _decide(self, controller: Controller, step: int) -> Event | None:
+        """Every two seconds, as train.py's loop asks it."""
+        if self.paid_s < self._due_s or step + 1 >= self.plan.course.end_step:
+            return None
+        self._due_s = self.paid_s + steering.EVERY_S
+        return controller.decide(step, self.plan.course, self.paid_s, step + 1)
 
     def _is_killed(self) -> bool:
         """Whether a kill is due now; a stall that is due is spent."""
