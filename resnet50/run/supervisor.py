@@ -61,6 +61,7 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
         if not is_done:
             run_folder.refuse_lost_checkpoints(run_dir)
             paid_clock = PaidClock.begin(run_dir, request.fresh)
+            paid_clock.keep()
     except (ValueError, OSError) as error:
         return print_error("train.py", error)
     if is_done:
