@@ -16,9 +16,9 @@ def check(cfg: "TrainConfig") -> None:
     check_batch(cfg)
     check_sizes(cfg)
     check_optimizer(cfg)
+    check_budget(cfg)
     check_schedule(cfg)
     check_plateau(cfg)
-    check_budget(cfg)
     if cfg.budget_events and not cfg.num_steps:
         raise ValueError(
             f"--budget_events {cfg.budget_events} needs --num_steps: give that run's, which its "

@@ -7,6 +7,7 @@ that only say where or how long to run, or what to print, may.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -363,10 +364,10 @@ class TrainConfig:
 
     @property
     def budget_s(self) -> float:
-        """Seconds of machine time that the budget pays for; 0 without one."""
-        if self.budget_usd:
-            return 3600 * self.budget_usd / self.price_per_hour
-        return 3600 * self.budget_hours
+        """Seconds of machine time that the budget pays for; 0 without one, or without its price."""
+        if self.budget_hours or not isinstance(self.price_per_hour, float | int):
+            return 3600 * self.budget_hours
+        return 3600 * self.budget_usd / (self.price_per_hour or math.inf)
 
     @property
     def ema_update_decay(self) -> float:

@@ -24,8 +24,8 @@ END_S = 2.0  # from the last save to the end of the last process
 BLOCK, LEAST_BLOCK_S = 0.01, 1.0  # of the budget: the speed is measured in such blocks
 RECENT_BLOCKS, LEAST_BLOCKS = 6, 3  # the speed now is the median of so many
 RECENT_EVALUATIONS = 5
-EARLY = 0.1  # share of the budget in which a host may still prove faster than measured
-TRUSTED = 0.8  # share of it in which it may still come up to what was measured
+PATIENCE = 0.1  # of the budget: a start with more left waits for its own blocks
+TRUSTED = 0.8  # of the budget: until then a host may still come up to what was planned
 # A schedule's end can be brought forward, but not put off. So it is planned for a host this much
 # faster than measured, and the run's own speed says what it really is.
 FASTER = 1.1
@@ -111,7 +111,7 @@ class Controller:
         first, end_step = max(first_step, 1), course.end_step
         left_s = self._target_s - paid_s
         # A start's first steps are slow, and say little: wait for some blocks, if there is time.
-        waits = len(self._speeds) < LEAST_BLOCKS and left_s > EARLY * self._total_s
+        waits = len(self._speeds) < LEAST_BLOCKS and left_s > PATIENCE * self._total_s
         if waits or first + 1 >= end_step:
             return None
         speed = statistics.median(self._speeds) if self._speeds else 1.0
@@ -152,10 +152,9 @@ class Controller:
 
     def _best_speed(self, paid_s: float) -> float:
         """The speed that this host may come up to, relative to what was measured."""
-        share = paid_s / self._total_s
-        if not self._is_measured or share >= TRUSTED:
+        if not self._is_measured or paid_s >= TRUSTED * self._total_s:
             return self._fastest
-        return max(self._fastest, FASTER if share < EARLY else 1.0)
+        return max(self._fastest, FASTER)
 
     def _step_s(self, position: int) -> float:
         """Seconds that a step at a position of the schedule takes as measured."""

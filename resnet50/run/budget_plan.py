@@ -229,5 +229,5 @@ def whole_s(
     images = steps_per_epoch * measured_with.total_batch_size
     steps = max(images // cfg.total_batch_size, 1)
     share = cfg.total_batch_size / measured_with.total_batch_size
-    run = dataclasses.replace(cfg, num_steps=steps * cfg.epochs)
+    run = dataclasses.replace(cfg, num_steps=steps * cfg.epochs, plateau_epochs=0)
     return plan_s(run, steps, times.faster(1 / share))

@@ -144,7 +144,8 @@ def budget_ends(stored: TrainConfig, given: Mapping[str, object]) -> str:
     names = {*BUDGETS, "price_per_hour"} & given.keys()
     state = status.known_status(Path(stored.run_dir))
     try:
-        changed = dataclasses.replace(stored, **{name: given[name] for name in names})
+        budget = {"max_steps": 0, "max_minutes": 0.0} | {name: given[name] for name in names}
+        changed = dataclasses.replace(stored, **budget)
     except ValueError:
         return ""
     if changed.budget_s == stored.budget_s:

@@ -120,7 +120,8 @@ class Purse:
             if self.paid_s >= save_due_s or self.plan.ends_epoch(step):
                 saved = step, controller.to_json()
                 save_due_s = self.paid_s + self.history.save_every_s
-            skipped = [*skipped[:step], self.plan.course.skipped(step)]
+            del skipped[step:]
+            skipped.append(self.plan.course.skipped(step))
             self._take(step)
             step += 1
         end_s = self.paid_s + self.times.save_s + budget.END_S
