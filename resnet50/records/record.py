@@ -4,6 +4,7 @@ All that somebody else needs to compare the run with theirs, in one file without
 theirs; benchmarks/board.py checks such files, and ranks them.
 """
 
+import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -67,4 +68,6 @@ def write(
             if row["val_top1"] is not None
         ],
     }
+    if plan.events:  # with the settings, they make the same run again
+        record["budget_events"] = [dataclasses.asdict(event) for event in plan.events]
     files.write_json(run_dir / ownership.RECORD, record)

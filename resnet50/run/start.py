@@ -137,20 +137,30 @@ def start(
         save_due_s=time.monotonic() + 60 * cfg.save_every_minutes,
         budget=budget,
     )
-    if ranks.is_main and budget is not None:
-        run.controller = budget_start.make_controller(cfg, parts.plan, budget)
-    if ranks.is_main:
+    begin(run, init_lines)
+    return run
+
+
+def begin(run: Run, init_lines: Iterable[str]) -> None:
+    """Load the checkpoint, if there is one, and make folder and log ready for the first step.
+
+    init_lines: what to say of --init_from.
+    """
+    log, folder, plan = run.log, run.writer.folder, run.parts.plan
+    if run.parts.ranks.is_main:
+        if run.budget is not None:
+            run.controller = budget_start.make_controller(run.parts.cfg, plan, run.budget)
         make_ready(folder, log)
-        if cfg.num_steps:
-            budget_events.write(log.run_dir, events)
+        if plan.num_steps:
+            budget_events.write(log.run_dir, plan.events)
     # Last, over the weights that were just built: loading checks that everything has its place.
-    if saved_step >= 0:
-        resume.resume_from(run, checkpoint.load(checkpoint.step_path(folder, saved_step)))
-    log.begin(parts.state.step)
+    if run.saved_step >= 0:
+        path = checkpoint.step_path(folder, run.saved_step)
+        resume.resume_from(run, checkpoint.load(path))
+    log.begin(run.parts.state.step)
     for line in init_lines:
         log.event(0, line)
     log_start(run)
-    return run
 
 
 def make_ready(folder: Path, log: RunLog) -> None:

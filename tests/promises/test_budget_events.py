@@ -75,6 +75,8 @@ def assert_on_course(run_dir: Path, events: list[Event]) -> None:
     assert state["scheduler"]["curve"]["last_epoch"] == STEPS - 1
     assert [Event(**values) for values in state["events"]] == events
     assert status_of(run_dir)["stop_step"] == course.end_step
+    record = json.loads((run_dir / "record.json").read_text())
+    assert [Event(**values) for values in record["budget_events"]] == events
 
 
 def test_a_run_brought_forward_and_killed_equals_its_replay(image_folder, tmp_path):

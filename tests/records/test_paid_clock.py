@@ -98,10 +98,12 @@ def test_a_command_counts_from_its_own_start_and_a_program_that_calls_it_does_no
     script = "import time; time.sleep(0.5)\n"
     script += "from resnet50.records import paid_clock\n"
     script += "print(time.monotonic() - paid_clock.start_of_command())\n"
-    for name, counts in (("train.py", True), ("notebook.py", False)):
-        (tmp_path / name).write_text(script)
+    for name, counts in (("train", True), ("notebook", False)):
+        (tmp_path / f"{name}.py").write_text(script)
         repository = Path(paid_clock.__file__).parents[2]
-        result = run([sys.executable, tmp_path / name], tmp_path, PYTHONPATH=str(repository))
+        result = run(
+            [sys.executable, tmp_path / f"{name}.py"], tmp_path, PYTHONPATH=str(repository)
+        )
         assert result.code == 0, result.err
         assert (float(result.out) >= 0.5) == counts and float(result.out) < 60
 
