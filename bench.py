@@ -30,11 +30,12 @@ from pathlib import Path
 
 import torch
 
+from resnet50.config import train_flags
 from resnet50.config.command_line import Parser, print_error
 from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.records import metrics, paid_clock
-from resnet50.run import purchases
+from resnet50.run import instance_price, purchases
 from resnet50.run.resolve import with_data
 from resnet50.system import limits, outputs
 from resnet50.system.interruption import Interrupted
@@ -301,7 +302,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="images per micro-batch [the recipe's, or all]",
     )
     add("--amp", choices=("auto", "bf16", "fp16", "fp32"), help="precision [the recipe's]")
-    add("--price_per_hour", type=float, metavar="X", help="price of this machine in dollars")
+    add(
+        "--price_per_hour",
+        type=train_flags.or_auto(float),
+        metavar="X|auto",
+        help="price of this machine in dollars; auto: on an EC2 instance, what its type costs on "
+        "demand",
+    )
     add("--seconds", type=float, default=10.0, metavar="X", help="length of a measurement [10]")
     add("--json", type=Path, default=None, metavar="FILE", help="file for the figures")
     return parser
@@ -313,6 +320,9 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
         raise ValueError(f"--seconds {args.seconds:g}: must be above 0")
     outputs.check({"json": args.json}, {"json": ("machine", "sizes")})
     given = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
+    given, said = instance_price.settled(given)
+    if said:
+        print(said, flush=True)
     settings = {**RECIPES[args.recipe].settings, **given}
     if args.image_size:
         settings["image_size"] = max(args.image_size)

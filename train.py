@@ -28,7 +28,7 @@ from resnet50.config.command_line import with_underscores
 from resnet50.config.recipes import RECIPES
 from resnet50.data.batch import Batch
 from resnet50.records import status
-from resnet50.run import resolve, resume, start, steering
+from resnet50.run import on_end, resolve, resume, start, steering
 from resnet50.run.rank import run_rank
 from resnet50.run.start import Ended, Run
 from resnet50.run.supervisor import supervise
@@ -340,6 +340,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     request = train_flags.parse(parser, argv)
     if threading.current_thread() is not threading.main_thread():
         parser.error("it handles signals, so it needs the main thread: start it as a program")
+    if request.on_end and distributed.launched_by_torchrun():
+        parser.error("--on_end needs `python train.py`: torchrun has nobody left to run it")
+    if request.on_end and (problem := on_end.problem(request.on_end)):
+        parser.error(f"--on_end {request.on_end!r} {problem}")
     if request.list_recipes or request.print_config:
         try:
             print(resolve.answer(request), end="")

@@ -13,7 +13,6 @@ this project's own.
 """
 
 import argparse
-import csv
 import json
 import math
 import subprocess
@@ -27,8 +26,9 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from recipe_costs import HOSTS, PRICES
+from gpu_rates import published
 
+from resnet50.config import instance_prices
 from resnet50.config.command_line import print_error
 from resnet50.config.train_config import TrainConfig
 from resnet50.records.metrics import clock, dollars
@@ -36,7 +36,6 @@ from resnet50.records.record import FORMAT
 from resnet50.training.plan import image_size_at
 
 HERE = Path(__file__).parent
-PUBLISHED = HERE / "published_times.csv"
 SOURCE = (
     "MLPerf Training, mlcommons/training_results_{round} on GitHub, closed division unless it says "
     "otherwise: from run_start to run_stop, mean without the best and the worst of three or more"
@@ -286,17 +285,18 @@ def row_of(
 
 
 def published_rows() -> Iterator[tuple[tuple[float, float], list[str]]]:
-    """Rows of published_times.csv; dollars: their GPU-hours times what recipe_costs.py has."""
-    prices = {host.gpu: host.price / host.gpus for host in HOSTS}
-    with PUBLISHED.open(newline="") as file:
-        for row in csv.DictReader(file):
-            hours, minutes = float(row["gpu_hours"]), float(row["minutes"])
-            price = prices.get(row["gpu"].split()[0])
-            cost = f"{dollars(hours * price)} (x ${price:.2f})" if price else "-"
-            key = (hours * price if price else math.inf, hours)
-            machine = f"{row['gpus']}x {row['gpu']}"
-            what = f"published: {row['submitter']}, MLPerf {row['round']}"
-            yield key, [what, machine, clock(60 * minutes), f"{hours:.2f}", cost]
+    """Rows of published_times.csv; dollars: their GPU-hours at the least that EC2 asks for such a
+    GPU, where it has it."""
+    prices = instance_prices.cheapest_per_gpu()
+    for row in published():
+        hours, minutes = float(row["gpu_hours"]), float(row["minutes"])
+        on = prices.get(row["gpu"])
+        price = on.usd_per_hour / on.gpus if on else 0.0
+        cost = f"{dollars(hours * price)} (x ${price:.2f}, {on.instance})" if on else "-"
+        key = (hours * price if on else math.inf, hours)
+        machine = f"{row['gpus']}x {row['gpu']}"
+        what = f"published: {row['submitter']}, MLPerf {row['round']}"
+        yield key, [what, machine, clock(60 * minutes), f"{hours:.2f}", cost]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -332,7 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for goal in (FASHION, IMAGENET):
         print("\n".join(table(goal, records)))
     print(f"Published: {SOURCE.format(round='vX.Y')}. Dollars of published rows: GPU-hours times a")
-    print(f"price for one GPU. {PRICES}. A projection: nobody has paid it for these runs.")
+    terms = next(iter(instance_prices.read().values())).terms
+    print(f"price for one GPU ({terms}). A projection: nobody has paid it for these runs.")
     return 2 if failed else 0
 
 

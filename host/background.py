@@ -35,7 +35,8 @@ class Launch:
 
     command: train.py and its arguments; before: a command line that runs as root before each start;
     then: what to do at the end (shut_down.py); last_attempt: the attempt in status.json
-    before this start, in case the start makes no new one.
+    before this start, in case the start makes no new one. purse_s: with a budget that ends with
+    the host (meter.py), the seconds that it pays for; else 0.
     """
 
     run_dir: Path
@@ -43,6 +44,7 @@ class Launch:
     before: str
     then: str
     last_attempt: str
+    purse_s: float = 0.0
 
     @property
     def log(self) -> Path:
@@ -83,7 +85,7 @@ def start_unit(launch: Launch, host: HostChanges) -> Callable[[], bool]:
             log=launch.log.resolve(),
             user=user_name(),
             environment=variables,
-            before=["/usr/bin/env", *shlex.split(launch.before)] if launch.before else [],
+            before=[["/usr/bin/env", *words] for words in before_words(launch)],
             after=after,
             on_failure=FAILED_UNIT if stops_host else "",
         )
@@ -118,22 +120,36 @@ def user_name() -> str:
         ) from None
 
 
-def after_words(launch: Launch) -> list[str]:
-    """`host.service after`, for env to run.
+def before_words(launch: Launch) -> list[list[str]]:
+    """What root runs before each start, as words for env."""
+    commands_before = [shlex.split(launch.before)] if launch.before else []
+    if launch.purse_s:
+        meter = [*service_words(launch, "meter"), f"--purse_s={launch.purse_s:.0f}"]
+        commands_before.append(meter)
+    return commands_before
+
+
+def service_words(launch: Launch, do: str) -> list[str]:
+    """`host.service` for this run, for env to run.
 
     By the Python that an environment is made of: an environment may be gone or renamed by then.
     """
-    words = [f"--chdir={CLONE}", sys._base_executable, "-B", "-m", "host.service", "after"]
-    words += [f"--run_dir={launch.run_dir.resolve()}", f"--then={launch.then}"]
+    words = [f"--chdir={CLONE}", sys._base_executable, "-B", "-m", "host.service", do]
+    return [*words, f"--run_dir={launch.run_dir.resolve()}", f"--then={launch.then}"]
+
+
+def after_words(launch: Launch) -> list[str]:
+    """`host.service after`."""
+    words = service_words(launch, "after")
     # Left out if there was none: an empty value is refused, since most are unset variables.
     return [*words, *([f"--last_attempt={launch.last_attempt}"] if launch.last_attempt else [])]
 
 
 def shell_line(launch: Launch) -> str:
     """What tmux and setsid run: the preparation, the training, and what follows."""
-    before = shlex.join(as_root(*shlex.split(launch.before))) if launch.before else ""
+    before = [shlex.join(as_root("env", *words)) for words in before_words(launch)]
     after = shlex.join(["env", *after_words(launch)]) + " --exit_code=$?"
-    return "; ".join(part for part in (before, shlex.join(launch.command), after) if part)
+    return "; ".join([*before, shlex.join(launch.command), after])
 
 
 def start_tmux(launch: Launch, host: HostChanges) -> Callable[[], bool]:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from host import background, mounts, runs, shut_down, systemd_unit
+from host import background, meter, mounts, runs, shut_down, systemd_unit
 from host.background import CONSOLE, SETSID, SYSTEMD, TMUX, UNIT, UNIT_PATH, Launch
 from host.changes import HostChanges, as_root
 from resnet50.config.command_line import Parser, print_error
@@ -45,7 +45,8 @@ def start(args: argparse.Namespace) -> int:
     warn_of_loss(run_dir)
     host.run("mkdir", "-p", str(run_dir))
     last_attempt = str(status.read_status(run_dir).get("attempt", ""))
-    launch = Launch(run_dir, args.command, args.before, args.then, last_attempt)
+    purse_s = meter.purse_of(args)
+    launch = Launch(run_dir, args.command, args.before, args.then, last_attempt, purse_s)
     if not args.dry_run:
         launch.log.touch()  # otherwise systemd creates it, owned by root
         if reason := locking.why_no_locks(launch.log):
@@ -151,6 +152,7 @@ def refuse_other_end(args: argparse.Namespace, supervisor: int) -> None:
 def show_ended(run_dir: Path, then: str) -> int:
     """As `show`, where nothing was left to train, and so nothing follows it."""
     if then != shut_down.NEVER:
+        meter.cancel(run_dir, HostChanges())
         print(f"--then {then}: not in effect, since nothing is left to train; this host stays up")
     return show(run_dir)
 
@@ -208,6 +210,8 @@ def show(run_dir: Path) -> int:
         print(f"  {status.describe_progress(found)}")
     if found.get("message"):
         print(f"  {found['message']}")
+    if there := meter.of_run(run_dir):
+        print(f"  {meter.describe(there, run_dir)}")
     files = {"log": CONSOLE, "records": "log.jsonl", "curves": "curves.png"}
     there = [
         f"{what}: {run_dir / name}" for what, name in files.items() if (run_dir / name).exists()
@@ -236,6 +240,9 @@ def stop(args: argparse.Namespace) -> int:
         time.sleep(0.2)
     if status.supervisor_of(args.run_dir):
         raise ValueError(f"process {holder} has not ended after {STOP_S:.0f} s; see --logs")
+    was_scheduled = meter.cancel(args.run_dir, HostChanges())
+    if was_scheduled and not status.read_status(args.run_dir):
+        return 0  # setup had not come as far as a run that could be shown
     return show(args.run_dir)
 
 
@@ -311,6 +318,8 @@ def after(args: argparse.Namespace) -> int:
     if stops_host:
         print("training has ended: shutting this host down in a minute; `shutdown -c` cancels that")
         host.run(*shut_down.command())
+    elif there := meter.of_run(args.run_dir):
+        print(meter.describe(there, args.run_dir))
     return 0
 
 
@@ -328,6 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "is_training": is_training,
         "status": lambda args: show(args.run_dir),
         "stop": stop,
+        "meter": meter.schedule,
     }
     calls |= {"attach": attach, "logs": logs, "after": after}
     add = parser.add_argument
@@ -346,6 +356,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="what to do when training has ended: stop-host shuts the machine down unless it was "
         "interrupted, stop-host-when-done only if it is done or has diverged",
     )
+    money = {"type": float, "default": 0.0, "metavar": "X"}
+    add("--budget_usd", **money, help="with --then stop-host: the host ends with this budget")
+    add("--budget_hours", **money, help="the same in hours")
+    add("--price_per_hour", default="", metavar="X|auto", help="for --budget_usd")
+    # From `start` to `meter`: the budget in seconds.
+    add("--purse_s", type=float, default=0.0, help=argparse.SUPPRESS)
     # From `start` to `after`; exit_code: train.py's, 0 where only the state counts.
     add("--last_attempt", default="", help=argparse.SUPPRESS)
     add("--exit_code", type=int, default=0, help=argparse.SUPPRESS)

@@ -154,6 +154,10 @@ setup() {
     take_lock
     if [[ ,$only, == *,train,* ]]; then
         ask "$host_python" -m host.service check --run_dir "$run_dir" "${service_flags[@]}"
+        if [[ ${#budget[@]} != 0 && $then == stop-host ]]; then
+            service_flags+=("${budget[@]}" "${price[@]}")
+            ask "$host_python" -m host.service meter --run_dir "$run_dir" "${service_flags[@]}" "${dry[@]}"
+        fi
     fi
     for step in $STEPS; do
         number=$((number + 1))

@@ -76,14 +76,15 @@ def text(
     log: Path,
     user: str,
     environment: Mapping[str, str] | None = None,
-    before: Sequence[str] = (),
+    before: Sequence[Sequence[str]] = (),
     after: Sequence[str] = (),
     on_failure: str = "",
 ) -> str:
     """The unit file.
 
-    command: absolute path of the program and its arguments; before, after: commands that run as
-    root before each start and after each end. If they fail, training starts all the same.
+    command: absolute path of the program and its arguments; before, after: commands, and a
+    command, that run as root before each start and after each end. If they fail, training starts
+    all the same.
     on_failure: the unit to start once this one has failed and will not start again.
     """
     absolute = [word for word in command if word.startswith("/")]  # environment, data, run folder
@@ -98,7 +99,7 @@ def text(
         mounts=join([str(folder), str(log.parent), *absolute]),
         user=user,
         environment="".join(f"Environment={enclose(escape(word))}\n" for word in variables),
-        before=f"ExecStartPre=+-{join(before)}\n" if before else "",
+        before="".join(f"ExecStartPre=+-{join(words)}\n" for words in before),
         after=f"ExecStopPost=+-{join(after)}\n" if after else "",
         on_failure=f"OnFailure={on_failure}\n" if on_failure else "",
     )

@@ -55,7 +55,7 @@ def no_leftovers(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def service() -> Iterator[metadata_service.FakeService]:
-    """A metadata service for spot_watch.py."""
+    """EC2's metadata service, for what asks it."""
     with metadata_service.serve() as service:
         yield service
 

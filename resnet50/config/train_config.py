@@ -305,10 +305,12 @@ class TrainConfig:
         "also write the curves for TensorBoard, into the run's folder (needs its package)",
         may_change=True,
     )
-    price_per_hour: float = setting(
+    price_per_hour: float | Literal["auto"] = setting(
         0.0,
-        "price of this machine in dollars per hour, to show what the run costs",
+        "price of this machine in dollars per hour, to show what the run costs; auto: on an EC2 "
+        "instance, what its type costs on demand",
         at_least=0,
+        may_be_auto=True,
         may_change=True,
     )
     budget_usd: float = setting(

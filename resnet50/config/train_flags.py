@@ -31,6 +31,12 @@ COMMANDS = {
 }
 
 CPU = "cpu"
+ON_END = "--on_end"
+ON_END_HELP = """run this once, with bash, when the run is done (also by --max_minutes and the
+like), has diverged, has crashed in a way that a restart does not fix, or has failed so that you
+must change something; not after an interruption. It finds $TRAIN_STATE, $TRAIN_REASON, $TRAIN_TOP1,
+$TRAIN_COST_USD, $TRAIN_STEP, and $TRAIN_RUN_DIR, and is killed after 60 s. Only `python train.py`
+can do that, not torchrun by hand"""
 METAVARS = {"size_stages": "SIZE:PERCENT,..."}  # where the type does not say enough
 
 
@@ -43,13 +49,16 @@ class Request(NamedTuple):
     fresh: bool = False
     overwrite: bool = False
     device: str = AUTO
+    on_end: str = ""
 
 
 def _int_tuple(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def _or_auto(kind: type) -> Callable[[str], object]:
+def or_auto(kind: type) -> Callable[[str], object]:
+    """For argparse: reads such a value, or `auto`."""
+
     def read(text: str) -> object:
         return AUTO if text == AUTO else kind(text)
 
@@ -74,7 +83,7 @@ def add_settings(parser: argparse.ArgumentParser, presets: Mapping[str, str]) ->
             metavar = {int: "N", float: "X", _int_tuple: "N,N,N,N"}.get(kind, item.name.upper())
             metavar = METAVARS.get(item.name, metavar)
             metavar = "|".join(rules["choices"]) or metavar + "|auto" * rules["may_be_auto"]
-            kind = _or_auto(kind) if rules["may_be_auto"] else kind
+            kind = or_auto(kind) if rules["may_be_auto"] else kind
             text = f"{text} [{shown(item.default)}]" if item.default != "" else text
             group.add_argument(f"--{item.name}", type=kind, metavar=metavar, help=text)
 
@@ -96,6 +105,8 @@ def build_parser(presets: Mapping[str, str], epilog: str) -> argparse.ArgumentPa
         help="cpu: use no GPU; a run trained on a GPU resumes without one only if told to "
         f"[{AUTO}]",
     )
+    # No setting: a run's files must not hold what may be a secret, nor make a resume run it.
+    parser.add_argument(ON_END, metavar="COMMAND", help=ON_END_HELP)
     add_settings(parser, presets)
     return parser
 
@@ -112,7 +123,18 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Request:
     """Read a command line; ends the program with exit code 2 and the usage on a mistake."""
     given = vars(parser.parse_args(argv))
     commands = {name: given.pop(name, False) for name in COMMANDS}
-    device = given.pop("device", AUTO)
+    device, on_end = given.pop("device", AUTO), given.pop("on_end", "")
     if commands["overwrite"] and not commands["fresh"]:
         parser.error("--overwrite needs --fresh: without it a run is resumed, not replaced")
-    return Request(given, **commands, device=device)
+    return Request(given, **commands, device=device, on_end=on_end)
+
+
+def for_ranks(argv: Sequence[str]) -> list[str]:
+    """The words of a command line, with underscores, without those that the ranks must not get:
+    what deletes, and what is done once at the end."""
+    words, skips = [], False
+    for word in argv:
+        is_value, skips = skips, word == ON_END
+        if not (is_value or skips or word in ("--fresh", "--overwrite")):
+            words += [word] if not word.startswith(f"{ON_END}=") else []
+    return words

@@ -2,7 +2,8 @@
 
     status.json    state, attempt (id of the last start), message (why it was refused), step,
                    stop_step, epoch, best_top1, paid_s, cost_usd, images_per_s, data_wait_pct,
-                   remaining_s; a run that has not reached its first step has the first three
+                   remaining_s, told (the end for which --on_end was run); a run that has not
+                   reached its first step has the first three
 
 Read by train.py's supervisor, by host/ before there is an environment, and by anyone who asks how a
 run is doing. No other module reads the file or spells out a state; launch/slurm.sbatch asks with
@@ -21,6 +22,7 @@ FILE = "status.json"
 CONFIG = "config.json"  # the settings, which run_folder.py writes
 SUPERVISOR = "train.py"
 SUPERVISOR_LOCK = ".supervisor.lock"  # held by `python train.py` as long as it lives
+PAID = ".paid_ms"  # milliseconds of machine time so far, which a kill makes two seconds old
 
 RUNNING, DONE, INTERRUPTED = "running", "done", "interrupted"
 DIVERGED, CRASHED, CONFIG_ERROR = "diverged", "crashed", "config error"
@@ -66,6 +68,16 @@ def numbers(status: Mapping) -> dict[str, float]:
     """The entries that are numbers; in a file of another version, or one edited by hand, any may be
     missing or null."""
     return {name: value for name, value in status.items() if isinstance(value, int | float)}
+
+
+def paid_s(run_dir: Path) -> float:
+    """Seconds of machine time that a run has used, in all its attempts; 0 if it is not known."""
+    try:
+        text = (run_dir / PAID).read_bytes().strip()
+    except OSError:
+        text = b""
+    kept_s = int(text) / 1000 if text.isdigit() else 0.0
+    return max(kept_s, numbers(known_status(run_dir)).get("paid_s", 0.0))
 
 
 def describe_progress(status: Mapping) -> str:

@@ -19,7 +19,7 @@ from resnet50.training.distributed import Ranks
 # NFS may hide another host's new files for this long, its default acdirmax.
 PATIENCE_S = 60.0
 POLL_S = 0.2
-PLACES = ("data_dir", "run_dir")  # settings in which hosts may differ
+MAY_DIFFER = ("data_dir", "run_dir", "price_per_hour")  # settings, from host to host
 
 
 def check(cfg: TrainConfig, ranks: Ranks, attempt: str, data: Splits, saved_step: int) -> int:
@@ -34,7 +34,7 @@ def check(cfg: TrainConfig, ranks: Ranks, attempt: str, data: Splits, saved_step
     mine = {
         "host": socket.gethostname(),
         "attempt": attempt,
-        "settings": {name: settings[name] for name in settings if name not in PLACES},
+        "settings": {name: settings[name] for name in settings if name not in MAY_DIFFER},
         "data": {"train": fingerprint(data.train), "val": fingerprint(data.val)},
         "step": saved_step,
     }

@@ -14,6 +14,7 @@ from resnet50.config.command_line import print_error
 from resnet50.config.train_flags import CPU, Request
 from resnet50.records import ownership, run_folder, status
 from resnet50.records.paid_clock import PaidClock
+from resnet50.run import instance_price
 from resnet50.run.resolve import resolve, with_data
 from resnet50.run.start import Ended, Run, start
 from resnet50.run.supervisor import ATTEMPT
@@ -39,6 +40,7 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     lock = paid_clock = None
     try:
         ranks = distributed.read_ranks(use_gpus=request.device != CPU)
+        request = with_price(request, ranks)
         cfg = with_data(resolve(request, ranks.world_size))
         run_dir = Path(cfg.run_dir)
         if ranks.is_main:
@@ -83,6 +85,21 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     del run  # and with it the wrapped model
     distributed.disconnect()
     return exit_code(state)
+
+
+def with_price(request: Request, ranks: Ranks) -> Request:
+    """With a number for --price_per_hour auto, which torchrun by hand may have passed.
+
+    Raises ValueError on several hosts, of which each knows its own price only.
+    """
+    settings, said = instance_price.settled(request.settings)
+    if said and ranks.world_size > ranks.local_world_size:
+        raise ValueError(
+            "--price_per_hour auto knows the price of one host: give the sum of all hosts' prices"
+        )
+    if said and ranks.is_main:
+        print(said, flush=True)
+    return request._replace(settings=settings)
 
 
 def check_folder(run_dir: Path, request: Request, ranks: Ranks) -> None:

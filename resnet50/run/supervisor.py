@@ -15,19 +15,20 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import torch
 
+from resnet50.config import train_flags
 from resnet50.config.command_line import print_error
 from resnet50.config.train_config import TrainConfig
 from resnet50.config.train_flags import CPU, Request
 from resnet50.records import checkpoint, ownership, run_folder, status
 from resnet50.records.paid_clock import PaidClock
-from resnet50.run import heartbeat
+from resnet50.run import heartbeat, instance_price, on_end
 from resnet50.run.resolve import resolve, with_data
 from resnet50.system import processes
 from resnet50.system.locking import FolderLock
@@ -43,6 +44,8 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
 
     A run that is done is left alone, unless new limits let it continue.
     """
+    settings, said_of_price = instance_price.settled(request.settings)
+    request = request._replace(settings=settings)
     try:
         cfg = with_data(resolve(request))
         run_dir = Path(cfg.run_dir)
@@ -65,28 +68,43 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
     except (ValueError, OSError) as error:
         return print_error("train.py", error)
     if is_done:
-        has_checkpoint = checkpoint.files_in(run_folder.checkpoints_dir(run_dir))
-        is_limited = cfg.max_minutes or cfg.max_steps or cfg.target_top1
-        no_limit = f"; without a limit: python train.py --run_dir {run_dir} {NO_LIMIT}"
-        print(
-            f"train.py: the run in {run_dir} is done at step {ended.get('step')}, best top-1 "
-            f"{ended.get('best_top1') or 0:.2f}%. Give a new --run_dir to train another one"
-            f"{no_limit if is_limited and has_checkpoint else ''}"
-        )
+        say_done(cfg, ended)
+        if request.on_end:  # in case that a kill came before it was told
+            on_end.tell(request.on_end, cfg, 0, say=_say)
         return 0
-    # The ranks get the same words, and so the same settings, but not those that delete.
-    flags = [word for word in argv if word not in ("--fresh", "--overwrite")]
-    command = [script, *flags, f"--run_dir={run_dir}", f"--data_dir={cfg.data_dir}"]
+    # The ranks get the same words, and so the same settings.
+    words = train_flags.for_ranks(argv)
+    command = [script, *words, f"--run_dir={run_dir}", f"--data_dir={cfg.data_dir}"]
+    if said_of_price:  # asked once, so that all ranks and restarts count with the same
+        _say(said_of_price)
+        command.append(f"--price_per_hour={cfg.price_per_hour!r}")
     hang_s = 60 * cfg.hang_minutes
-    num_ranks = max(1, num_gpus)
-    code = Supervisor(command, num_ranks, run_dir, hang_s=hang_s, paid_clock=paid_clock).run()
+    num_ranks, more = max(1, num_gpus), {"hang_s": hang_s, "paid_clock": paid_clock}
+    supervisor = Supervisor(command, num_ranks, run_dir, **more)
+    code = supervisor.run()
     # Still "running": no rank was left to write the outcome.
     if status.known_status(run_dir).get("state") == status.RUNNING:
         was_interrupted = code == status.EXIT_CODES[status.INTERRUPTED]
         state = status.INTERRUPTED if was_interrupted else status.CRASHED
         status.write_status(run_dir, state=state)
+    if request.on_end:
+        before = supervisor.num_signals
+        is_unwanted = lambda: supervisor.num_signals > before
+        on_end.tell(request.on_end, cfg, code, say=_say, is_unwanted=is_unwanted)
     lock.release()
     return code
+
+
+def say_done(cfg: TrainConfig, ended: Mapping[str, object]) -> None:
+    """Say that there is nothing to do, and how there would be; ended: the run's status.json."""
+    has_checkpoint = checkpoint.files_in(run_folder.checkpoints_dir(Path(cfg.run_dir)))
+    is_limited = cfg.max_minutes or cfg.max_steps or cfg.target_top1
+    no_limit = f"; without a limit: python train.py --run_dir {cfg.run_dir} {NO_LIMIT}"
+    _say(
+        f"the run in {cfg.run_dir} is done at step {ended.get('step')}, best top-1 "
+        f"{ended.get('best_top1') or 0:.2f}%. Give a new --run_dir to train another one"
+        f"{no_limit if is_limited and has_checkpoint else ''}"
+    )
 
 
 def is_prolonged(cfg: TrainConfig, stored: dict[str, object], step: int) -> bool:

@@ -138,7 +138,7 @@ def test_the_units_pass_systemds_own_check(tmp_path):
         background.UNIT: unit_text(
             tmp_path,
             environment={"IMAGENET_DIR": "/data/a $b %c \"d\" 'e' \\f", "NCCL_DEBUG": "INFO"},
-            before=["/usr/bin/env", "true"],
+            before=[["/usr/bin/env", "true"]],
             after=["/usr/bin/env", "python3", "-c", 'print("a b")'],
             on_failure=background.FAILED_UNIT,
         ),

@@ -66,7 +66,7 @@ ROOMS = {
         *("inference", "records", "training", "data", "config", "model", "dataset_paths"),
         *("system.preflight", "system.outputs"),
     },
-    "host": {"records.status", "config.command_line", "system"},
+    "host": {"records.status", "config.command_line", "run.instance_price", "system"},
 }
 GROUND = ("model", "dataset_paths")  # at the top, and under everything
 IMPORTED_AS = {

@@ -188,6 +188,7 @@ case "$1 $2" in
     "enable --now")
         cd "$(of WorkingDirectory)" || exit
         {
+            eval "$(of ExecStartPre)"
             eval "setpriv --reuid=$(of User) --regid=$(of User) --init-groups $(of ExecStart)"
             eval "$(of ExecStopPost)"
         } >>"$(of StandardOutput | sed 's/^append://')" 2>&1 ;;
@@ -229,6 +230,7 @@ def test_as_a_user_with_sudo_and_under_systemd(host):
         subprocess.run(["chown", "--recursive", f"{uid}:{uid}", setup.clone], check=True)
         become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--init-groups"]
         setup.words = [*become, *setup.words, "--way=systemd", "--then=stop-host"]
+        setup.words += ["--budget_hours=4"]
         path = f"{stubs}:{os.environ['PATH']}"
 
         def start(*flags: str, **more: str) -> tuple[int, str]:
@@ -246,9 +248,13 @@ def test_as_a_user_with_sudo_and_under_systemd(host):
         # The volume's mount, then the units.
         reload = "0 systemctl daemon-reload"
         unit_name = "resnet50-training.service"
+        at_the_latest = f"0 -h +253 the budget of the training in {RUN} is spent"  # 4 h and 13 min
+        asked = [line.partition(" (resnet50-")[0] for line in asked]
         assert [line for line in asked if line != reload] == [
+            at_the_latest,  # before the volume is mounted
             f"0 systemctl reset-failed {unit_name}",
             f"0 systemctl enable --now {unit_name}",
+            at_the_latest,  # before the training starts
             f"0 systemctl disable {unit_name}",
             "0 -h +1",
         ]

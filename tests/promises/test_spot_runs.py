@@ -17,7 +17,7 @@ from support.runs import (
     steps_logged,
 )
 
-from resnet50.run import spot_watch
+from resnet50.run import instance_metadata, spot_watch
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 HEARD_WITHIN_S = 10.0 * 4  # 10 s, with slack for a busy machine
@@ -28,7 +28,7 @@ def straight(image_folder, tmp_path_factory) -> Path:
     """A run that nothing interrupts, which asks for a service where there is none."""
     run_dir = tmp_path_factory.mktemp("straight") / "run"
     words = train_words(*tiny_flags(image_folder, run_dir), "--save_every_steps=0")
-    nobody = {spot_watch.ENDPOINT: "http://127.0.0.1:9", spot_watch.DISABLED: ""}
+    nobody = {instance_metadata.ENDPOINT: "http://127.0.0.1:9", instance_metadata.DISABLED: ""}
     result = run(words, run_dir.parent, **ONE_RANK, **nobody)
     assert result.code == 0, result.err
     assert result.err == "" and "spot" not in result.out

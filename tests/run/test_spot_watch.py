@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.commands import wait_for
 from support.metadata_service import NOTICE, REBALANCE, STOPPING
 
-from resnet50.run import spot_watch
+from resnet50.run import instance_metadata, spot_watch
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def heard(service, monkeypatch) -> list[str]:
     """What a watch of this process passes on."""
     for name, value in service.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(spot_watch, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(instance_metadata, "TIMEOUT_S", 0.3)
     monkeypatch.setattr(spot_watch, "POLL_S", 0.05)
     return []
 
@@ -59,7 +59,7 @@ def test_one_token_serves_until_it_is_refused_or_old(service, heard):
     service.tokens.clear()
     service.give_notice()
     assert watch.poll() and service.num_tokens == 2
-    now[0] = spot_watch.TOKEN_S - spot_watch.RENEW_S
+    now[0] = instance_metadata.TOKEN_S - instance_metadata.RENEW_S
     assert watch.poll() and service.num_tokens == 3  # before the old one is refused
     assert [code for _, _, code in service.asked].count(401) == 1
 
@@ -67,7 +67,7 @@ def test_one_token_serves_until_it_is_refused_or_old(service, heard):
 def test_a_service_that_refuses_every_token_is_not_asked_for_ever(service, heard):
     watch = watch_of(heard)
     service.give_notice()
-    watch._renew_token()
+    watch.metadata.renew_token()
     service.tokens = frozenset()  # whose add() fails: the service gives no token any more
     assert not watch.poll() and not heard
     assert len(service.asked) <= 6
@@ -131,7 +131,7 @@ def test_garbage_changes_nothing(service, heard, kind, capfd):
     service.garbage_for = ("GET", "PUT")  # no token either
     assert not watch_of(heard).poll()
     assert not heard and capfd.readouterr() == ("", "")
-    assert time.monotonic() - began < 6 * 4 * spot_watch.TIMEOUT_S
+    assert time.monotonic() - began < 6 * 4 * instance_metadata.TIMEOUT_S
     service.garbage = None
     service.give_notice()
     watch = watch_of(heard)
@@ -158,9 +158,9 @@ def test_where_nobody_answers_the_watch_ends_quietly_and_at_once(
     heard, endpoint, monkeypatch, capfd
 ):
     if endpoint != "\x00":  # which no environment holds
-        monkeypatch.setenv(spot_watch.ENDPOINT, endpoint)
+        monkeypatch.setenv(instance_metadata.ENDPOINT, endpoint)
     watch = watch_of(heard)
-    watch._endpoint = endpoint
+    watch.metadata.endpoint = endpoint
     began = time.monotonic()
     watch.run()
     assert time.monotonic() - began < 3 and not heard
@@ -169,7 +169,9 @@ def test_where_nobody_answers_the_watch_ends_quietly_and_at_once(
 
 def test_a_service_that_hangs_costs_the_thread_two_time_outs(heard, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv(spot_watch.ENDPOINT, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv(
+            instance_metadata.ENDPOINT, f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
         began = time.monotonic()
         watch_of(heard).run()
         assert 0.5 < time.monotonic() - began < 3
@@ -198,7 +200,7 @@ def test_on_warns_once_and_goes_on_asking(service, heard, capfd, monkeypatch):
     [("auto", "", True), ("auto", "TRUE", False), ("on", "true", True), ("off", "", False)],
 )
 def test_the_setting_and_the_sdks_switch(service, heard, monkeypatch, mode, disabled, watches):
-    monkeypatch.setenv(spot_watch.DISABLED, disabled)
+    monkeypatch.setenv(instance_metadata.DISABLED, disabled)
     service.give_notice()
     spot_watch.start(mode, heard.append, heard.append)
     if watches:

@@ -1,4 +1,4 @@
-"""EC2's instance metadata service, as far as spot_watch.py asks it, on this machine."""
+"""EC2's instance metadata service, as far as resnet50/run asks it, on this machine."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from resnet50.run import spot_watch
+from resnet50.run import instance_metadata, spot_watch
 
 NOTICE = {"action": "terminate", "time": "2026-01-31T12:00:00Z"}
 STOPPING = "spot notice: terminate at 2026-01-31T12:00:00Z: saving and stopping"  # the event
@@ -18,7 +18,7 @@ class FakeService:
     """What it answers, and what it was asked; tokens are needed, as with IMDSv2."""
 
     def __init__(self) -> None:
-        self.found: dict[str, object] = {}  # path: what is there, everything else is 404
+        self.found: dict[str, object] = {}  # path: text, or what JSON holds; all else is 404
         self.garbage: list[bytes] | None = None  # sent piece by piece instead of an answer
         self.pause_s = 0.0  # between two pieces
         self.garbage_for = ("GET",)
@@ -46,8 +46,8 @@ class FakeService:
         """For a process that asks here; its proxies lead nowhere."""
         nowhere = "http://127.0.0.1:9"
         return {
-            spot_watch.ENDPOINT: self.endpoint,
-            spot_watch.DISABLED: "",
+            instance_metadata.ENDPOINT: self.endpoint,
+            instance_metadata.DISABLED: "",
             "http_proxy": nowhere,
             "HTTP_PROXY": nowhere,
             "ALL_PROXY": nowhere,
@@ -87,7 +87,9 @@ def serve() -> Iterator[FakeService]:
             elif self.is_garbage():
                 return
             elif self.path in service.found:
-                self.answer(200, json.dumps(service.found[self.path]).encode())
+                there = service.found[self.path]
+                text = there if isinstance(there, str) else json.dumps(there)
+                self.answer(200, text.encode())
             else:
                 self.answer(404, b"<html>404 - Not Found</html>")
 

@@ -1,0 +1,189 @@
+"""--on_end COMMAND: a command that is run once when a run has ended, so that nobody has to look.
+
+    python train.py --on_end 'mail -s "ended: $TRAIN_STATE" me@example.com <<<"$TRAIN_REASON"'
+
+bash runs it, in the folder in which train.py was started, with these variables added:
+
+    TRAIN_STATE      done, diverged, crashed, or config error, as in status.json
+    TRAIN_REASON     a sentence: all epochs are done, --max_minutes was reached, what went wrong
+    TRAIN_TOP1       the best so far, in percent; empty if nothing was evaluated
+    TRAIN_COST_USD   dollars so far; empty without --price_per_hour
+    TRAIN_STEP       the step at which it ended
+    TRAIN_RUN_DIR    the run's folder
+
+Not after an interruption, which the same command resumes, and not for a start that was refused. A
+run that ends again at the same step in the same way, as after a restart by systemd, is told once;
+if train.py was killed before it could tell, the next start does. The command has LIMIT_S; then it
+is killed with all that it started. Whether it works changes nothing but a line of the log: not the
+run, its state, or train.py's exit code. It is in no file of the run, since it may hold a secret.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from resnet50.config.train_config import TrainConfig
+from resnet50.records import ownership, status
+from resnet50.system import files, orphans, processes
+
+LIMIT_S = 60.0
+CHECK_S = 10.0
+POLL_S = 0.05
+STATES = {code: state for state, code in status.EXIT_CODES.items()} | {1: status.CRASHED}
+CRASHED_TEXT = "it crashed at the same place again, which a restart would not fix: see its log"
+EXPANDED = set("$`*?[<>")  # in a first word: bash says only when it runs what that is
+
+
+def problem(command: str) -> str:
+    """Why bash cannot run this, as far as that shows before; empty if nothing speaks against it."""
+    bash = shutil.which("bash")
+    if bash is None:
+        return "needs bash, which is not installed"
+    try:
+        checked = _ask([bash, "-n", "-c", command])
+        if checked.returncode:
+            said = checked.stderr.strip().splitlines() or ["no reason given"]
+            return f"is no command for bash: {said[0].removeprefix(f'{bash}: ')}"
+        word = first_word(command)
+        if not word:
+            return "holds no command"
+        if not set(word) & EXPANDED:
+            if _ask([bash, "-c", 'command -v -- "$1"', "bash", word]).returncode:
+                return f"begins with {word}, which is no command here: install it, or give its path"
+    except subprocess.TimeoutExpired:
+        return f"could not be checked in {CHECK_S:g} s"
+    return ""
+
+
+def _ask(words: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHECK_S
+    )
+
+
+def first_word(command: str) -> str:
+    """The name of the first program, after variables of its own; empty without one."""
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    for word in lexer:
+        name, equals, _ = word.partition("=")
+        if set(word) <= set("();&|{}!") or (equals and name.isidentifier()):
+            continue
+        return word
+    return ""
+
+
+def tell(
+    command: str,
+    cfg: TrainConfig,
+    code: int,
+    *,
+    say: Callable[[str], None],
+    is_unwanted: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run the command for a run that ended with this exit code, unless it was run for that end.
+
+    say: takes lines for the log. is_unwanted: asked while it runs; True ends it.
+    """
+    run_dir, state = Path(cfg.run_dir), STATES.get(code, "")
+    if state in ("", status.INTERRUPTED):
+        return
+    found = status.known_status(run_dir)
+    end = f"{state} at step {found.get('step', 0)}"
+    if found.get("told") == end:
+        say(f"--on_end was run when the run was {end} before, and is not run again")
+        return
+    # First the note: a kill in the middle must not make it run again.
+    note(run_dir, told=end)
+    variables = variables_of(cfg, state, found)
+    text = run(command, variables, is_unwanted)
+    say(f"--on_end ({end}): {text}")
+    record = {"kind": "event", "step": found.get("step", 0), "text": f"--on_end: {text}"}
+    log(run_dir, record)
+
+
+def note(run_dir: Path, **changes: object) -> None:
+    """Into status.json, if the disk takes it."""
+    with suppress(OSError):  # full, or gone: to tell somebody is all the more urgent
+        status.write_status(run_dir, **changes)
+
+
+def log(run_dir: Path, record: Mapping[str, object]) -> None:
+    """Into log.jsonl, likewise."""
+    with suppress(OSError), open(run_dir / ownership.LOG, "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def variables_of(cfg: TrainConfig, state: str, found: Mapping[str, object]) -> dict[str, str]:
+    """What the command learns of the run; found: its status.json."""
+    known = status.numbers(found)
+    top1, cost = known.get("best_top1"), known.get("cost_usd")
+    variables = {
+        "TRAIN_STATE": state,
+        "TRAIN_REASON": reason(cfg, state, found),
+        "TRAIN_TOP1": "" if top1 is None else f"{top1:.2f}",
+        "TRAIN_COST_USD": f"{cost:.2f}" if cost and cfg.price_per_hour else "",
+        "TRAIN_STEP": str(found.get("step", 0)),
+        "TRAIN_RUN_DIR": str(Path(cfg.run_dir).resolve()),
+    }
+    return {name: value.replace("\0", "") for name, value in variables.items()}
+
+
+def reason(cfg: TrainConfig, state: str, found: Mapping[str, object]) -> str:
+    """Why the run has ended, in a sentence."""
+    if state == status.CRASHED:
+        return CRASHED_TEXT
+    step = found.get("step", 0)
+    if state != status.DONE:
+        said = last_event(Path(cfg.run_dir), step, "error: ")
+        return said or str(found.get("message") or "see its log")
+    known = status.numbers(found)
+    if cfg.target_top1 and known.get("best_top1", 0) >= cfg.target_top1:
+        return f"--target_top1 {cfg.target_top1:g} is reached"
+    if step < known.get("stop_step", 0):
+        said = last_event(Path(cfg.run_dir), step, "--max_minutes ")
+        return said or "its time is over"
+    if cfg.max_steps and step == cfg.max_steps:
+        return f"--max_steps {cfg.max_steps} is reached"
+    return f"all {cfg.epochs} epochs are done"
+
+
+def last_event(run_dir: Path, step: int, beginning: str) -> str:
+    """The last event of log.jsonl that begins like this, from this step or later."""
+    try:
+        records = files.read_records(run_dir / ownership.LOG)
+    except (OSError, ValueError):
+        return ""
+    texts = [r["text"] for r in records if r.get("kind") == "event" and r.get("step", 0) >= step]
+    return next((text for text in reversed(texts) if text.startswith(beginning)), "")
+
+
+def run(command: str, variables: Mapping[str, str], is_unwanted: Callable[[], bool]) -> str:
+    """Run it with these variables, for LIMIT_S at most; returns how that went, in a few words."""
+    parent_pid = os.getpid()
+    try:
+        with orphans.adopted() as end_all:
+            process = subprocess.Popen(
+                [shutil.which("bash") or "bash", "-c", command],
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=lambda: processes.die_with_parent(parent_pid),
+            )
+            deadline = time.monotonic() + LIMIT_S
+            while process.poll() is None:
+                if time.monotonic() > deadline or is_unwanted():
+                    end_all()
+                    process.wait()
+                    late = time.monotonic() > deadline
+                    return f"killed after {LIMIT_S:g} s" if late else "killed, as a signal came"
+                time.sleep(POLL_S)
+    except (OSError, ValueError) as error:  # no bash any more, no process to be had
+        return f"could not be run: {error}"
+    return f"failed with exit code {process.returncode}" if process.returncode else "done"
