@@ -16,6 +16,7 @@ def check(cfg: "TrainConfig") -> None:
     check_batch(cfg)
     check_sizes(cfg)
     check_optimizer(cfg)
+    check_budget(cfg)
     check_schedule(cfg)
     check_plateau(cfg)
     if cfg.budget_events and not cfg.num_steps:
@@ -176,4 +177,33 @@ def check_plateau(cfg: "TrainConfig") -> None:
             f"--eval_every_epochs {every} leaves {count} evaluations on the plateau before the "
             "last epoch's end, too few for the learning rate to fall: --plateau_patience "
             f"{cfg.plateau_patience} needs {needed} or more"
+        )
+
+
+def check_budget(cfg: "TrainConfig") -> None:
+    """One budget, that can be turned into time, and nothing else that says when the run ends."""
+    if not cfg.budget_usd and not cfg.budget_hours:
+        return
+    if cfg.budget_usd and cfg.budget_hours:
+        raise ValueError(
+            f"--budget_usd {cfg.budget_usd:g} and --budget_hours {cfg.budget_hours:g} both say "
+            "when the run ends: give one of them"
+        )
+    if cfg.budget_usd and not cfg.price_per_hour:
+        raise ValueError(
+            f"--budget_usd {cfg.budget_usd:g} needs --price_per_hour X, what this machine costs in "
+            "dollars: time is what can be planned. Or give --budget_hours"
+        )
+    name = "budget_usd" if cfg.budget_usd else "budget_hours"
+    budget = f"--{name} {getattr(cfg, name):g}"
+    for limit in ("max_steps", "max_minutes"):
+        if value := getattr(cfg, limit):
+            raise ValueError(
+                f"--{limit} {value:g} would end the run with its learning rate still high, but "
+                f"{budget} fits the schedule to its end: leave out one of them"
+            )
+    if cfg.schedule == "plateau":
+        raise ValueError(
+            f"--schedule plateau follows the validation loss, so it has no end that {budget} could "
+            "be fitted to: choose another schedule, or leave the budget out"
         )

@@ -7,6 +7,7 @@ that only say where or how long to run, or what to print, may.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -319,6 +320,17 @@ class TrainConfig:
         may_be_auto=True,
         may_change=True,
     )
+    budget_usd: float = setting(
+        0.0,
+        "what the run may cost in dollars, at --price_per_hour: measures this machine for up to a "
+        "minute and fits the schedule to the money, so that the learning rate comes to its end as "
+        "the money does, whatever interrupts in between. --epochs is then the most that it may "
+        "take, without it twice the recipe's; 0: no budget",
+        at_least=0,
+    )
+    budget_hours: float = setting(
+        0.0, "the same in hours of this machine's time, without a price; 0: no budget", at_least=0
+    )
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -358,6 +370,13 @@ class TrainConfig:
     def curve_epochs(self) -> int:
         """Epochs before the plateau's."""
         return self.epochs - self.plateau_epochs
+
+    @property
+    def budget_s(self) -> float:
+        """Seconds of machine time that the budget pays for; 0 without one, or without its price."""
+        if self.budget_hours or not isinstance(self.price_per_hour, float | int):
+            return 3600 * self.budget_hours
+        return 3600 * self.budget_usd / (self.price_per_hour or math.inf)
 
     @property
     def ema_update_decay(self) -> float:

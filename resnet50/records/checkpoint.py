@@ -75,15 +75,20 @@ def write(path: Path, state: dict) -> None:
     Raises OSError (disk full, read-only) and leaves no partial file behind.
     """
     with files.replaced(path, "wb", sync=True) as file:
-        hashing = _HashingFile(file)
-        try:
-            # Hashed on its way to the disk, so that nothing need be read again.
-            torch.save(state, hashing)
-        except RuntimeError as error:
-            # torch's zip writer reports a failed write as RuntimeError; the OSError is its context.
-            raise _os_error(error) or error from None
-        # After torch's zip: a reader searches for its directory from the end and allows for this.
-        file.write(b"\nsha256 " + hashing.sha256.hexdigest().encode() + b"\n")
+        write_to(file, state)
+
+
+def write_to(file: BinaryIO, state: dict) -> None:
+    """Write what `write` does into an open file. Raises OSError."""
+    hashing = _HashingFile(file)
+    try:
+        # Hashed on its way to the disk, so that nothing need be read again.
+        torch.save(state, hashing)
+    except RuntimeError as error:
+        # torch's zip writer reports a failed write as RuntimeError; the OSError is its context.
+        raise _os_error(error) or error from None
+    # After torch's zip: a reader searches for its directory from the end and allows for this.
+    file.write(b"\nsha256 " + hashing.sha256.hexdigest().encode() + b"\n")
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

@@ -222,12 +222,15 @@ class RunLog:
         self._epoch_steps, self._epoch_s, self._wait_s = 0, 0.0, 0.0
 
     def _remaining_s(self, step: int, images_per_s: float) -> float:
-        """Seconds to the run's end at this epoch's speed, less when --max_minutes come first."""
+        """Seconds to the run's end at this epoch's speed, less when --max_minutes come first, or
+        the end of a budget."""
         # Later epochs may have larger images, which take time in proportion to their area.
         work = self.plan.images_left(step, functools.partial(image_size_at, self.cfg))
         remaining_s = work / max(images_per_s, 1e-9)
         if self.cfg.max_minutes:
             remaining_s = min(remaining_s, max(60 * self.cfg.max_minutes - self.paid_s, 0))
+        if self.cfg.budget_s:
+            remaining_s = min(remaining_s, max(self.cfg.budget_s - self.paid_s, 0))
         return remaining_s
 
     def _append(self, record: dict) -> None:

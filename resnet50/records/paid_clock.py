@@ -63,6 +63,11 @@ class PaidClock:
         """Seconds of machine time that this run has used, in all its attempts."""
         return self._before_s + self._clock() - self._started_s
 
+    @property
+    def attempt_s(self) -> float:
+        """Seconds of this attempt alone."""
+        return self._clock() - self._started_s
+
     def for_ranks(self) -> dict[str, str]:
         """The environment variable from which ranks read this clock."""
         return {HANDED_ON: f"{self._before_s!r} {self._started_s!r}"}
@@ -104,10 +109,10 @@ def read(run_dir: Path) -> float:
     return int(text) / 1000 if text.isdigit() else 0.0
 
 
-def start_of_command() -> float:
-    """When this command began, on the monotonic clock; now, where it is called by a program that
-    may have run for a long time, such as a notebook."""
+def start_of_command(name: str = status.SUPERVISOR) -> float:
+    """When this command began, on the monotonic clock; now, where it is called by a program of
+    another name, which may have run for a long time, such as a notebook."""
     main_file = getattr(sys.modules["__main__"], "__file__", None) or ""
-    if Path(main_file).name != status.SUPERVISOR:
+    if Path(main_file).name != name:
         return time.monotonic()
     return time.monotonic() - processes.age_s()

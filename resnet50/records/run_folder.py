@@ -45,10 +45,12 @@ def write_config(
     command_line: list[str],
     device_type: str,
     precision: str,
+    budget: dict[str, object] | None = None,
 ) -> None:
     """Write config.json, for resuming and to record how the run was made.
 
-    device_type, precision: the run's device and precision, such as "cuda" and "bf16".
+    device_type, precision: the run's device and precision, such as "cuda" and "bf16"; budget: what
+    its settings were planned from (run/budget_start.py), None without a budget.
     """
     num_gpus = torch.cuda.device_count() if device_type == "cuda" else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(num_gpus)]
@@ -66,6 +68,8 @@ def write_config(
         "cpu_cores": os.cpu_count(),
         "platform": platform.platform(),
     }
+    if budget is not None:
+        record["budget"] = budget
     files.write_json(run_dir / CONFIG, record)
 
 
@@ -76,6 +80,15 @@ def read_id(run_dir: Path) -> str:
         return str(files.read_json(run_dir / CONFIG).get("run", ""))
     except ValueError:
         return ""
+
+
+def read_budget(run_dir: Path) -> dict[str, object]:
+    """What a run's settings were planned from; empty if that is lost, or there was no budget."""
+    try:
+        budget = files.read_json(run_dir / CONFIG).get("budget")
+    except ValueError:
+        return {}
+    return budget if isinstance(budget, dict) else {}
 
 
 def read_settings(run_dir: Path) -> dict[str, object] | None:

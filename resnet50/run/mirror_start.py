@@ -31,7 +31,7 @@ from resnet50.records.ownership import CONFIG
 from resnet50.run import mirror_manifest
 from resnet50.run.mirror_lock import LOCK, PATIENCE_S, MirrorLock
 from resnet50.run.mirror_manifest import SMALL_FILES, Copy, Manifest
-from resnet50.run.resolve import resumed, stored_config
+from resnet50.run.resolve import not_planned, resumed, stored_config
 from resnet50.system import apart, files
 from resnet50.system.apart import Say
 from resnet50.system.folder_store import GUARD
@@ -179,10 +179,11 @@ def check_settings(store: Store, manifest: Manifest, start: Start) -> TrainConfi
     """The settings with which the run there goes on here. Raises ValueError if it cannot."""
     found = store.get(CONFIG)
     try:
-        settings = json.loads(found[0])["settings"] if found else None
-    except (ValueError, KeyError, TypeError):
-        settings = None
-    if not isinstance(settings, dict):
+        config = json.loads(found[0]) if found else {}
+        settings, budget = config["settings"], config.get("budget") or {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        settings = budget = None
+    if not isinstance(settings, dict) or not isinstance(budget, dict):
         raise StoreError(f"{store.url}/{CONFIG}", "it has no settings", is_passing=False)
     try:
         stored = stored_config(settings, str(start.run_dir))
@@ -193,7 +194,7 @@ def check_settings(store: Store, manifest: Manifest, start: Start) -> TrainConfi
             f"{error}. Update this one, or give another --mirror"
         ) from None
     given = {name: value for name, value in start.request.settings.items() if name != "run_dir"}
-    cfg = resumed(stored, given, where=store.url, option=OPTION)
+    cfg = resumed(stored, not_planned(given, budget), where=store.url, option=OPTION)
     return dataclasses.replace(cfg, data_dir=start.cfg.data_dir)
 
 

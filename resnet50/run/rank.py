@@ -55,11 +55,12 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
             for text in (*run_folder.problems(run_dir), *filter(None, [lock.missing])):
                 print(f"warning: {text}", flush=True)
             status.write_status(run_dir, state=status.RUNNING, attempt=attempt, message="")
-        run = start(cfg, ranks, attempt, stop, paid_clock)
+        run = start(cfg, ranks, attempt, stop, paid_clock, request.settings)
         if ranks.is_main:  # only now: a refused start must leave no settings to resume
             settings = run.parts.cfg.to_json()
             precision = run.parts.precision.name
-            run_folder.write_config(run_dir, settings, sys.argv, ranks.device.type, precision)
+            device, budget = ranks.device.type, run.budget
+            run_folder.write_config(run_dir, settings, sys.argv, device, precision, budget)
             start_mirror(run)
     except Interrupted as interrupted:
         text = "interrupted before the first step; the same command starts again"

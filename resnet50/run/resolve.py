@@ -12,10 +12,13 @@ from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.config.train_flags import Request
 from resnet50.data import orientation, remedies
-from resnet50.records import checkpoint, ownership, run_folder, tensorboard_log
+from resnet50.records import checkpoint, ownership, run_folder, status, tensorboard_log
+from resnet50.records.metrics import clock
 from resnet50.training import build, learning_rate
 from resnet50.training.course import Event
 from resnet50.training.plan import make_plan
+
+BUDGETS = ("budget_usd", "budget_hours")
 
 
 def answer(request: Request) -> str:
@@ -33,6 +36,7 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
     Raises ValueError for settings that a resume cannot change, and for a folder of another program.
     """
     settings = dict(request.settings)
+    refuse_empty_budget(settings)
     name = settings.get("recipe", DEFAULT_RECIPE)
     newest = None if settings else run_folder.newest_unfinished()
     run_dir = str(settings.pop("run_dir", newest or run_folder.RUNS / name))
@@ -43,13 +47,21 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
         ownership.refuse_foreign(Path(run_dir))
         stored = run_folder.read_settings(Path(run_dir))
     if stored is None:
-        settings = {**RECIPES[name].settings, **settings, "recipe": name, "run_dir": run_dir}
-        cfg = TrainConfig(**settings)
+        own = recipe_settings(name, settings)
+        cfg = TrainConfig(**{**own, **settings, "recipe": name, "run_dir": run_dir})
     else:
-        cfg = resumed(stored_config(stored, run_dir), settings)
+        given = not_planned(settings, run_folder.read_budget(Path(run_dir)))
+        cfg = resumed(stored_config(stored, run_dir), given)
     if cfg.tensorboard:
         tensorboard_log.check_installed()
     return cfg if world_size == 0 else with_batch_norm_group(cfg, world_size)
+
+
+def not_planned(given: Mapping[str, object], budget: Mapping[str, object]) -> dict[str, object]:
+    """Settings without those that a budget's plan has changed since: by the same command, they are
+    no change. budget: of the run's config.json."""
+    before = budget.get("before", {})
+    return {key: value for key, value in given.items() if before.get(key) != value}
 
 
 def stored_config(stored: Mapping[str, object], run_dir: str) -> TrainConfig:
@@ -57,6 +69,27 @@ def stored_config(stored: Mapping[str, object], run_dir: str) -> TrainConfig:
     # A run from before a setting existed continues with the pixels and the bits it began with.
     before = {"upright": orientation.LEGACY, "fused_optimizer": False}
     return TrainConfig.from_json(before | dict(stored) | {"run_dir": run_dir})
+
+
+def refuse_empty_budget(settings: Mapping[str, object]) -> None:
+    """Raise ValueError for a budget of nothing, and for one that cannot choose the steps."""
+    for name in BUDGETS:
+        if name in settings and not settings[name]:
+            raise ValueError(
+                f"--{name} {settings[name]:g} pays for nothing: give more, or leave it out for a "
+                "run without a budget"
+            )
+        if name in settings and settings.get("num_steps"):
+            raise ValueError(
+                f"--num_steps {settings['num_steps']} is what --{name} {settings[name]:g} chooses: "
+                "leave out one of them"
+            )
+
+
+def recipe_settings(name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """Those of a recipe, without its limits if a budget is given, which says when the run ends."""
+    limits = ("max_steps", "max_minutes") if any(given.get(budget) for budget in BUDGETS) else ()
+    return {key: value for key, value in RECIPES[name].settings.items() if key not in limits}
 
 
 def with_batch_norm_group(cfg: TrainConfig, world_size: int) -> TrainConfig:
@@ -100,15 +133,44 @@ def resumed(
     differing = [
         f"--{name} {shown(value)} (the run has {shown(getattr(stored, name))})"
         for name, value in given.items()
-        if not fields[name].metadata["may_change"] and value != getattr(stored, name)
+        if may_not_change(stored, fields[name]) and value != getattr(stored, name)
     ]
     if differing:
         raise ValueError(
             f"the run in {where or stored.run_dir} cannot be resumed with different settings: "
             f"{', '.join(differing)}. Leave them out to resume it, or give a new {option}"
-            f"{consequence(stored, given)}"
+            f"{budget_ends(stored, given)}{consequence(stored, given)}"
         )
     return dataclasses.replace(stored, **given)
+
+
+def may_not_change(stored: TrainConfig, item: dataclasses.Field) -> bool:
+    """Whether a resume would become another run. A price that turns dollars into the time of a
+    schedule may not change either."""
+    is_price = item.name == "price_per_hour" and stored.budget_usd > 0
+    return is_price or not item.metadata["may_change"]
+
+
+def budget_ends(stored: TrainConfig, given: Mapping[str, object]) -> str:
+    """When the schedule ends, and when it would with another budget; empty without one."""
+    names = {*BUDGETS, "price_per_hour"} & given.keys()
+    state = status.known_status(Path(stored.run_dir))
+    try:
+        budget = {"max_steps": 0, "max_minutes": 0.0} | {name: given[name] for name in names}
+        changed = dataclasses.replace(stored, **budget)
+    except ValueError:
+        return ""
+    if changed.budget_s == stored.budget_s:
+        return ""
+    step = status.numbers(state).get("stop_step")
+    at_step = f" at step {step:,}" if step else ""
+    if state.get("state") == status.DONE:
+        return f". That run is done{at_step}: its schedule has ended, and a budget cannot move that"
+    ends = f"after {clock(stored.budget_s)} of machine time" if stored.budget_s else "by its epochs"
+    return (
+        f". The schedule's end was planned once, {ends}{at_step}; with the new budget it would be "
+        f"after {clock(changed.budget_s)}, and the learning rate would jump"
+    )
 
 
 def consequence(stored: TrainConfig, given: Mapping[str, object]) -> str:

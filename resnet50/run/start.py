@@ -4,7 +4,8 @@ The order, as `start` has it:
 
 1. The data are opened and the newest whole checkpoint is found.
 2. All ranks agree on settings, data and checkpoint, before anything large is made.
-3. --device_batch_size auto is tried in a separate process, before this one touches the GPU.
+3. --device_batch_size auto is tried in a separate process, before this one touches the GPU; so is
+   what a budget needs to know of this machine, and then its steps are chosen.
 4. The parts are built (training/build.py); their loaders begin to work at that checkpoint's step.
 5. The threads start: only now, since the loaders were forked.
 6. --max_lr auto is measured, with the parts that will train.
@@ -12,7 +13,7 @@ The order, as `start` has it:
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,7 +28,14 @@ from resnet50.records.checkpoint_writer import CheckpointWriter
 from resnet50.records.log import RunLog
 from resnet50.records.paid_clock import PaidClock
 from resnet50.records.results import Results
-from resnet50.run import budget_events, consistency, initial_weights, resume, spot_watch
+from resnet50.run import (
+    budget_events,
+    budget_start,
+    consistency,
+    initial_weights,
+    resume,
+    spot_watch,
+)
 from resnet50.run.heartbeat import Heartbeat
 from resnet50.run.mirror import Mirror
 from resnet50.run.steering import Controller
@@ -59,6 +67,7 @@ class Run:
     save_due_s: float  # on the monotonic clock
     bad_images: set[str] = field(default_factory=set)  # known to all ranks
     new_bad_images: set[str] = field(default_factory=set)  # seen by this rank since
+    budget: dict[str, object] | None = None  # what it was planned from, for config.json
     controller: Controller | None = None  # of a budget, on rank 0
     steer_due_s: float = -float("inf")  # on the monotonic clock
     mirror: Mirror | None = None  # of rank 0, with --mirror
@@ -79,11 +88,12 @@ def start(
     attempt: str,
     stop: Interruption,
     paid_clock: PaidClock | None = None,
+    given: Mapping[str, object] | None = None,
 ) -> Run:
     """Do everything that comes before the first step, in the order above.
 
-    paid_clock: the run's, on rank 0; None for one that begins when the log does. Raises ValueError
-    if the user must change something, and Interrupted.
+    paid_clock: the run's, on rank 0; None for one that begins when the log does; given: the options
+    that were given by hand. Raises ValueError if the user must change something, and Interrupted.
     """
     # There is no log before the plan is known.
     say = printer(ranks)
@@ -95,6 +105,8 @@ def start(
     # must show now, not in a different model.
     saved_step = consistency.check(cfg, ranks, attempt, splits, saved_step)
     cfg = batch_fit.fit_batch_size(cfg, ranks, stop, say)
+    words = (given or {}, ranks, splits, paid_clock, stop, say)
+    cfg, budget = budget_start.prepare(cfg, *words)
     # The loaders start right at the checkpoint's step, so that a resume at step 4,000 of an epoch
     # decodes nothing of the 4,000 steps before it. But if a range test comes first, they wait for
     # its batches.
@@ -125,6 +137,7 @@ def start(
         non_finite=LateCounter(ranks.device),
         saved_step=saved_step,
         save_due_s=time.monotonic() + 60 * cfg.save_every_minutes,
+        budget=budget,
     )
     begin(run, init_lines)
     return run
@@ -137,6 +150,8 @@ def begin(run: Run, init_lines: Iterable[str]) -> None:
     """
     log, folder, plan = run.log, run.writer.folder, run.parts.plan
     if run.parts.ranks.is_main:
+        if run.budget is not None:
+            run.controller = budget_start.make_controller(run.parts.cfg, plan, run.budget)
         make_ready(folder, log)
         if plan.num_steps:
             budget_events.write(log.run_dir, plan.events)

@@ -21,6 +21,9 @@ EVERY_S = 2.0
 class Controller(Protocol):
     """Decides when the end of a run has to be brought forward."""
 
+    def observe(self, step: int, course: Course, paid_s: float) -> None:
+        """Called at every step, before anything else happens there."""
+
     def decide(self, step: int, course: Course, paid_s: float, first_step: int) -> Event | None:
         """An event, or None to stay on course.
 
@@ -34,11 +37,14 @@ def is_due(run: "Run") -> bool:
 
     After a resume it does not before the events that were decided in the attempt before.
     """
-    if run.controller is None or time.monotonic() < run.steer_due_s:
+    if run.controller is None:
+        return False
+    step, plan = run.parts.state.step, run.parts.plan
+    run.controller.observe(step, plan.course, run.log.paid_s)
+    if time.monotonic() < run.steer_due_s:
         return False
     run.steer_due_s = time.monotonic() + EVERY_S
-    events = run.parts.plan.events
-    return not events or run.parts.state.step >= events[-1].step
+    return not plan.events or step >= plan.events[-1].step
 
 
 def steer(run: "Run") -> None:

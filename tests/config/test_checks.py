@@ -128,6 +128,22 @@ REFUSED = [
         ["--plateau_epochs 50 leave no other", "--epochs 50", "use fewer, or --schedule plateau"],
     ),
     (
+        {"budget_usd": 5.0},
+        ["--budget_usd 5 needs --price_per_hour X", "Or give --budget_hours"],
+    ),
+    (
+        {"budget_usd": 5.0, "budget_hours": 2.0, "price_per_hour": 1.0},
+        ["--budget_usd 5 and --budget_hours 2 both say", "give one of them"],
+    ),
+    *[
+        ({"budget_hours": 2.0, **more}, [*texts, "--budget_hours 2"])
+        for more, texts in (
+            ({"max_steps": 9}, ["--max_steps 9 would end the run", "leave out one of them"]),
+            ({"max_minutes": 9.5}, ["--max_minutes 9.5 would end the run"]),
+            ({"schedule": "plateau"}, ["--schedule plateau follows the validation loss"]),
+        )
+    ],
+    (
         {"budget_events": "events.jsonl"},
         ["--budget_events events.jsonl needs --num_steps", "which its config.json has"],
     ),

@@ -126,7 +126,7 @@ SETTINGS = (
     "step_factor plateau_epochs plateau_lr plateau_factor plateau_patience amp channels_last "
     "compile deterministic num_workers max_steps budget_events max_minutes eval_every_epochs "
     "target_top1 save_every_steps save_every_minutes hang_minutes keep_checkpoints max_bad_images "
-    "log_every_steps log_every_s spot_watch tensorboard price_per_hour"
+    "log_every_steps log_every_s spot_watch tensorboard price_per_hour budget_usd budget_hours"
 )
 
 

@@ -21,6 +21,9 @@ wishes = [tuple(map(int, wish.strip("!").split(":"))) for wish in script.split("
 class Scripted:
     """Follows the script."""
 
+    def observe(self, step: int, course: Course, paid_s: float) -> None:
+        assert paid_s > 0
+
     def decide(self, step: int, course: Course, paid_s: float, first_step: int) -> Event | None:
         assert step < first_step < course.end_step and paid_s > 0
         for at, end_step in wishes:
