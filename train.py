@@ -28,7 +28,7 @@ from resnet50.config.command_line import with_underscores
 from resnet50.config.recipes import RECIPES
 from resnet50.data.batch import Batch
 from resnet50.records import status
-from resnet50.run import on_end, resolve, resume, start
+from resnet50.run import on_end, resolve, resume, start, steering
 from resnet50.run.rank import run_rank
 from resnet50.run.start import Ended, Run
 from resnet50.run.supervisor import supervise
@@ -46,6 +46,7 @@ class Requests:
     stop: bool  # a signal, or a spot notice
     save: bool
     out_of_time: bool  # the --max_minutes limit has been reached
+    steer: bool  # the controller of a budget wants to look
 
 
 def train(run: Run) -> str:
@@ -54,17 +55,19 @@ def train(run: Run) -> str:
     Returns the state that the run ended in (resnet50/records/status.py).
     """
     parts, results, log = run.parts, run.results, run.log
-    cfg, plan, state = parts.cfg, parts.plan, parts.state
+    cfg, state = parts.cfg, parts.state
     while True:
         # Whatever one rank notices (a signal, a full disk, the clock), all ranks must act on at the
         # same step, or some would wait forever in a collective call that the others never make.
         requests = exchange_requests(run)
         stop, save_now = requests.stop, requests.save
+        if requests.steer:
+            steering.steer(run)
         is_end = ends_here(run, requests)
 
         # The end of an epoch, or of the run: evaluate, and add a row to the results. A run that was
         # saved at this step and resumed has the row already, and must not evaluate twice.
-        if (is_end or plan.ends_epoch(state.step)) and not results.has_row(state.step):
+        if (is_end or parts.plan.ends_epoch(state.step)) and not results.has_row(state.step):
             finished = finish_epoch(run, is_end)
             stop = stop or not finished
             save_now = True
@@ -85,7 +88,7 @@ def train(run: Run) -> str:
         # One step. Loader processes prefetch batches, so time spent waiting for one here means that
         # loading is the bottleneck: more CPU cores help, or smaller images from prepare_data.py.
         start_s = time.monotonic()
-        micro_batches = list(islice(parts.batches, plan.micro_batches_per_rank))
+        micro_batches = list(islice(parts.batches, parts.plan.micro_batches_per_rank))
         data_wait_s = time.monotonic() - start_s
         lr = state.lr  # read before engine.advance() sets the next step's
         sums = engine.train_step(state, micro_batches, parts.context)
@@ -99,7 +102,7 @@ def train(run: Run) -> str:
 
 
 def exchange_requests(run: Run) -> Requests:
-    """Combine what all ranks ask for: one all-reduce of five integers per step, on the CPU.
+    """Combine what all ranks ask for: one all-reduce of six integers per step, on the CPU.
 
     Also reports failed saves and new undecodable images. Raises Ended if there are too many of
     these, or if the loss is no longer finite.
@@ -108,12 +111,13 @@ def exchange_requests(run: Run) -> Requests:
     run.heartbeat.beat(state.step)
     report_failed_saves(run)
     # Sums over the ranks: more than 0 means that at least one rank asks for it.
-    stop, save_now, out_of_time, non_finite, num_new_bad = distributed.agree(
+    stop, save_now, out_of_time, steer, non_finite, num_new_bad = distributed.agree(
         [
             int(run.interruption.requested),
             int(save_is_due(run) or run.interruption.save_requested),
             # Clocks differ between hosts: rank 0's decides.
             int(ranks.is_main and time_is_over(run)),
+            int(ranks.is_main and steering.is_due(run)),
             # A count from a few steps ago: waiting for this step's would leave the GPU idle.
             run.non_finite.read(state.epoch_sums[engine.NON_FINITE]),
             len(run.new_bad_images),
@@ -124,7 +128,7 @@ def exchange_requests(run: Run) -> Requests:
         raise_diverged(run)
     if num_new_bad:
         report_bad_images(run)
-    return Requests(stop > 0, save_now > 0, out_of_time > 0)
+    return Requests(stop > 0, save_now > 0, out_of_time > 0, steer > 0)
 
 
 def save_is_due(run: Run) -> bool:
@@ -134,6 +138,10 @@ def save_is_due(run: Run) -> bool:
         return False
     # A resume begins at a saved step, which need not be saved again.
     if cfg.save_every_steps and step % cfg.save_every_steps == 0 and step != run.saved_step:
+        return True
+    # Once the schedule has begun to go faster, so that a resume need not go back before that.
+    events = run.parts.plan.events
+    if events and step == events[-1].step + 1 and step != run.saved_step:
         return True
     # On a slow disk the previous save may still be running, and a new one would wait for it.
     return time.monotonic() >= run.save_due_s and not run.writer.is_busy

@@ -40,7 +40,7 @@ from resnet50.run.heartbeat import Heartbeat
 from resnet50.system import interruption
 from resnet50.training import build, distributed
 from resnet50.training.device import LateCounter, choose_precision
-from resnet50.training.plan import make_plan
+from resnet50.training.plan import TrainKeys, make_plan
 
 
 class FinishedError(Exception):
@@ -68,6 +68,7 @@ def make_run(cfg: TrainConfig, folder: Path) -> start.Run:
         precision=choose_precision(cfg.amp, ranks.device),
         splits=None,
         loader=None,
+        keys=TrainKeys(cfg, plan, 0, 0),
         batches=iter(()),
         state=state,
         network=state.model,

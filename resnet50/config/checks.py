@@ -16,8 +16,14 @@ def check(cfg: "TrainConfig") -> None:
     check_batch(cfg)
     check_sizes(cfg)
     check_optimizer(cfg)
+    check_budget(cfg)
     check_schedule(cfg)
     check_plateau(cfg)
+    if cfg.budget_events and not cfg.num_steps:
+        raise ValueError(
+            f"--budget_events {cfg.budget_events} needs --num_steps: give that run's, which its "
+            "config.json has"
+        )
 
 
 def check_widths(cfg: "TrainConfig") -> None:
@@ -151,6 +157,12 @@ def check_plateau(cfg: "TrainConfig") -> None:
         )
     if cfg.schedule != "plateau" and not cfg.plateau_epochs:
         return
+    if cfg.num_steps:
+        phase = "--schedule plateau" if cfg.schedule == "plateau" else "--plateau_epochs"
+        raise ValueError(
+            f"--num_steps {cfg.num_steps} may end in mid-epoch, but {phase} follows the validation "
+            "loss of whole epochs: leave out one of them"
+        )
     if cfg.plateau_epochs >= cfg.epochs:
         raise ValueError(
             f"--plateau_epochs {cfg.plateau_epochs} leave no other epochs of --epochs "
@@ -165,4 +177,33 @@ def check_plateau(cfg: "TrainConfig") -> None:
             f"--eval_every_epochs {every} leaves {count} evaluations on the plateau before the "
             "last epoch's end, too few for the learning rate to fall: --plateau_patience "
             f"{cfg.plateau_patience} needs {needed} or more"
+        )
+
+
+def check_budget(cfg: "TrainConfig") -> None:
+    """One budget, that can be turned into time, and nothing else that says when the run ends."""
+    if not cfg.budget_usd and not cfg.budget_hours:
+        return
+    if cfg.budget_usd and cfg.budget_hours:
+        raise ValueError(
+            f"--budget_usd {cfg.budget_usd:g} and --budget_hours {cfg.budget_hours:g} both say "
+            "when the run ends: give one of them"
+        )
+    if cfg.budget_usd and not cfg.price_per_hour:
+        raise ValueError(
+            f"--budget_usd {cfg.budget_usd:g} needs --price_per_hour X, what this machine costs in "
+            "dollars: time is what can be planned. Or give --budget_hours"
+        )
+    name = "budget_usd" if cfg.budget_usd else "budget_hours"
+    budget = f"--{name} {getattr(cfg, name):g}"
+    for limit in ("max_steps", "max_minutes"):
+        if value := getattr(cfg, limit):
+            raise ValueError(
+                f"--{limit} {value:g} would end the run with its learning rate still high, but "
+                f"{budget} fits the schedule to its end: leave out one of them"
+            )
+    if cfg.schedule == "plateau":
+        raise ValueError(
+            f"--schedule plateau follows the validation loss, so it has no end that {budget} could "
+            "be fitted to: choose another schedule, or leave the budget out"
         )

@@ -7,6 +7,7 @@ that only say where or how long to run, or what to print, may.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -119,6 +120,12 @@ class TrainConfig:
 
     # Optimization
     epochs: int = setting(50, "passes over the training images", at_least=1)
+    num_steps: int = setting(
+        0,
+        "optimizer steps of the whole schedule, if the last of the epochs is to be a partial one; "
+        "0: whole epochs",
+        at_least=0,
+    )
     total_batch_size: int = setting(
         256, "images per optimizer step, over all GPUs and micro-batches", at_least=1
     )
@@ -231,6 +238,11 @@ class TrainConfig:
         at_least=0,
         may_change=True,
     )
+    budget_events: str = setting(
+        "",
+        "end as another run of these --num_steps was made to by its budget, whose "
+        "budget_events.jsonl this is",
+    )
     max_minutes: float = setting(
         0.0,
         "stop after this much time, schedule unchanged; 0: no limit",
@@ -301,6 +313,17 @@ class TrainConfig:
         may_be_auto=True,
         may_change=True,
     )
+    budget_usd: float = setting(
+        0.0,
+        "what the run may cost in dollars, at --price_per_hour: measures this machine for up to a "
+        "minute and fits the schedule to the money, so that the learning rate comes to its end as "
+        "the money does, whatever interrupts in between. --epochs is then the most that it may "
+        "take, without it twice the recipe's; 0: no budget",
+        at_least=0,
+    )
+    budget_hours: float = setting(
+        0.0, "the same in hours of this machine's time, without a price; 0: no budget", at_least=0
+    )
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -340,6 +363,13 @@ class TrainConfig:
     def curve_epochs(self) -> int:
         """Epochs before the plateau's."""
         return self.epochs - self.plateau_epochs
+
+    @property
+    def budget_s(self) -> float:
+        """Seconds of machine time that the budget pays for; 0 without one, or without its price."""
+        if self.budget_hours or not isinstance(self.price_per_hour, float | int):
+            return 3600 * self.budget_hours
+        return 3600 * self.budget_usd / (self.price_per_hour or math.inf)
 
     @property
     def ema_update_decay(self) -> float:

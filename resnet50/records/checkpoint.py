@@ -78,15 +78,20 @@ def write(path: Path, state: dict) -> None:
     Raises OSError (disk full, read-only) and leaves no partial file behind.
     """
     with files.replaced(path, "wb", sync=True) as file:
-        hashing = _HashingFile(file)
-        try:
-            # Hashed on its way to the disk, so that nothing need be read again.
-            torch.save(state, hashing)
-        except RuntimeError as error:
-            # torch's zip writer reports a failed write as RuntimeError; the OSError is its context.
-            raise _os_error(error) or error from None
-        # After torch's zip: a reader searches for its directory from the end and allows for this.
-        file.write(b"\nsha256 " + hashing.sha256.hexdigest().encode() + b"\n")
+        write_to(file, state)
+
+
+def write_to(file: BinaryIO, state: dict) -> None:
+    """Write what `write` does into an open file. Raises OSError."""
+    hashing = _HashingFile(file)
+    try:
+        # Hashed on its way to the disk, so that nothing need be read again.
+        torch.save(state, hashing)
+    except RuntimeError as error:
+        # torch's zip writer reports a failed write as RuntimeError; the OSError is its context.
+        raise _os_error(error) or error from None
+    # After torch's zip: a reader searches for its directory from the end and allows for this.
+    file.write(b"\nsha256 " + hashing.sha256.hexdigest().encode() + b"\n")
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
@@ -204,6 +209,12 @@ def load(path: Path) -> dict:
     verify(path)
     # Onto the CPU: a run may have been saved on a GPU that is not here any more.
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_value(path: Path, name: str) -> object:
+    """One plain value of a checkpoint that was verified; None if it has none of this name."""
+    # Mapped: only the pages that are looked at are read, and of the tensors that is none.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get(name)
 
 
 def recover_newest(folder: Path, say: Callable[[str], None], may_rename: bool = True) -> int:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from resnet50.config.train_config import TrainConfig
 from resnet50.records import metrics
-from resnet50.training.plan import Plan, image_size_at
+from resnet50.training.plan import Plan, image_size_at, image_size_at_step
 
 
 class Throttle:
@@ -37,7 +37,8 @@ class Display:
         is_main: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cfg, self._plan, self._is_main = cfg, plan, is_main
+        """plan: may be replaced by one whose end was brought forward."""
+        self._cfg, self.plan, self._is_main = cfg, plan, is_main
         self._has_bar = is_main and sys.stderr.isatty()
         self._bar: tqdm | None = None
         self._throttle = Throttle(clock)
@@ -53,7 +54,7 @@ class Display:
         """Advance the bar by the images of a step."""
         if self._has_bar:
             with self._terminal_may_be_gone():
-                self._bar_of(step).update(self._plan.total_batch_size)
+                self._bar_of(step).update(self.plan.total_batch_size)
 
     def show(
         self,
@@ -74,10 +75,10 @@ class Display:
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
         elif not self._has_bar and self._throttle.is_due("line", self._cfg.log_every_s):
-            epoch = self._plan.epoch_of(step)
+            epoch = self.plan.epoch_of(step)
             self.say(
-                f"epoch {epoch:.2f}/{self._plan.epochs}{self._size(int(epoch))} "
-                f"step {step}/{self._plan.stop_step} {text} "
+                f"epoch {epoch:.2f}/{self.plan.num_epochs:g}{self._size(step)} "
+                f"step {step}/{self.plan.stop_step} {text} "
                 f"{speed['images_per_s']:.0f} img/s"
             )
 
@@ -91,11 +92,11 @@ class Display:
     def _bar_of(self, step: int) -> tqdm:
         """The bar of the epoch that `step` belongs to."""
         if self._bar is None:
-            epoch, done = divmod(step - 1, self._plan.steps_per_epoch)
+            epoch, done = divmod(step - 1, self.plan.steps_per_epoch)
             self._bar = tqdm(
-                desc=f"epoch {epoch + 1}/{self._plan.epochs}{self._size(epoch)}",
-                total=self._plan.steps_per_epoch * self._plan.total_batch_size,
-                initial=done * self._plan.total_batch_size,
+                desc=f"epoch {epoch + 1}/{self.plan.num_epochs:g}{self._size(step - 1)}",
+                total=self.plan.steps_per_epoch * self.plan.total_batch_size,
+                initial=done * self.plan.total_batch_size,
                 unit="img",
                 unit_scale=True,
                 dynamic_ncols=True,
@@ -104,10 +105,10 @@ class Display:
             )
         return self._bar
 
-    def _size(self, epoch: int) -> str:
-        """The size of an epoch's crops, if it grows."""
-        size = image_size_at(self._cfg, epoch)
-        return "" if size == image_size_at(self._cfg, self._plan.epochs) else f" {size} px"
+    def _size(self, step: int) -> str:
+        """The size of a batch's crops, if it grows."""
+        size = image_size_at_step(self._cfg, self.plan, step)
+        return "" if size == image_size_at(self._cfg, self.plan.epochs) else f" {size} px"
 
     @contextmanager
     def _terminal_may_be_gone(self) -> Iterator[None]:

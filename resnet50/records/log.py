@@ -18,6 +18,7 @@ from pathlib import Path
 from resnet50.config.train_config import TrainConfig
 from resnet50.records import metrics, ownership, record, status
 from resnet50.records.display import Display, Throttle
+from resnet50.records.paid_clock import PaidClock, paid_before
 from resnet50.records.results import Results
 from resnet50.records.tensorboard_log import TensorBoardLog
 from resnet50.system import files
@@ -49,27 +50,27 @@ class RunLog:
         *,
         is_main: bool,
         attempt: str,
+        paid_clock: PaidClock | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """paid_clock: None for one that begins now."""
         self.cfg, self.plan, self.results = cfg, plan, results
         self.is_main, self.attempt = is_main, attempt
         self.run_dir = Path(cfg.run_dir)
         self.display = Display(cfg, plan, is_main, clock)
-        self._clock = clock
         self._throttle = Throttle(clock)
         self._steps: list[dict] = []  # training records, for the curves
         self._tensorboard: TensorBoardLog | None = None
-        self._started_s = clock()
-        # The time of all attempts adds up: status.json has that of the earlier ones.
-        self._paid_before_s = 0.0
-        if is_main:
-            self._paid_before_s = float(status.known_status(self.run_dir).get("paid_s", 0.0))
+        if paid_clock is None:
+            before_s = paid_before(self.run_dir) if is_main else 0.0
+            paid_clock = PaidClock(self.run_dir, before_s, clock(), clock=clock)
+        self._paid_clock = paid_clock
         self._start_epoch()
 
     @property
     def paid_s(self) -> float:
-        """Seconds of machine time that this run has used, in all its attempts."""
-        return self._paid_before_s + self._clock() - self._started_s
+        """Seconds of machine time that this run has used, in all its attempts (paid_clock.py)."""
+        return self._paid_clock.paid_s
 
     @property
     def cost_usd(self) -> float:
@@ -145,7 +146,11 @@ class RunLog:
             self._write_tables()
         if self._throttle.is_due("curves", CURVES_EVERY_S):
             self._draw_curves()
-        self.say(metrics.epoch_line(row, self.plan.epochs))
+        self.say(metrics.epoch_line(row, self.plan.num_epochs))
+
+    def replan(self, plan: Plan) -> None:
+        """Show a plan whose end was brought forward."""
+        self.plan = self.display.plan = plan
 
     @on_main_rank
     def event(self, step: int, text: str) -> None:
@@ -215,12 +220,15 @@ class RunLog:
         self._epoch_steps, self._epoch_s, self._wait_s = 0, 0.0, 0.0
 
     def _remaining_s(self, step: int, images_per_s: float) -> float:
-        """Seconds to the run's end at this epoch's speed, less when --max_minutes come first."""
+        """Seconds to the run's end at this epoch's speed, less when --max_minutes come first, or
+        the end of a budget."""
         # Later epochs may have larger images, which take time in proportion to their area.
         work = self.plan.images_left(step, functools.partial(image_size_at, self.cfg))
         remaining_s = work / max(images_per_s, 1e-9)
         if self.cfg.max_minutes:
             remaining_s = min(remaining_s, max(60 * self.cfg.max_minutes - self.paid_s, 0))
+        if self.cfg.budget_s:
+            remaining_s = min(remaining_s, max(self.cfg.budget_s - self.paid_s, 0))
         return remaining_s
 
     def _append(self, record: dict) -> None:

@@ -48,9 +48,9 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def epoch_line(row: dict, epochs: int) -> str:
+def epoch_line(row: dict, epochs: float) -> str:
     return (
-        f"epoch {row['epoch']:g}/{epochs}: train loss {row['train_loss']:.3f} top-1 "
+        f"epoch {row['epoch']:g}/{epochs:g}: train loss {row['train_loss']:.3f} top-1 "
         f"{row['train_top1']:.2f}%, validation top-1 {_percent(row['val_top1'])}% top-5 "
         f"{_percent(row['val_top5'])}%, {row['images_per_s']:.0f} img/s, waiting "
         f"{row['data_wait_pct']:.1f}%, {clock(row['seconds'])}"

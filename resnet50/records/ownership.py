@@ -17,16 +17,19 @@ from resnet50.system.locking import LOCK
 
 CONFIG, LOG, METRICS, CHECKPOINTS = status.CONFIG, "log.jsonl", "metrics.csv", "checkpoints"
 RECORD = "record.json"
-FILES = (CONFIG, status.FILE, RECORD, LOG, METRICS, "metrics.md", "curves.png")
+BUDGET_EVENTS = "budget_events.jsonl"
+FILES = (CONFIG, status.FILE, RECORD, LOG, METRICS, "metrics.md", "curves.png", BUDGET_EVENTS)
 EVENTS = "events.out.tfevents.*"  # TensorBoard's own name for its files
 RANGE_TEST = "lr_finder"
 CURVES = ("full_range.png", "high_range.png", "mid_range.png")
 RANGE_TEST_FILES = ("result.json", "curve.csv", *CURVES)
 IN_RANGE_TEST = tuple(f"{RANGE_TEST}/{name}" for name in RANGE_TEST_FILES)
-# What a refused start may leave: locks and a heartbeat, each holding a number.
+# What a refused start may leave: locks, a heartbeat and its time, each holding a number.
 HEARTBEAT = ".heartbeat"  # run/heartbeat.py writes it
-NUMBERS = (LOCK, status.SUPERVISOR_LOCK, HEARTBEAT)
+PAID = status.PAID  # paid_clock.py writes it
+NUMBERS = (LOCK, status.SUPERVISOR_LOCK, HEARTBEAT, PAID)
 BEGINNINGS = {LOG: b'{"kind": "', METRICS: b"epoch,step,"}
+BUDGET_EVENTS_BEGINNING = b'{"step": '
 SOME_SETTINGS = {"total_batch_size", "max_lr", "epochs"}  # of every config.json of ours
 
 
@@ -82,7 +85,8 @@ def refuse_foreign(run_dir: Path) -> None:
         foreign = next(filter(_is_foreign, _written(run_dir)), None)
     # A checkpoint of ours alone, such as a copied best.pt, says nothing about the files around it.
     if foreign is None and not has_mark(run_dir):
-        files = ((run_dir / name, begin) for name, begin in BEGINNINGS.items())
+        beginnings = BEGINNINGS | {BUDGET_EVENTS: BUDGET_EVENTS_BEGINNING}
+        files = ((run_dir / name, begin) for name, begin in beginnings.items())
         foreign = next((path for path, begin in files if not _begins(path, begin)), None)
         # Pictures and tables made from the log are a run's if the log is.
         made_from_log = (run_dir / METRICS).with_suffix(".md"), run_dir / "curves.png"
@@ -109,7 +113,13 @@ def remove_run(run_dir: Path) -> None:
     has_events = is_config(config) and _json_object(config)["settings"].get("tensorboard")
     events = (run_dir / TENSORBOARD).glob(EVENTS) if has_events else ()
     found = () if foreign_range_test(run_dir / RANGE_TEST) else IN_RANGE_TEST
-    names = [name for name in FILES if name != RECORD or is_record_or_missing(run_dir / RECORD)]
+    # Names that a run from before there were such files may have as files of the user's.
+    new_names = {
+        RECORD: is_record_or_missing(run_dir / RECORD),
+        BUDGET_EVENTS: _begins(run_dir / BUDGET_EVENTS, BUDGET_EVENTS_BEGINNING),
+    }
+    names = [name for name in FILES if new_names.get(name, True)]
+    names.append(PAID)  # another run pays for itself
     for path in (*events, *(run_dir / name for name in (*names, *found))):
         path.unlink(missing_ok=True)
     for inner in (folder, run_dir / TENSORBOARD, run_dir / RANGE_TEST):
@@ -134,6 +144,8 @@ def _is_foreign(path: Path) -> bool:
         return bool(text) and not text.lstrip(b"-").isdigit()
     if path.name in BEGINNINGS:  # a start may end before it has written its settings
         return not _begins(path, BEGINNINGS[path.name])
+    if path.name == BUDGET_EVENTS:
+        return not _begins(path, BUDGET_EVENTS_BEGINNING)
     if path.name == status.FILE:
         return not _json_object(path).keys() >= {"attempt", "state"}
     if path.parent.name == RANGE_TEST:  # lr_finder.py may have run before the first start

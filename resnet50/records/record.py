@@ -4,6 +4,7 @@ All that somebody else needs to compare the run with theirs, in one file without
 theirs; benchmarks/board.py checks such files, and ranks them.
 """
 
+import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,7 +16,8 @@ from resnet50.system import files, limits
 from resnet50.training.plan import Plan
 
 FORMAT = 1
-PLACES = ("data_dir", "run_dir", "init_from")  # settings that say where things lie on this machine
+# Settings that say where things lie on this machine.
+PLACES = ("data_dir", "run_dir", "init_from", "budget_events")
 FROM_CONFIG = ("commit", "versions", "gpus", "device", "precision")
 
 
@@ -29,7 +31,7 @@ def write(
     """Write the record of the run in cfg.run_dir, which has ended. Raises OSError.
 
     data: fingerprints of both splits; rows: of metrics.csv; paid_s: seconds of machine time in all
-    attempts, without the start of Python. Commit, versions, and machine are the last attempt's.
+    attempts. Commit, versions, and machine are the last attempt's.
     """
     run_dir = Path(cfg.run_dir)
     try:
@@ -66,4 +68,6 @@ def write(
             if row["val_top1"] is not None
         ],
     }
+    if plan.events:  # with the settings, they make the same run again
+        record["budget_events"] = [dataclasses.asdict(event) for event in plan.events]
     files.write_json(run_dir / ownership.RECORD, record)

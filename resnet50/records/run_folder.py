@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from resnet50.records import checkpoint, ownership, status
+from resnet50.records import checkpoint, ownership, paid_clock, status
 from resnet50.records.ownership import CHECKPOINTS, CONFIG
 from resnet50.system import files, git
 
@@ -44,10 +44,12 @@ def write_config(
     command_line: list[str],
     device_type: str,
     precision: str,
+    budget: dict[str, object] | None = None,
 ) -> None:
     """Write config.json, for resuming and to record how the run was made.
 
-    device_type, precision: the run's device and precision, such as "cuda" and "bf16".
+    device_type, precision: the run's device and precision, such as "cuda" and "bf16"; budget: what
+    its settings were planned from (run/budget_start.py), None without a budget.
     """
     num_gpus = torch.cuda.device_count() if device_type == "cuda" else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(num_gpus)]
@@ -64,7 +66,18 @@ def write_config(
         "cpu_cores": os.cpu_count(),
         "platform": platform.platform(),
     }
+    if budget is not None:
+        record["budget"] = budget
     files.write_json(run_dir / CONFIG, record)
+
+
+def read_budget(run_dir: Path) -> dict[str, object]:
+    """What a run's settings were planned from; empty if that is lost, or there was no budget."""
+    try:
+        budget = files.read_json(run_dir / CONFIG).get("budget")
+    except ValueError:
+        return {}
+    return budget if isinstance(budget, dict) else {}
 
 
 def read_settings(run_dir: Path) -> dict[str, object] | None:
@@ -107,11 +120,12 @@ def problems(run_dir: Path) -> list[str]:
         return found
     if problem := settings_problem(run_dir):
         found.append(f"{problem}: taking the settings from a checkpoint")
+    lost = "" if paid_clock.read(run_dir) else ": time and cost count from now on"
     try:
         if not status.read_status(run_dir) and checkpoint.files_in(checkpoints_dir(run_dir)):
-            found.append(f"{run_dir / status.FILE} is missing: time and cost count from now on")
+            found.append(f"{run_dir / status.FILE} is missing{lost}")
     except ValueError as error:
-        found.append(f"{error}: time and cost count from now on")
+        found.append(f"{error}{lost}")
     return found
 
 

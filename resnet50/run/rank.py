@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resnet50.config.command_line import print_error
+from resnet50.config.train_config import TrainConfig
 from resnet50.config.train_flags import CPU, Request
 from resnet50.records import ownership, run_folder, status
+from resnet50.records.paid_clock import PaidClock
 from resnet50.run import instance_price
 from resnet50.run.resolve import resolve, with_data
 from resnet50.run.start import Ended, Run, start
@@ -23,7 +25,7 @@ from resnet50.system.last_word import say_after_launcher
 from resnet50.system.locking import FolderLock
 from resnet50.training import batch_fit, distributed
 from resnet50.training.distributed import Ranks
-from resnet50.training.plan import image_size_at
+from resnet50.training.plan import image_size_at_step
 
 
 def run_rank(request: Request, train: Callable[[Run], str]) -> int:
@@ -36,23 +38,24 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     stop = Interruption()
     attempt = os.environ.get(ATTEMPT) or uuid.uuid4().hex
     ranks = Ranks()
-    lock = None
+    lock = paid_clock = None
     try:
         ranks = distributed.read_ranks(use_gpus=request.device != CPU)
-        request = with_price(request, ranks)
-        cfg = with_data(resolve(request, ranks.world_size))
+        cfg = with_price(with_data(resolve(request, ranks.world_size)), request, ranks)
         run_dir = Path(cfg.run_dir)
         if ranks.is_main:
             check_folder(run_dir, request, ranks)
             lock = FolderLock(run_dir)
+            paid_clock = PaidClock.of_rank(run_dir, request.fresh)
             for text in (*run_folder.problems(run_dir), *filter(None, [lock.missing])):
                 print(f"warning: {text}", flush=True)
             status.write_status(run_dir, state=status.RUNNING, attempt=attempt, message="")
-        run = start(cfg, ranks, attempt, stop)
+        run = start(cfg, ranks, attempt, stop, paid_clock, request.settings)
         if ranks.is_main:  # only now: a refused start must leave no settings to resume
             settings = run.parts.cfg.to_json()
             precision = run.parts.precision.name
-            run_folder.write_config(run_dir, settings, sys.argv, ranks.device.type, precision)
+            device, budget = ranks.device.type, run.budget
+            run_folder.write_config(run_dir, settings, sys.argv, device, precision, budget)
     except Interrupted as interrupted:
         text = "interrupted before the first step; the same command starts again"
         if lock:
@@ -84,19 +87,19 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     return exit_code(state)
 
 
-def with_price(request: Request, ranks: Ranks) -> Request:
+def with_price(cfg: TrainConfig, request: Request, ranks: Ranks) -> TrainConfig:
     """With a number for --price_per_hour auto, which torchrun by hand may have passed.
 
     Raises ValueError on several hosts, of which each knows its own price only.
     """
-    settings, said = instance_price.settled(request.settings)
+    cfg, said = instance_price.settled(cfg, request.settings)
     if said and ranks.world_size > ranks.local_world_size:
         raise ValueError(
             "--price_per_hour auto knows the price of one host: give the sum of all hosts' prices"
         )
     if said and ranks.is_main:
         print(said, flush=True)
-    return request._replace(settings=settings)
+    return cfg
 
 
 def check_folder(run_dir: Path, request: Request, ranks: Ranks) -> None:
@@ -162,7 +165,7 @@ def is_lasting_lack_of_memory(run: Run, error: RuntimeError) -> bool:
 def no_memory_message(run: Run, error: RuntimeError) -> str:
     """What needed the memory, and what to do."""
     parts, step = run.parts, run.parts.state.step
-    size = image_size_at(parts.cfg, int(parts.plan.epoch_of(step)))
+    size = image_size_at_step(parts.cfg, parts.plan, step)
     return (
         f"error: not enough memory on {parts.ranks.device} for step {step + 1}: "
         f"--device_batch_size {parts.cfg.device_batch_size} of {size} px "

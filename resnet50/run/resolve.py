@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dataset_paths
@@ -12,9 +12,13 @@ from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.config.train_flags import Request
 from resnet50.data import orientation, remedies
-from resnet50.records import checkpoint, ownership, run_folder, tensorboard_log
+from resnet50.records import checkpoint, ownership, run_folder, status, tensorboard_log
+from resnet50.records.metrics import clock
 from resnet50.training import build, learning_rate
+from resnet50.training.course import Event
 from resnet50.training.plan import make_plan
+
+BUDGETS = ("budget_usd", "budget_hours")
 
 
 def answer(request: Request) -> str:
@@ -32,6 +36,7 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
     Raises ValueError for settings that a resume cannot change, and for a folder of another program.
     """
     settings = dict(request.settings)
+    refuse_empty_budget(settings)
     name = settings.get("recipe", DEFAULT_RECIPE)
     newest = None if settings else run_folder.newest_unfinished()
     run_dir = str(settings.pop("run_dir", newest or run_folder.RUNS / name))
@@ -42,16 +47,40 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
         ownership.refuse_foreign(Path(run_dir))
         stored = run_folder.read_settings(Path(run_dir))
     if stored is None:
-        settings = {**RECIPES[name].settings, **settings, "recipe": name, "run_dir": run_dir}
-        cfg = TrainConfig(**settings)
+        own = recipe_settings(name, settings)
+        cfg = TrainConfig(**{**own, **settings, "recipe": name, "run_dir": run_dir})
     else:
         # A run from before a setting existed continues with the pixels and the bits it began with.
         before = {"upright": orientation.LEGACY, "fused_optimizer": False}
         stored = before | stored | {"run_dir": run_dir}
-        cfg = resumed(TrainConfig.from_json(stored), settings)
+        # What a budget's plan has changed since is no change by the same command.
+        planned = run_folder.read_budget(Path(run_dir)).get("before", {})
+        given = {key: value for key, value in settings.items() if planned.get(key) != value}
+        cfg = resumed(TrainConfig.from_json(stored), given)
     if cfg.tensorboard:
         tensorboard_log.check_installed()
     return cfg if world_size == 0 else with_batch_norm_group(cfg, world_size)
+
+
+def refuse_empty_budget(settings: Mapping[str, object]) -> None:
+    """Raise ValueError for a budget of nothing, and for one that cannot choose the steps."""
+    for name in BUDGETS:
+        if name in settings and not settings[name]:
+            raise ValueError(
+                f"--{name} {settings[name]:g} pays for nothing: give more, or leave it out for a "
+                "run without a budget"
+            )
+        if name in settings and settings.get("num_steps"):
+            raise ValueError(
+                f"--num_steps {settings['num_steps']} is what --{name} {settings[name]:g} chooses: "
+                "leave out one of them"
+            )
+
+
+def recipe_settings(name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """Those of a recipe, without its limits if a budget is given, which says when the run ends."""
+    limits = ("max_steps", "max_minutes") if any(given.get(budget) for budget in BUDGETS) else ()
+    return {key: value for key, value in RECIPES[name].settings.items() if key not in limits}
 
 
 def with_batch_norm_group(cfg: TrainConfig, world_size: int) -> TrainConfig:
@@ -92,15 +121,44 @@ def resumed(stored: TrainConfig, settings: Mapping[str, object]) -> TrainConfig:
     differing = [
         f"--{name} {shown(value)} (the run has {shown(getattr(stored, name))})"
         for name, value in given.items()
-        if not fields[name].metadata["may_change"] and value != getattr(stored, name)
+        if may_not_change(stored, fields[name]) and value != getattr(stored, name)
     ]
     if differing:
         raise ValueError(
             f"the run in {stored.run_dir} cannot be resumed with different settings: "
             f"{', '.join(differing)}. Leave them out to resume it, or give a new --run_dir"
-            f"{consequence(stored, given)}"
+            f"{budget_ends(stored, given)}{consequence(stored, given)}"
         )
     return dataclasses.replace(stored, **given)
+
+
+def may_not_change(stored: TrainConfig, item: dataclasses.Field) -> bool:
+    """Whether a resume would become another run. A price that turns dollars into the time of a
+    schedule may not change either."""
+    is_price = item.name == "price_per_hour" and stored.budget_usd > 0
+    return is_price or not item.metadata["may_change"]
+
+
+def budget_ends(stored: TrainConfig, given: Mapping[str, object]) -> str:
+    """When the schedule ends, and when it would with another budget; empty without one."""
+    names = {*BUDGETS, "price_per_hour"} & given.keys()
+    state = status.known_status(Path(stored.run_dir))
+    try:
+        budget = {"max_steps": 0, "max_minutes": 0.0} | {name: given[name] for name in names}
+        changed = dataclasses.replace(stored, **budget)
+    except ValueError:
+        return ""
+    if changed.budget_s == stored.budget_s:
+        return ""
+    step = status.numbers(state).get("stop_step")
+    at_step = f" at step {step:,}" if step else ""
+    if state.get("state") == status.DONE:
+        return f". That run is done{at_step}: its schedule has ended, and a budget cannot move that"
+    ends = f"after {clock(stored.budget_s)} of machine time" if stored.budget_s else "by its epochs"
+    return (
+        f". The schedule's end was planned once, {ends}{at_step}; with the new budget it would be "
+        f"after {clock(changed.budget_s)}, and the learning rate would jump"
+    )
 
 
 def consequence(stored: TrainConfig, given: Mapping[str, object]) -> str:
@@ -116,7 +174,8 @@ def consequence(stored: TrainConfig, given: Mapping[str, object]) -> str:
         contents = checkpoint.load(checkpoint.step_path(folder, step))
         num_images = contents["schedule"]["num_train_images"]
         changed = dataclasses.replace(stored, **given)
-        before, after = (rate_at(cfg, num_images, step) for cfg in (stored, changed))
+        events = [Event(**values) for values in contents.get("events", [])]
+        before, after = (rate_at(cfg, num_images, step, events) for cfg in (stored, changed))
     except (ValueError, OSError):
         return ""
     best = folder / checkpoint.BEST
@@ -127,10 +186,11 @@ def consequence(stored: TrainConfig, given: Mapping[str, object]) -> str:
     return f".{jump} A new run can start from its weights: --init_from {weights} --run_dir NEW"
 
 
-def rate_at(cfg: TrainConfig, num_images: int, step: int) -> float:
+def rate_at(cfg: TrainConfig, num_images: int, step: int, events: Sequence[Event] = ()) -> float:
     """The learning rate of a step of a whole run with these settings; 0 after its end."""
     size = cfg.device_batch_size or cfg.total_batch_size
     plan = make_plan(dataclasses.replace(cfg, device_batch_size=size, max_steps=0), num_images)
-    if step >= plan.total_steps:
+    position = plan.bent(*events).course.position(step)
+    if position >= plan.total_steps:
         return 0.0
-    return learning_rate.rate_at(build.learning_rate_settings(cfg, plan), step)
+    return learning_rate.rate_at(build.learning_rate_settings(cfg, plan), position)

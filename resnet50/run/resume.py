@@ -8,6 +8,7 @@ from torch import Tensor
 from resnet50.config.train_config import TrainConfig
 from resnet50.data import splits
 from resnet50.records import checkpoint, run_folder
+from resnet50.run import budget_events
 from resnet50.training import build
 from resnet50.training.build import Parts
 from resnet50.training.engine import TrainState
@@ -40,6 +41,8 @@ def checkpoint_contents(run: "Run", epoch_sums: Tensor) -> dict[str, object]:
         "scaler": state.scaler.state_dict(),  # of fp16's gradients; empty in other precisions
         "ema": None if state.ema is None else state.ema.module.state_dict(),  # averaged weights
         "num_averaged": 0 if state.ema is None else state.ema.num_updates,
+        "events": [budget_events.as_values(event) for event in run.parts.plan.events],
+        "pace": run.controller.to_json() if run.controller else None,  # what a budget has learned
         # What the run has measured
         "epoch_sums": epoch_sums,  # losses and hits since the epoch began
         "rows": run.results.rows,  # of metrics.csv
@@ -81,6 +84,8 @@ def resume_from(run: "Run", contents: dict) -> None:
     for text in changes_of_machine(contents, run.parts):
         run.log.event(state.step, text)
     results.rows = list(contents["rows"])
+    if run.controller and contents.get("pace"):
+        run.controller.learn(contents["pace"])
     # The sums are over all ranks: one rank takes them, the others start at zero.
     if not run.parts.ranks.is_main:
         return

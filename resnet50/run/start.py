@@ -4,7 +4,8 @@ The order, as `start` has it:
 
 1. The data are opened and the newest whole checkpoint is found.
 2. All ranks agree on settings, data and checkpoint, before anything large is made.
-3. --device_batch_size auto is tried in a separate process, before this one touches the GPU.
+3. --device_batch_size auto is tried in a separate process, before this one touches the GPU; so is
+   what a budget needs to know of this machine, and then its steps are chosen.
 4. The parts are built (training/build.py); their loaders begin to work at that checkpoint's step.
 5. The threads start: only now, since the loaders were forked.
 6. --max_lr auto is measured, with the parts that will train.
@@ -12,7 +13,7 @@ The order, as `start` has it:
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,9 +26,18 @@ from resnet50.data.splits import deep_gray_line, open_dataset, passed_over, unus
 from resnet50.records import checkpoint, run_folder
 from resnet50.records.checkpoint_writer import CheckpointWriter
 from resnet50.records.log import RunLog
+from resnet50.records.paid_clock import PaidClock
 from resnet50.records.results import Results
-from resnet50.run import consistency, initial_weights, resume, spot_watch
+from resnet50.run import (
+    budget_events,
+    budget_start,
+    consistency,
+    initial_weights,
+    resume,
+    spot_watch,
+)
 from resnet50.run.heartbeat import Heartbeat
+from resnet50.run.steering import Controller
 from resnet50.system import files
 from resnet50.system.interruption import Interrupted, Interruption
 from resnet50.training import batch_fit, build, distributed
@@ -56,6 +66,9 @@ class Run:
     save_due_s: float  # on the monotonic clock
     bad_images: set[str] = field(default_factory=set)  # known to all ranks
     new_bad_images: set[str] = field(default_factory=set)  # seen by this rank since
+    budget: dict[str, object] | None = None  # what it was planned from, for config.json
+    controller: Controller | None = None  # of a budget, on rank 0
+    steer_due_s: float = -float("inf")  # on the monotonic clock
 
     def note_bad_images(self, batches: Iterable[Batch]) -> None:
         """Remember the undecodable files of these batches until all ranks are told of them."""
@@ -67,10 +80,18 @@ class Run:
         self.save_due_s = time.monotonic() + delay_s
 
 
-def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> Run:
+def start(
+    cfg: TrainConfig,
+    ranks: Ranks,
+    attempt: str,
+    stop: Interruption,
+    paid_clock: PaidClock | None = None,
+    given: Mapping[str, object] | None = None,
+) -> Run:
     """Do everything that comes before the first step, in the order above.
 
-    Raises ValueError if the user must change something, and Interrupted.
+    paid_clock: the run's, on rank 0; None for one that begins when the log does; given: the options
+    that were given by hand. Raises ValueError if the user must change something, and Interrupted.
     """
     # There is no log before the plan is known.
     say = printer(ranks)
@@ -82,6 +103,8 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     # must show now, not in a different model.
     saved_step = consistency.check(cfg, ranks, attempt, splits, saved_step)
     cfg = batch_fit.fit_batch_size(cfg, ranks, stop, say)
+    words = (given or {}, ranks, splits, paid_clock, stop, say)
+    cfg, budget = budget_start.prepare(cfg, *words)
     # The loaders start right at the checkpoint's step, so that a resume at step 4,000 of an epoch
     # decodes nothing of the 4,000 steps before it. But if a range test comes first, they wait for
     # its batches.
@@ -91,12 +114,14 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
     init_lines = []
     if saved_step < 0:
         weights, init_lines = initial_weights.read(cfg, splits.train.classes)
-    parts = build.set_up(cfg, ranks, splits, first_step, weights)
+    events = budget_events.at_start(cfg, ranks, saved_step, say)
+    parts = build.set_up(cfg, ranks, splits, first_step, weights, events)
     # One thread on every host, since EC2 may reclaim any of them.
     if ranks.local_rank == 0:
         spot_watch.start(cfg.spot_watch, stop.request_stop, stop.request_save)
     results = Results()
-    log = RunLog(cfg, parts.plan, results, is_main=ranks.is_main, attempt=attempt)
+    words = {"is_main": ranks.is_main, "attempt": attempt, "paid_clock": paid_clock}
+    log = RunLog(cfg, parts.plan, results, **words)
     if cfg.max_lr == AUTO:
         find_max_lr(parts, log, stop)
     run = Run(
@@ -106,21 +131,36 @@ def start(cfg: TrainConfig, ranks: Ranks, attempt: str, stop: Interruption) -> R
         log=log,
         interruption=stop,
         writer=CheckpointWriter(folder, cfg.keep_checkpoints, saved_step),
-        heartbeat=Heartbeat(log.run_dir, ranks.is_main),
+        heartbeat=Heartbeat(log.run_dir, ranks.is_main, paid_clock),
         non_finite=LateCounter(ranks.device),
         saved_step=saved_step,
         save_due_s=time.monotonic() + 60 * cfg.save_every_minutes,
+        budget=budget,
     )
-    if ranks.is_main:
+    begin(run, init_lines)
+    return run
+
+
+def begin(run: Run, init_lines: Iterable[str]) -> None:
+    """Load the checkpoint, if there is one, and make folder and log ready for the first step.
+
+    init_lines: what to say of --init_from.
+    """
+    log, folder, plan = run.log, run.writer.folder, run.parts.plan
+    if run.parts.ranks.is_main:
+        if run.budget is not None:
+            run.controller = budget_start.make_controller(run.parts.cfg, plan, run.budget)
         make_ready(folder, log)
+        if plan.num_steps:
+            budget_events.write(log.run_dir, plan.events)
     # Last, over the weights that were just built: loading checks that everything has its place.
-    if saved_step >= 0:
-        resume.resume_from(run, checkpoint.load(checkpoint.step_path(folder, saved_step)))
-    log.begin(parts.state.step)
+    if run.saved_step >= 0:
+        path = checkpoint.step_path(folder, run.saved_step)
+        resume.resume_from(run, checkpoint.load(path))
+    log.begin(run.parts.state.step)
     for line in init_lines:
         log.event(0, line)
     log_start(run)
-    return run
 
 
 def make_ready(folder: Path, log: RunLog) -> None:
@@ -188,6 +228,11 @@ def log_start(run: Run) -> None:
     if missing := dataset_paths.missing_images(train_set.classes, len(train_set), len(val_set)):
         log.say(f"warning: {missing}: results cannot be compared with published ones")
     log.say(parts.plan.describe())
+    if events := parts.plan.events:
+        log.say(
+            f"{len(events)} times the schedule was made to end sooner: at step "
+            f"{events[-1].end_step} instead of {parts.plan.total_steps}"
+        )
     log.say(
         f"{parts.ranks.device.type}, {parts.precision.name}, learning rate up to {cfg.max_lr:g}, "
         f"run folder {cfg.run_dir}"

@@ -27,6 +27,7 @@ from resnet50.config.command_line import print_error
 from resnet50.config.train_config import TrainConfig
 from resnet50.config.train_flags import CPU, Request
 from resnet50.records import checkpoint, ownership, run_folder, status
+from resnet50.records.paid_clock import PaidClock
 from resnet50.run import heartbeat, instance_price, on_end
 from resnet50.run.resolve import resolve, with_data
 from resnet50.system import processes
@@ -43,10 +44,9 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
 
     A run that is done is left alone, unless new limits let it continue.
     """
-    settings, said_of_price = instance_price.settled(request.settings)
-    request = request._replace(settings=settings)
     try:
         cfg = with_data(resolve(request))
+        cfg, said_of_price = instance_price.settled(cfg, request.settings)
         run_dir = Path(cfg.run_dir)
         ownership.refuse_foreign(run_dir)
         num_gpus = 0 if request.device == CPU else torch.cuda.device_count()
@@ -62,6 +62,8 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
         is_done = is_done and not is_prolonged(cfg, stored, ended.get("step", 0))
         if not is_done:
             run_folder.refuse_lost_checkpoints(run_dir)
+            paid_clock = PaidClock.begin(run_dir, request.fresh)
+            paid_clock.keep()
     except (ValueError, OSError) as error:
         return print_error("train.py", error)
     if is_done:
@@ -76,7 +78,9 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
         _say(said_of_price)
         command.append(f"--price_per_hour={cfg.price_per_hour!r}")
     hang_s = 60 * cfg.hang_minutes
-    supervisor = Supervisor(command, max(1, num_gpus), run_dir, hang_s=hang_s)
+    supervisor = Supervisor(
+        command, max(1, num_gpus), run_dir, hang_s=hang_s, paid_clock=paid_clock
+    )
     code = supervisor.run()
     # Still "running": no rank was left to write the outcome.
     if status.known_status(run_dir).get("state") == status.RUNNING:
@@ -114,11 +118,18 @@ class Supervisor:
     """Runs one command under torchrun until its run has an outcome."""
 
     def __init__(
-        self, command: Sequence[str], num_ranks: int, run_dir: Path, *, hang_s: float
+        self,
+        command: Sequence[str],
+        num_ranks: int,
+        run_dir: Path,
+        *,
+        hang_s: float,
+        paid_clock: PaidClock,
     ) -> None:
-        """hang_s: seconds without a heartbeat, after the first one, before a run counts as hung."""
+        """hang_s: seconds without a heartbeat, after the first one, before a run counts as hung.
+        paid_clock: kept here, since a step or an evaluation may take its ranks any time."""
         self.command, self.num_ranks = list(command), num_ranks
-        self.run_dir, self.hang_s = run_dir, hang_s
+        self.run_dir, self.hang_s, self.paid_clock = run_dir, hang_s, paid_clock
         self.num_signals = 0  # that ask to stop
         self.wants_save = False
 
@@ -177,6 +188,7 @@ class Supervisor:
         torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]
         # Ranks check for the supervisor's id: if torchrun died while they imported, they die too.
         environment = {ATTEMPT: attempt, processes.SUPERVISOR_PID: str(parent_pid)}
+        environment |= self.paid_clock.for_ranks()
         # Another launcher's variables (Kubeflow sets PET_NNODES) would act as torchrun's options.
         inherited = {name: value for name, value in os.environ.items() if name[:4] != "PET_"}
         inherited.pop("PYTHONSAFEPATH", None)  # the ranks find our modules beside the script
@@ -193,14 +205,14 @@ class Supervisor:
         num_forwarded, last_beat = 0, heartbeat.read(self.run_dir)
         changed_s: float | None = None  # when this attempt last gave a sign of life
         while torchrun.poll() is None:
-            time.sleep(POLL_S)
+            self._sleep(POLL_S)
             beat = heartbeat.read(self.run_dir)
             # Importing, and listing a million files, may take any amount of time: the hang check
             # begins with the first heartbeat.
             if beat != last_beat:
                 last_beat, changed_s = beat, time.monotonic()
             elif changed_s is not None and time.monotonic() - changed_s > self.hang_s:
-                _end_hung(torchrun, self.hang_s)
+                self._end_hung(torchrun)
             if self.wants_save:
                 self.wants_save = False
                 self._pass_on_save(torchrun, attempt)
@@ -208,6 +220,22 @@ class Supervisor:
             if self.num_signals > num_forwarded:
                 num_forwarded = self.num_signals
                 self._pass_on_stop(torchrun, attempt)
+
+        self.paid_clock.write()
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait, and keep the clock of the run meanwhile."""
+        for _ in range(round(seconds / POLL_S)):
+            self.paid_clock.keep()
+            time.sleep(POLL_S)
+
+    def _end_hung(self, torchrun: subprocess.Popen) -> None:
+        """Have the ranks print where they are, if they still can, and kill everything."""
+        _say(f"no step for {self.hang_s:g} s: ending this attempt; where it hangs:")
+        _signal_ranks(torchrun.pid, signal.SIGUSR2)
+        self._sleep(REPORT_S)
+        _signal_ranks(torchrun.pid, signal.SIGKILL)
+        torchrun.kill()
 
     def _pass_on_save(self, torchrun: subprocess.Popen, attempt: str) -> None:
         if status.state_of(self.run_dir, attempt):
@@ -242,15 +270,6 @@ def _signal_ranks(torchrun_pid: int, signum: signal.Signals) -> None:
     for pid in processes.children_of(torchrun_pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signum)
-
-
-def _end_hung(torchrun: subprocess.Popen, hang_s: float) -> None:
-    """Have the ranks print where they are, if they still can, and kill everything."""
-    _say(f"no step for {hang_s:g} s: ending this attempt; where it hangs:")
-    _signal_ranks(torchrun.pid, signal.SIGUSR2)
-    time.sleep(REPORT_S)
-    _signal_ranks(torchrun.pid, signal.SIGKILL)
-    torchrun.kill()
 
 
 def _say(text: str) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,17 @@ def _parent_of(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
     except OSError:
         return 0
+
+
+def age_s() -> float:
+    """Seconds since this process began; 0 outside Linux."""
+    try:
+        # The 22nd word of /proc/self/stat: clock ticks from the boot to the start, proc(5).
+        words = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0.0
+    since_boot_s = int(words[19]) / os.sysconf("SC_CLK_TCK")
+    return max(time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot_s, 0.0)
 
 
 def die_with_parent(parent_pid: int) -> None:

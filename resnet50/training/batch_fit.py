@@ -80,7 +80,7 @@ class MemoryNoted:
 def take_step(cfg: TrainConfig, device: torch.device, batch_sizes: Sequence[int]) -> None:
     """Train on black pictures of the largest size, with all the memory in use that a run needs."""
     ranks = Ranks(device=device)
-    cfg = dataclasses.replace(cfg, max_lr=1e-9, device_batch_size=cfg.total_batch_size)
+    cfg = dataclasses.replace(cfg, max_lr=1e-9, device_batch_size=cfg.total_batch_size, num_steps=0)
     plan = make_plan(cfg, cfg.total_batch_size)  # one step per epoch
     state = build_state(cfg, ranks, 1000, plan)
     context = StepContext(cfg, choose_precision(cfg.amp, device), ranks, state.model)

@@ -6,7 +6,7 @@ learning rate's schedule.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -21,12 +21,13 @@ from resnet50.data.batch import Batch
 from resnet50.data.loader import Loader, choose_num_workers
 from resnet50.data.splits import Split, Splits
 from resnet50.training import distributed, losses, optimization
+from resnet50.training.course import Event
 from resnet50.training.device import Precision, check_compiler, choose_precision, set_up_device
 from resnet50.training.distributed import Ranks
 from resnet50.training.engine import StepContext, TrainState
 from resnet50.training.learning_rate import LearningRate, LearningRateSettings
 from resnet50.training.matrix_convolution import use_matrix_products
-from resnet50.training.plan import Plan, epoch_sizes, make_plan, train_keys
+from resnet50.training.plan import Plan, TrainKeys, epoch_sizes, make_plan
 
 TRAIN, EVAL = range(2)  # the streams of a loader
 TOTAL_STRIDE = 32  # side in pixels of a picture per pixel of the last feature map
@@ -42,6 +43,7 @@ class Parts:
     precision: Precision
     splits: Splits
     loader: Loader
+    keys: TrainKeys  # of the batches, as far as the loaders have been asked for them
     batches: Iterator[Batch]
     state: TrainState
     network: nn.Module  # state.model, compiled and replicated
@@ -50,6 +52,13 @@ class Parts:
     def context(self) -> StepContext:
         return StepContext(self.cfg, self.precision, self.ranks, self.network)
 
+    def bend(self, event: Event) -> None:
+        """Bring the schedule's end forward; the event is at keys.next_step of all ranks or later,
+        so that neither the images nor the rate of a batch that has begun would be others."""
+        assert event.step >= self.keys.next_step, f"batch {event.step} has begun"
+        self.plan = self.keys.plan = self.plan.bent(event)
+        self.state.learning_rate.course = self.plan.course
+
 
 def set_up(
     cfg: TrainConfig,
@@ -57,15 +66,16 @@ def set_up(
     splits: Splits,
     first_step: int | None = None,
     weights: dict | None = None,
+    events: Sequence[Event] = (),
 ) -> Parts:
     """Fork the loaders, join the other ranks, build the model: the only order that works.
 
     first_step: the loaders start to work on it at once; None: they wait for another request.
-    weights: those of --init_from, without fc.* for a fresh classifier. Raises ValueError if the
-    user must change something.
+    weights: those of --init_from, without fc.* for a fresh classifier. events: that have brought
+    the schedule's end forward. Raises ValueError if the user must change something.
     """
     # Mistakes are reported first, before any process is started or GPU memory is allocated.
-    plan = make_plan(cfg, len(splits.train), ranks.world_size)
+    plan = make_plan(cfg, len(splits.train), ranks.world_size).bent(*events)
     refuse_enlarging(cfg, splits.train)
     refuse_single_values(cfg)
     if cfg.compile:
@@ -75,8 +85,8 @@ def set_up(
     # before the process group's threads, since a fork inherits their locks but not the threads.
     loader = start_loader(cfg, ranks, splits)
     # Without a first step the stream is empty: a range test asks for its own batches.
-    first_step = plan.total_steps if first_step is None else first_step
-    keys = train_keys(cfg, plan, ranks.rank, first_step, plan.total_steps)
+    first_step = plan.course.end_step if first_step is None else first_step
+    keys = TrainKeys(cfg, plan, ranks.rank, first_step)
     # The workers decode while the model is being built.
     batches = loader.batches(TRAIN, keys)
 
@@ -93,6 +103,7 @@ def set_up(
         precision=choose_precision(cfg.amp, ranks.device),
         splits=splits,
         loader=loader,
+        keys=keys,
         batches=batches,
         state=state,
         network=distributed.replicate(model, ranks),
@@ -180,7 +191,7 @@ def build_state(
     # Without a max_lr a range test comes first, which sets the rate itself.
     learning_rate = None
     if cfg.max_lr != AUTO:
-        learning_rate = LearningRate(optimizer, learning_rate_settings(cfg, plan))
+        learning_rate = LearningRate(optimizer, learning_rate_settings(cfg, plan), plan.course)
     # bf16 has the exponents of fp32, so that gradients cannot underflow: only fp16 needs scaling.
     is_fp16 = choose_precision(cfg.amp, ranks.device).dtype == torch.float16
     return TrainState(
@@ -223,9 +234,10 @@ def set_max_lr(parts: Parts, max_lr: float) -> None:
     cfg = parts.cfg = dataclasses.replace(parts.cfg, max_lr=max_lr)
     state, plan = parts.state, parts.plan
     state.optimizer = optimization.build_optimizer(state.model, cfg)
-    state.learning_rate = LearningRate(state.optimizer, learning_rate_settings(cfg, plan))
-    keys = train_keys(cfg, plan, parts.ranks.rank, 0, plan.total_steps)
-    parts.batches = parts.loader.batches(TRAIN, keys)
+    rates = learning_rate_settings(cfg, plan)
+    state.learning_rate = LearningRate(state.optimizer, rates, plan.course)
+    parts.keys = TrainKeys(cfg, plan, parts.ranks.rank, 0)
+    parts.batches = parts.loader.batches(TRAIN, parts.keys)
 
 
 def learning_rate_settings(cfg: TrainConfig, plan: Plan) -> LearningRateSettings:
@@ -237,7 +249,9 @@ def learning_rate_settings(cfg: TrainConfig, plan: Plan) -> LearningRateSettings
     on_plateau = cfg.schedule == "plateau"
     # A plateau alone starts at the peak; one after a curve, at a tenth of it.
     settings["plateau_lr"] = cfg.plateau_lr or cfg.max_lr / (1 if on_plateau else 10)
-    curve_steps = warmup_steps if on_plateau else cfg.curve_epochs * plan.steps_per_epoch
+    # --num_steps go without a plateau, so that all of them belong to the curve.
+    curve_steps = cfg.num_steps or cfg.curve_epochs * plan.steps_per_epoch
+    curve_steps = warmup_steps if on_plateau else curve_steps
     return LearningRateSettings(
         **settings,
         warmup_steps=warmup_steps,

@@ -230,11 +230,16 @@ def agree(numbers: Sequence[int], ranks: Ranks) -> list[int]:
 
 def gather_names(names: set[str], ranks: Ranks) -> set[str]:
     """The union of every rank's names; every rank must call it."""
+    return set().union(*gather(names, ranks))
+
+
+def gather(value: object, ranks: Ranks) -> list:
+    """Every rank's small value, rank 0's first; every rank must call it."""
     if ranks.world_size == 1:
-        return names
-    gathered: list[set[str]] = [set()] * ranks.world_size
-    dist.all_gather_object(gathered, names)
-    return set().union(*gathered)
+        return [value]
+    gathered = [None] * ranks.world_size
+    dist.all_gather_object(gathered, value)
+    return gathered
 
 
 def broadcast_buffers(modules: Iterable[nn.Module], ranks: Ranks) -> None:

@@ -2,7 +2,8 @@
 
 Time is optimizer steps; the rate of step s is the one that batch s, counted from 0, is taken with.
 A curve fixed in advance covers batches 0 to curve_steps - 1. If the run is longer, a plateau phase
-follows, in which the rate falls whenever validation stops improving.
+follows, in which the rate falls whenever validation stops improving. A course whose end was brought
+forward (training/course.py) reads the curve at positions ahead of the steps.
 """
 
 import math
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from resnet50.training.course import Course
 
 
 @dataclass(frozen=True)
@@ -107,17 +110,23 @@ def build_curve(optimizer: Optimizer, settings: LearningRateSettings) -> LRSched
     return LambdaLR(optimizer, lambda step: curve_rate(settings, step))
 
 
-def rate_at(settings: LearningRateSettings, step: int) -> float:
-    """Rate of a step, computed without the steps before it; on a plateau, before any drop."""
-    if step >= settings.curve_steps:
+def rate_at(settings: LearningRateSettings, position: int) -> float:
+    """Rate at a position of the schedule, computed without those before; on a plateau, before any
+    drop."""
+    if position >= settings.curve_steps:
         return settings.plateau_lr
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9)
     curve = build_curve(optimizer, settings)
-    curve.last_epoch = step - 1  # torch's schedulers count in epochs whatever they are stepped by
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no optimizer step came before: there is nothing to train
-        curve.step()
+        move_to(curve, position)
     return float(curve.get_last_lr()[0])
+
+
+def move_to(curve: LRScheduler, position: int) -> None:
+    """Set the rate of a position: all of our curves are functions of it alone."""
+    curve.last_epoch = position - 1  # torch's schedulers count in epochs whatever they count
+    curve.step()
 
 
 class LearningRate:
@@ -131,8 +140,15 @@ class LearningRate:
     begins, it returns to what the optimizer was constructed with, for all groups.
     """
 
-    def __init__(self, optimizer: Optimizer, settings: LearningRateSettings) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        settings: LearningRateSettings,
+        course: Course | None = None,
+    ) -> None:
+        """course: may be replaced by one that is bent later than the step advanced to."""
         refuse_impossible(settings)
+        self.course = course or Course(settings.total_steps)
         self._optimizer, self._settings = optimizer, settings
         self._curve = build_curve(optimizer, settings)
         self._plateau: ReduceLROnPlateau | None = None
@@ -150,14 +166,15 @@ class LearningRate:
         To be called with every step in turn. OneCycleLR would allow one call more and give a rate
         beyond its end, a negative one when linear.
         """
-        settings = self._settings
-        if step < settings.curve_steps:
+        settings, position = self._settings, self.course.position(step)
+        if position < settings.curve_steps:
+            before = self.course.position(step - 1)
+            assert self._curve.last_epoch == before, f"step {step} is not the next one"
             with warnings.catch_warnings():
                 # torch complains if gradient scaling skips the very first step; here it counts.
                 warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-                self._curve.step()
-            assert self._curve.last_epoch == step, f"step {step} is not the next one"
-        elif step == settings.curve_steps < settings.total_steps:
+                move_to(self._curve, position)
+        elif position == settings.curve_steps < settings.total_steps:
             self._start_plateau()
 
     def note_val_loss(self, step: int, val_loss: float) -> bool:

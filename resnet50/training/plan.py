@@ -1,19 +1,22 @@
 """The arithmetic of a run: steps, image sizes, and which images come when.
 
 Epochs become steps here, once; everywhere else time is measured in steps. `step` counts batches
-consumed, which is also the position in the schedule. A checkpoint of step 1200 continues with batch
-1200 (counted from 0). A step that gradient scaling skips still counts.
+consumed, which is also the position in the schedule, unless a budget brings the schedule's end
+forward (training/course.py). A checkpoint of step 1200 continues with batch 1200 (counted from 0).
+A step that gradient scaling skips still counts.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from resnet50.config import size_stages
 from resnet50.config.train_config import TrainConfig
 from resnet50.data.sampling import BatchKey, epoch_order
+from resnet50.training.course import Course, Event
 
 # In place of an epoch's number: the order of the sizes is drawn apart from those of the images.
 SIZES = 2**32
@@ -28,7 +31,19 @@ class Plan:
     total_batch_size: int
     device_batch_size: int
     world_size: int
-    stop_step: int  # where this start ends: total_steps, or --max_steps if that is less
+    stop_step: int  # where this start ends: the course's end, or --max_steps if that is less
+    num_steps: int = 0  # of the schedule, the last epoch being a partial one; 0: whole epochs
+    events: tuple[Event, ...] = ()  # that brought the schedule's end forward
+
+    @functools.cached_property
+    def course(self) -> Course:
+        """The schedule's position of every batch."""
+        return Course(self.total_steps, self.events)
+
+    def bent(self, *events: Event) -> "Plan":
+        """The plan with more events. Raises ValueError as Course does."""
+        bent = replace(self, events=self.events + events)
+        return replace(bent, stop_step=min(self.stop_step, bent.course.end_step))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -37,7 +52,8 @@ class Plan:
 
     @property
     def total_steps(self) -> int:
-        return self.steps_per_epoch * self.epochs
+        """Positions of the schedule, and steps unless events end it sooner."""
+        return self.num_steps or self.steps_per_epoch * self.epochs
 
     @property
     def num_micro_batches(self) -> int:
@@ -58,25 +74,34 @@ class Plan:
     def evaluates_at(self, step: int, every_epochs: int, early_end: bool = True) -> bool:
         """Whether validation follows this step: every few epochs (0: never), and at the end.
 
-        early_end: whether an end by --max_steps counts as one.
+        early_end: whether an end by --max_steps, or one that was brought forward, counts as one.
         """
         if step == (self.stop_step if early_end else self.total_steps):
             return True
         epoch = step // self.steps_per_epoch
         return self.ends_epoch(step) and every_epochs > 0 and epoch % every_epochs == 0
 
+    def schedule_epoch(self, step: int) -> int:
+        """Number of the epoch that the schedule, and so the images' size, has reached at `step`."""
+        return self.course.position(step) // self.steps_per_epoch
+
     def images_left(self, step: int, image_size_at: Callable[[int], int]) -> float:
-        """Training images from `step` to stop_step, weighted by area relative to this epoch's.
+        """Training images from `step` to stop_step, weighted by area relative to those of now.
 
         image_size_at: side of an epoch's crops; time is proportional to their area.
         """
-        now = step // self.steps_per_epoch
+        position, stop = self.course.position(step), self.course.position(self.stop_step)
+        if position >= stop:
+            return 0.0
+        now = self.schedule_epoch(step)
         left = 0.0
-        for epoch in range(now, math.ceil(self.stop_step / self.steps_per_epoch)):
-            first = max(step, epoch * self.steps_per_epoch)
-            last = min(self.stop_step, (epoch + 1) * self.steps_per_epoch)
+        for epoch in range(now, math.ceil(stop / self.steps_per_epoch)):
+            first = max(position, epoch * self.steps_per_epoch)
+            last = min(stop, (epoch + 1) * self.steps_per_epoch)
             left += max(last - first, 0) * (image_size_at(epoch) / image_size_at(now)) ** 2
-        return left * self.total_batch_size
+        # Where positions are skipped, they are so evenly: almost exact, and exact without events.
+        steps_per_position = (self.stop_step - step) / (stop - position)
+        return left * steps_per_position * self.total_batch_size
 
     def describe_batch(self) -> str:
         """How a step's images are split up."""
@@ -89,9 +114,14 @@ class Plan:
         """The arithmetic in one line, for the start of the log."""
         sizes = ", ".join(map(str, possible_world_sizes(self.num_micro_batches)))
         return (
-            f"{self.describe_batch()}; {self.steps_per_epoch} steps per epoch, {self.epochs} "
-            f"epochs, {self.total_steps} steps; can resume on {sizes} ranks"
+            f"{self.describe_batch()}; {self.steps_per_epoch} steps per epoch, "
+            f"{self.num_epochs:g} epochs, {self.total_steps} steps; can resume on {sizes} ranks"
         )
+
+    @property
+    def num_epochs(self) -> float:
+        """Epochs until the course's end, to two digits after the point."""
+        return round(self.epoch_of(self.course.end_step), 2)
 
 
 def possible_world_sizes(num_micro_batches: int) -> list[int]:
@@ -102,8 +132,8 @@ def possible_world_sizes(num_micro_batches: int) -> list[int]:
 def make_plan(cfg: TrainConfig, num_images: int, world_size: int = 1) -> Plan:
     """Check that the batch divides over the ranks and the training images fill it at least once.
 
-    cfg: with a number for device_batch_size. Raises ValueError naming the option, the value and
-    what would work.
+    The last epoch is a partial one if num_steps says so. cfg: with a number for device_batch_size.
+    Raises ValueError naming the option, the value and what would work.
     """
     total, device = cfg.total_batch_size, cfg.device_batch_size
     num_micro_batches = total // device
@@ -119,9 +149,27 @@ def make_plan(cfg: TrainConfig, num_images: int, world_size: int = 1) -> Plan:
             f"--total_batch_size {total} is more than the {num_images} training images: choose a "
             "smaller one"
         )
-    total_steps = num_images // total * cfg.epochs
+    check_num_steps(cfg, num_images // total)
+    total_steps = cfg.num_steps or num_images // total * cfg.epochs
     stop_step = min(cfg.max_steps, total_steps) if cfg.max_steps else total_steps
-    return Plan(num_images, cfg.epochs, total, device, world_size, stop_step)
+    return Plan(num_images, cfg.epochs, total, device, world_size, stop_step, cfg.num_steps)
+
+
+def check_num_steps(cfg: TrainConfig, steps_per_epoch: int) -> None:
+    """Raise ValueError unless --num_steps end in the last of the epochs: settings that count in
+    epochs, such as --size_stages and --ema_rescale, are made for their number."""
+    needed = math.ceil(cfg.num_steps / steps_per_epoch)
+    if cfg.num_steps and needed != cfg.epochs:
+        raise ValueError(
+            f"--num_steps {cfg.num_steps} with {steps_per_epoch} steps an epoch ends in epoch "
+            f"{needed}, but --epochs is {cfg.epochs}: give --epochs {needed} too, or from "
+            f"{steps_per_epoch * (cfg.epochs - 1) + 1} to {steps_per_epoch * cfg.epochs} steps"
+        )
+    if cfg.num_steps and round(cfg.warmup_epochs * steps_per_epoch) >= cfg.num_steps:
+        raise ValueError(
+            f"--warmup_epochs {cfg.warmup_epochs:g} of {steps_per_epoch} steps each must be below "
+            f"--num_steps {cfg.num_steps}"
+        )
 
 
 def image_size_at(cfg: TrainConfig, epoch: int) -> int:
@@ -159,25 +207,63 @@ def epoch_sizes(cfg: TrainConfig) -> list[int]:
     return [image_size_at(cfg, epoch) for epoch in range(cfg.epochs)]
 
 
+def image_size_at_step(cfg: TrainConfig, plan: Plan, step: int) -> int:
+    """Side of the training crops of a batch, in pixels."""
+    return image_size_at(cfg, plan.schedule_epoch(step))
+
+
+class TrainKeys:
+    """Iterator over a rank's micro-batches from first_step up to, but without, last_step.
+
+    last_step: None for the end of the plan's course. Micro-batch m of a step belongs to rank
+    m % world_size, whatever the number of ranks. `plan` may be replaced by one that is bent at
+    `next_step` or later, since nobody has asked for the images of those steps.
+    """
+
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        plan: Plan,
+        rank: int,
+        first_step: int,
+        last_step: int | None = None,
+    ) -> None:
+        self.plan = plan
+        self.next_step = first_step
+        self._cfg, self._rank, self._last_step = cfg, rank, last_step
+        self._keys = self._generate()
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        return self
+
+    def __next__(self) -> BatchKey:
+        return next(self._keys)
+
+    def _generate(self) -> Iterator[BatchKey]:
+        total, device = self.plan.total_batch_size, self.plan.device_batch_size
+        order = None
+        order_epoch = -1
+        while self.next_step < self._end_step():
+            step = self.next_step
+            self.next_step += 1
+            epoch, batch = divmod(step, self.plan.steps_per_epoch)
+            if epoch != order_epoch:
+                order = epoch_order(self._cfg.seed, epoch, self.plan.num_images)
+                order_epoch = epoch
+            size = image_size_at_step(self._cfg, self.plan, step)
+            first = batch * total + self._rank * device
+            for start in range(first, (batch + 1) * total, self.plan.world_size * device):
+                yield BatchKey(epoch, order[start : start + device], size)
+
+    def _end_step(self) -> int:
+        return self.plan.course.end_step if self._last_step is None else self._last_step
+
+
 def train_keys(
     cfg: TrainConfig, plan: Plan, rank: int, first_step: int, last_step: int
 ) -> Iterator[BatchKey]:
-    """A rank's micro-batches for the steps from first_step up to, but without, last_step.
-
-    Micro-batch m of a step belongs to rank m % world_size, whatever the number of ranks.
-    """
-    total, device = plan.total_batch_size, plan.device_batch_size
-    order = None
-    order_epoch = -1
-    for step in range(first_step, last_step):
-        epoch, batch = divmod(step, plan.steps_per_epoch)
-        if epoch != order_epoch:
-            order = epoch_order(cfg.seed, epoch, plan.num_images)
-            order_epoch = epoch
-        size = image_size_at(cfg, epoch)
-        first = batch * total + rank * device
-        for start in range(first, (batch + 1) * total, plan.world_size * device):
-            yield BatchKey(epoch, order[start : start + device], size)
+    """A rank's micro-batches for the steps from first_step up to, but without, last_step."""
+    return TrainKeys(cfg, plan, rank, first_step, last_step)
 
 
 def eval_keys(

@@ -40,11 +40,13 @@ MEMORY_BYTES_PER_S, LEAST_SLOWDOWN = 3e9, 1.5
 
 
 class Rate(NamedTuple):
-    """images_per_s: median over chunks; wait_pct: percent of the time spent on getting batches."""
+    """images_per_s: median over chunks; wait_pct: percent of the time spent on getting batches;
+    fastest: images/s of the fastest chunk, which other programs disturbed the least."""
 
     images_per_s: float
     wait_pct: float
     num_chunks: int
+    fastest: float
 
 
 @dataclass
@@ -141,12 +143,13 @@ def measure(
         chunks.append(chunk(ENDLESS, bench.seconds / NUM_CHUNKS))
     images, waits_s, seconds = zip(*chunks, strict=True)
     rates = [count / spent_s for count, spent_s in zip(images, seconds, strict=True)]
-    return Rate(statistics.median(rates), 100 * sum(waits_s) / sum(seconds), len(chunks))
+    wait_pct = 100 * sum(waits_s) / sum(seconds)
+    return Rate(statistics.median(rates), wait_pct, len(chunks), max(rates))
 
 
 def sample_keys(bench: Bench, image_size: int) -> Generator[BatchKey]:
     """The run's micro-batches as if the sample were all its images: read once, then in memory."""
-    cfg = replace(bench.parts.cfg, start_image_size=0, image_size=image_size)
+    cfg = replace(bench.parts.cfg, start_image_size=0, image_size=image_size, num_steps=0)
     plan = make_plan(cfg, len(bench.sample))
     for key in train_keys(cfg, plan, 0, 0, ENDLESS):
         yield key._replace(indices=bench.sample[key.indices])

@@ -127,6 +127,36 @@ REFUSED = [
         {"plateau_epochs": 50},
         ["--plateau_epochs 50 leave no other", "--epochs 50", "use fewer, or --schedule plateau"],
     ),
+    (
+        {"budget_usd": 5.0},
+        ["--budget_usd 5 needs --price_per_hour X", "Or give --budget_hours"],
+    ),
+    (
+        {"budget_usd": 5.0, "budget_hours": 2.0, "price_per_hour": 1.0},
+        ["--budget_usd 5 and --budget_hours 2 both say", "give one of them"],
+    ),
+    *[
+        ({"budget_hours": 2.0, **more}, [*texts, "--budget_hours 2"])
+        for more, texts in (
+            ({"max_steps": 9}, ["--max_steps 9 would end the run", "leave out one of them"]),
+            ({"max_minutes": 9.5}, ["--max_minutes 9.5 would end the run"]),
+            ({"schedule": "plateau"}, ["--schedule plateau follows the validation loss"]),
+        )
+    ],
+    (
+        {"budget_events": "events.jsonl"},
+        ["--budget_events events.jsonl needs --num_steps", "which its config.json has"],
+    ),
+    *[
+        (
+            {"num_steps": 470, "plateau_patience": 0, **more},
+            ["--num_steps 470 may end in mid-epoch", phase, "leave out one of them"],
+        )
+        for more, phase in (
+            ({"plateau_epochs": 5}, "--plateau_epochs follows"),
+            ({"schedule": "plateau"}, "--schedule plateau follows"),
+        )
+    ],
     *[
         (
             {"plateau_patience": 2, **more},
@@ -215,6 +245,7 @@ schedules = st.fixed_dictionaries(
         "epochs": st.integers(1, 8),
     },
     optional={
+        "num_steps": st.integers(0, 40),
         "max_lr": wide,
         "optimizer": st.sampled_from(["sgd", "adamw"]),
         "momentum": st.sampled_from([0.0, 0.9, 1.0]),
@@ -247,10 +278,10 @@ def test_every_schedule_that_is_accepted_can_be_followed_to_its_end(changes, ste
     """Except for one thing that depends on the number of images, which the start reports."""
     try:
         cfg = TrainConfig(total_batch_size=16, device_batch_size=16, **changes)
+        plan = make_plan(cfg, 16 * steps_per_epoch)
     except ValueError as error:
         assert str(error).startswith("--")
         return
-    plan = make_plan(cfg, 16 * steps_per_epoch)
     optimizer = optimization.build_optimizer(torch.nn.Conv2d(1, 1, 1), cfg)
     rates = build.learning_rate_settings(cfg, plan)
     if cfg.schedule == "onecycle" and cfg.pct_start * rates.curve_steps == 1:

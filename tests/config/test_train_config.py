@@ -21,7 +21,9 @@ def parse(*words: str) -> train_flags.Request:
 
 @pytest.mark.parametrize("item", FIELDS, ids=lambda item: item.name)
 def test_every_setting_is_a_flag_and_reads_back(item):
-    paths = dict.fromkeys(("data_dir", "run_dir", "init_from"), "somewhere")  # never empty
+    paths = dict.fromkeys(
+        ("data_dir", "run_dir", "init_from", "budget_events"), "somewhere"
+    )  # never empty
     value = {"layers": (1, 2, 3, 4), "recipe": "tiny", **paths}.get(item.name, item.default)
     if isinstance(value, bool):
         assert parse(f"--no_{item.name}").settings == {item.name: False}
@@ -117,14 +119,14 @@ SETTINGS = (
     "init_from image_size start_image_size grow_start_epoch grow_end_epoch image_size_multiple "
     "size_stages shuffle_sizes eval_image_size eval_resize_size upright min_crop_scale flip "
     "alternate_flips trivial_augment random_erasing mixup_alpha cutmix_alpha epochs "
-    "total_batch_size device_batch_size optimizer max_lr momentum nesterov weight_decay "
+    "num_steps total_batch_size device_batch_size optimizer max_lr momentum nesterov weight_decay "
     "decay_norms decoupled_weight_decay fused_optimizer loss label_smoothing clip_grad_norm "
     "ema_decay ema_every_steps ema_rescale seed schedule pct_start anneal_strategy three_phase "
     "div_factor final_div_factor cycle_momentum warmup_epochs warmup_factor min_lr step_epochs "
     "step_factor plateau_epochs plateau_lr plateau_factor plateau_patience amp channels_last "
-    "compile deterministic num_workers max_steps max_minutes eval_every_epochs target_top1 "
-    "save_every_steps save_every_minutes hang_minutes keep_checkpoints max_bad_images "
-    "log_every_steps log_every_s spot_watch tensorboard price_per_hour"
+    "compile deterministic num_workers max_steps budget_events max_minutes eval_every_epochs "
+    "target_top1 save_every_steps save_every_minutes hang_minutes keep_checkpoints max_bad_images "
+    "log_every_steps log_every_s spot_watch tensorboard price_per_hour budget_usd budget_hours"
 )
 
 

@@ -35,7 +35,9 @@ FOREIGN = {
     "curves": ("curves.png", "mine"),
     "a record": ("record.json", '{"best": 1}'),
     "a range test": ("lr_finder/result.json", '{"lr": 1}'),
+    "events": ("budget_events.jsonl", '{"event": "open"}\n'),
     "a lock": (".lock", "poetry"),
+    "a time": (".paid_ms", "soon"),
     "no folder": ("checkpoints", "mine"),
     "no file": ("config.json/mine", "mine"),
 }

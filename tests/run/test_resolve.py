@@ -40,3 +40,30 @@ def test_auto_keeps_what_the_start_found_out_and_is_a_word_elsewhere():
     assert resumed(stored, {"data_dir": "auto"}).data_dir == "auto"  # a folder's name
     with pytest.raises(ValueError, match=r"--amp auto \(the run has bf16\)"):
         resumed(stored, {"amp": "auto"})
+
+
+def test_a_budget_may_not_change_and_the_same_command_resumes(tmp_path):
+    """What its plan has changed since, such as --epochs, which was the most, is no change."""
+    words = {"run_dir": str(tmp_path), "recipe": "fast16", "epochs": 40, "price_per_hour": 1.5}
+    budget = {"budget_usd": 3.0}
+    new = resolve(Request(words | budget))
+    planned = dataclasses.replace(new, epochs=19, num_steps=5900, grow_end_epoch=15.2)
+    record = {"before": {"epochs": 40, "num_steps": 0, "grow_end_epoch": 13.0}}
+    run_folder.write_config(tmp_path, planned.to_json(), [], "cpu", "fp32", record)
+    assert resolve(Request(words | budget)) == planned
+    assert resolve(Request({"run_dir": str(tmp_path)})) == planned
+    for change, texts in (
+        ({"budget_usd": 6.0}, ["--budget_usd 6.0 (the run has 3.0)", "2:00:00", "after 4:00:00"]),
+        ({"price_per_hour": 3.0}, ["--price_per_hour 3.0 (the run has 1.5)", "after 1:00:00"]),
+        ({"epochs": 41}, ["--epochs 41 (the run has 19)"]),
+        ({"max_minutes": 3.0}, ["--max_minutes 3 would end the run", "--budget_usd 3"]),
+    ):
+        with pytest.raises(ValueError) as refusal:
+            resolve(Request(words | budget | change))
+        assert all(text in str(refusal.value) for text in texts), refusal.value
+
+
+def test_a_budget_takes_the_place_of_the_recipes_own_limits(tmp_path):
+    demo = {"run_dir": str(tmp_path), "recipe": "demo"}
+    assert resolve(Request(demo)).max_minutes == 11
+    assert resolve(Request(demo | {"budget_hours": 0.1})).max_minutes == 0

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet50.config.train_config import TrainConfig
+from resnet50.training.course import Event
 from resnet50.training.plan import (
     Plan,
+    TrainKeys,
     eval_keys,
     image_size_at,
     make_plan,
@@ -44,6 +46,36 @@ def test_epochs_become_steps(
     plan = plan_of(images, epochs, total, device, world_size, max_steps)
     assert (plan.steps_per_epoch, plan.stop_step) == (steps_per_epoch, stop_step)
     assert plan.micro_batches_per_rank * world_size * device == total
+
+
+def partial(num_steps: int, **more: object) -> Plan:
+    """Of epochs of four steps."""
+    batch = {"total_batch_size": 16, "device_batch_size": 8}
+    return make_plan(TrainConfig(num_steps=num_steps, **{"epochs": 3} | batch | more), 66)
+
+
+def test_the_last_epoch_may_be_a_partial_one_and_is_evaluated():
+    plan = partial(9)
+    assert (plan.total_steps, plan.stop_step, plan.num_epochs) == (9, 9, 2.25)
+    assert "2.25 epochs, 9 steps" in plan.describe()
+    assert [step for step in range(10) if plan.evaluates_at(step, 1)] == [4, 8, 9]
+    assert [step for step in range(10) if plan.evaluates_at(step, 0)] == [9]
+    assert len(list(TrainKeys(SHARED_HALF, plan, 0, 7))) == 4
+    assert partial(9, max_steps=6).stop_step == 6
+    assert partial(12) != partial(0) and partial(12).total_steps == partial(0).total_steps
+
+
+@pytest.mark.parametrize("num_steps, needed", [(8, 2), (1, 1), (13, 4)])
+def test_a_number_of_steps_must_end_in_the_last_epoch(num_steps, needed):
+    message = f"--num_steps {num_steps} with 4 steps .* give --epochs {needed} too, or from 9 to 12"
+    with pytest.raises(ValueError, match=message):
+        partial(num_steps)
+
+
+def test_a_warm_up_must_end_within_the_steps():
+    partial(9, schedule="warmup_cosine", warmup_epochs=2.0)
+    with pytest.raises(ValueError, match=r"--warmup_epochs 2.25 of 4 steps .* --num_steps 9"):
+        partial(9, schedule="warmup_cosine", warmup_epochs=2.25)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +176,10 @@ SHARED = TrainConfig(
 )
 
 
+# Of two micro-batches a step.
+SHARED_HALF = TrainConfig(epochs=3, total_batch_size=16, device_batch_size=8)
+
+
 def keys_of(num_images: int, world_size: int, first: int, last: int) -> list[list[tuple]]:
     """Micro-batches as (epoch, size, indices), per step, in the order m of the step."""
     plan = make_plan(SHARED, num_images, world_size)
@@ -162,6 +198,39 @@ def test_any_number_of_ranks_shares_the_same_micro_batches(world_size):
 @given(st.integers(24, 200), st.integers(0, 12), st.sampled_from([1, 2, 3]))
 def test_starting_at_a_step_is_skipping_to_it(num_images, first, world_size):
     assert keys_of(num_images, world_size, first, 14) == keys_of(num_images, 1, 0, 14)[first:]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_plan_bent_ahead_of_the_loaders_changes_sizes_and_end_and_no_image(world_size):
+    """As if the event had been known from the start; the rest of the images stays the same."""
+    straight, event = make_plan(SHARED, 100, world_size), Event(7, 25)
+    known = list(TrainKeys(SHARED, straight.bent(event), 0, 0))
+    keys = TrainKeys(SHARED, straight, 0, 0)
+    per_step = straight.micro_batches_per_rank
+    first = list(itertools.islice(keys, 6 * per_step + 1))
+    assert keys.next_step == 7
+    keys.plan = straight.bent(event)
+    found = [*first, *keys]
+    assert [key.image_size for key in found] == [key.image_size for key in known]
+    assert len(found) == 25 * per_step and found[-1].image_size == 64 > found[0].image_size
+    unbent = list(TrainKeys(SHARED, straight, 0, 0))
+    assert unbent[-1].image_size == 64 and len(unbent) == 36 * per_step
+    for one, other, third in zip(found, known, unbent, strict=False):
+        assert one.epoch == other.epoch == third.epoch
+        assert np.array_equal(one.indices, other.indices)
+        assert np.array_equal(one.indices, third.indices)
+
+
+def test_a_bent_plan_ends_sooner_and_says_what_is_left():
+    plan = plan_of(66, 5, 16, 8).bent(Event(8, 14))
+    assert (plan.total_steps, plan.stop_step, plan.num_epochs) == (20, 14, 3.5)
+    assert [step for step in range(15) if plan.evaluates_at(step, 2)] == [8, 14]
+    assert plan.images_left(8, lambda _: 32) == pytest.approx(16 * 6)
+    assert plan.images_left(14, lambda _: 32) == 0
+    # Positions 7 to 19 in six batches: twice as many of the last epochs' larger images.
+    sizes = [32, 32, 32, 64, 64].__getitem__
+    assert plan.images_left(8, sizes) == pytest.approx(16 * 6 * (3 + 4 * 8) / 11, rel=0.1)
+    assert plan_of(66, 5, 16, 8, max_steps=10).bent(Event(8, 14)).stop_step == 10
 
 
 def test_an_epoch_takes_every_image_once_but_for_the_rest():
