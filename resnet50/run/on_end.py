@@ -151,7 +151,7 @@ def reason(cfg: TrainConfig, state: str, found: Mapping[str, object]) -> str:
         return said or "its time is over"
     if cfg.budget_usd or cfg.budget_hours:
         purse = f"${cfg.budget_usd:g}" if cfg.budget_usd else f"{cfg.budget_hours:g} hours"
-        return f"its schedule has come to its end with the budget of {purse}"
+        return f"its schedule has come to its end within the budget of {purse}"
     if cfg.max_steps and step == cfg.max_steps:
         return f"--max_steps {cfg.max_steps} is reached"
     return f"all {cfg.epochs} epochs are done"
