@@ -320,16 +320,15 @@ def read_settings(args: argparse.Namespace) -> TrainConfig:
         raise ValueError(f"--seconds {args.seconds:g}: must be above 0")
     outputs.check({"json": args.json}, {"json": ("machine", "sizes")})
     given = {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
-    given, said = instance_price.settled(given)
-    if said:
-        print(said, flush=True)
     settings = {**RECIPES[args.recipe].settings, **given}
     if args.image_size:
         settings["image_size"] = max(args.image_size)
         settings |= ONE_SIZE
     if not settings.get("device_batch_size"):
         settings["device_batch_size"] = settings["total_batch_size"]
-    cfg = with_data(TrainConfig(**settings))
+    cfg, said = instance_price.settled(with_data(TrainConfig(**settings)), given)
+    if said:
+        print(said, flush=True)
     for size in args.image_size:
         replace(cfg, image_size=size)  # raises if it is too small
     return cfg

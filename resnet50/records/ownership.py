@@ -26,7 +26,7 @@ RANGE_TEST_FILES = ("result.json", "curve.csv", *CURVES)
 IN_RANGE_TEST = tuple(f"{RANGE_TEST}/{name}" for name in RANGE_TEST_FILES)
 # What a refused start may leave: locks, a heartbeat and its time, each holding a number.
 HEARTBEAT = ".heartbeat"  # run/heartbeat.py writes it
-PAID = ".paid_ms"  # paid_clock.py writes it
+PAID = status.PAID  # paid_clock.py writes it
 NUMBERS = (LOCK, status.SUPERVISOR_LOCK, HEARTBEAT, PAID)
 BEGINNINGS = {LOG: b'{"kind": "', METRICS: b"epoch,step,"}
 BUDGET_EVENTS_BEGINNING = b'{"step": '

@@ -20,7 +20,7 @@ EVERY_S = 1.0
 # Environment variable from the supervisor to its ranks: seconds paid before its start, and its
 # start on the monotonic clock, which all processes since a boot share.
 HANDED_ON = "TRAIN_PAID"
-TEXT_BYTES = 16  # a fixed width, so that a shorter number leaves no digits of a longer one
+TEXT_BYTES = status.PAID_BYTES
 
 
 class PaidClock:
@@ -96,17 +96,12 @@ class PaidClock:
 def paid_before(run_dir: Path) -> float:
     """Seconds that earlier attempts used; those of status.json if it knows of more, as in a run
     from before there was this clock, or in a copy without hidden files."""
-    return max(read(run_dir), status.numbers(status.known_status(run_dir)).get("paid_s", 0.0))
+    return status.paid_s(run_dir)
 
 
 def read(run_dir: Path) -> float:
     """Seconds in the file; 0 without one, or if it holds something else."""
-    try:
-        with open(run_dir / ownership.PAID, "rb") as file:
-            text = file.read(TEXT_BYTES).strip()
-    except OSError:
-        return 0.0
-    return int(text) / 1000 if text.isdigit() else 0.0
+    return status.kept_paid_s(run_dir)
 
 
 def start_of_command(name: str = status.SUPERVISOR) -> float:

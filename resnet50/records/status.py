@@ -23,6 +23,7 @@ CONFIG = "config.json"  # the settings, which run_folder.py writes
 SUPERVISOR = "train.py"
 SUPERVISOR_LOCK = ".supervisor.lock"  # held by `python train.py` as long as it lives
 PAID = ".paid_ms"  # milliseconds of machine time so far, which a kill makes two seconds old
+PAID_BYTES = 16  # a fixed width, so that a shorter number leaves no digits of a longer one
 
 RUNNING, DONE, INTERRUPTED = "running", "done", "interrupted"
 DIVERGED, CRASHED, CONFIG_ERROR = "diverged", "crashed", "config error"
@@ -72,12 +73,17 @@ def numbers(status: Mapping) -> dict[str, float]:
 
 def paid_s(run_dir: Path) -> float:
     """Seconds of machine time that a run has used, in all its attempts; 0 if it is not known."""
+    return max(kept_paid_s(run_dir), numbers(known_status(run_dir)).get("paid_s", 0.0))
+
+
+def kept_paid_s(run_dir: Path) -> float:
+    """The same, as paid_clock.py keeps it; 0 without its file, or if that holds something else."""
     try:
-        text = (run_dir / PAID).read_bytes().strip()
+        with open(run_dir / PAID, "rb") as file:
+            text = file.read(PAID_BYTES).strip()
     except OSError:
-        text = b""
-    kept_s = int(text) / 1000 if text.isdigit() else 0.0
-    return max(kept_s, numbers(known_status(run_dir)).get("paid_s", 0.0))
+        return 0.0
+    return int(text) / 1000 if text.isdigit() else 0.0
 
 
 def describe_progress(status: Mapping) -> str:

@@ -4,13 +4,18 @@ EC2's metadata service says which type this is; config/instance_prices.csv has t
 either is missing there is no price, and that is said.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from resnet50.config import instance_prices
 from resnet50.config.fields import AUTO
 from resnet50.run import instance_metadata
 from resnet50.run.instance_metadata import Metadata
+
+if TYPE_CHECKING:  # host/ reads prices with a Python that need not be ours
+    from resnet50.config.train_config import TrainConfig
 
 INSTANCE_TYPE = "/latest/meta-data/instance-type"
 REGION = "/latest/meta-data/placement/region"
@@ -19,13 +24,23 @@ NAME = re.compile(r"[a-z0-9.-]{2,40}", re.ASCII)  # printed, so strict
 BY_HAND = "no price. Give it as a number to see what the run costs: --price_per_hour 1.2"
 
 
-def settled(settings: Mapping[str, object]) -> tuple[dict[str, object], str]:
-    """Settings with a number for `auto`, 0 if no price is known, and what to say of it; as they
-    were, and an empty text, without `auto`."""
-    if settings.get("price_per_hour") != AUTO:
-        return dict(settings), ""
+def settled(cfg: "TrainConfig", given: Mapping[str, object]) -> tuple["TrainConfig", str]:
+    """The settings with a number for `auto`, 0 if no price is known, and what to say of it; as they
+    were, and an empty text, if that was not asked for.
+
+    given: options that were given by hand. Raises ValueError for a budget in dollars without a
+    price. That of a run that resumes was turned into time once, and keeps the price of then.
+    """
+    is_asked = given.get("price_per_hour") == AUTO
+    if not is_asked or (cfg.budget_usd and cfg.price_per_hour != AUTO):
+        return cfg, ""
     price, text = find()
-    return {**settings, "price_per_hour": price}, f"--price_per_hour auto: {text}"
+    if cfg.budget_usd and not price:
+        raise ValueError(
+            f"--budget_usd {cfg.budget_usd:g} needs the price of this machine. --price_per_hour "
+            f"auto: {text}"
+        )
+    return dataclasses.replace(cfg, price_per_hour=price), f"--price_per_hour auto: {text}"
 
 
 def find() -> tuple[float, str]:

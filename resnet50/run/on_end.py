@@ -5,7 +5,7 @@
 bash runs it, in the folder in which train.py was started, with these variables added:
 
     TRAIN_STATE      done, diverged, crashed, or config error, as in status.json
-    TRAIN_REASON     a sentence: all epochs are done, --max_minutes was reached, what went wrong
+    TRAIN_REASON     a sentence: all epochs are done, the budget is spent, what went wrong
     TRAIN_TOP1       the best so far, in percent; empty if nothing was evaluated
     TRAIN_COST_USD   dollars so far; empty without --price_per_hour
     TRAIN_STEP       the step at which it ended
@@ -149,6 +149,9 @@ def reason(cfg: TrainConfig, state: str, found: Mapping[str, object]) -> str:
     if step < known.get("stop_step", 0):
         said = last_event(Path(cfg.run_dir), step, "--max_minutes ")
         return said or "its time is over"
+    if cfg.budget_usd or cfg.budget_hours:
+        purse = f"${cfg.budget_usd:g}" if cfg.budget_usd else f"{cfg.budget_hours:g} hours"
+        return f"its schedule has come to its end within the budget of {purse}"
     if cfg.max_steps and step == cfg.max_steps:
         return f"--max_steps {cfg.max_steps} is reached"
     return f"all {cfg.epochs} epochs are done"

@@ -43,10 +43,10 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     lock = paid_clock = None
     try:
         ranks = distributed.read_ranks(use_gpus=request.device != CPU)
-        request = with_price(request, ranks)
         cfg = with_data(resolve(request, ranks.world_size))
         if processes.SUPERVISOR_PID not in os.environ and restored(cfg, request, ranks, stop):
             cfg = with_data(resolve(request, ranks.world_size))
+        cfg = with_price(cfg, request, ranks)
         run_dir = Path(cfg.run_dir)
         if ranks.is_main:
             check_folder(run_dir, request, ranks)
@@ -157,19 +157,19 @@ def finish_mirror(run: Run, state: str) -> str:
     return state
 
 
-def with_price(request: Request, ranks: Ranks) -> Request:
+def with_price(cfg: TrainConfig, request: Request, ranks: Ranks) -> TrainConfig:
     """With a number for --price_per_hour auto, which torchrun by hand may have passed.
 
     Raises ValueError on several hosts, of which each knows its own price only.
     """
-    settings, said = instance_price.settled(request.settings)
+    cfg, said = instance_price.settled(cfg, request.settings)
     if said and ranks.world_size > ranks.local_world_size:
         raise ValueError(
             "--price_per_hour auto knows the price of one host: give the sum of all hosts' prices"
         )
     if said and ranks.is_main:
         print(said, flush=True)
-    return request._replace(settings=settings)
+    return cfg
 
 
 def is_heard(ranks: Ranks) -> bool:

@@ -44,8 +44,6 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
 
     A run that is done is left alone, unless new limits let it continue.
     """
-    settings, said_of_price = instance_price.settled(request.settings)
-    request = request._replace(settings=settings)
     try:
         cfg = with_data(resolve(request))
         run_dir = Path(cfg.run_dir)
@@ -62,6 +60,7 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
             cfg = with_data(resolve(request))  # those of the run that is there now
             if not (num_gpus or request.device == CPU):
                 run_folder.refuse_cpu(run_dir)
+        cfg, said_of_price = instance_price.settled(cfg, request.settings)
         if request.fresh:
             run_folder.make_room(run_dir, request.overwrite)
         ended, stored = status.known_status(run_dir), run_folder.read_settings(run_dir)

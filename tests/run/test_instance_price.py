@@ -11,6 +11,7 @@ from support.runs import status_of
 
 import bench
 import train
+from resnet50.config.train_config import TrainConfig
 from resnet50.config.train_flags import Request
 from resnet50.run import instance_metadata, instance_price
 from resnet50.run.rank import with_price
@@ -119,8 +120,23 @@ def test_bench_projects_with_it(in_process, asks, image_folder):
 
 def test_several_hosts_have_several_prices(asks):
     request = Request({"price_per_hour": "auto"})
+    cfg = TrainConfig(price_per_hour="auto")
     with pytest.raises(ValueError, match="give the sum of all hosts' prices"):
-        with_price(request, Ranks(rank=1, world_size=4, local_world_size=2))
-    assert with_price(request, Ranks()).settings == {"price_per_hour": 0.0}
-    given = Request({"price_per_hour": 2.0, "epochs": 3})
-    assert with_price(given, Ranks(world_size=4, local_world_size=2)) == given
+        with_price(cfg, request, Ranks(rank=1, world_size=4, local_world_size=2))
+    assert with_price(cfg, request, Ranks()).price_per_hour == 0.0
+    given = TrainConfig(price_per_hour=2.0, epochs=3)
+    ranks = Ranks(world_size=4, local_world_size=2)
+    assert with_price(given, Request({"price_per_hour": 2.0}), ranks) == given
+
+
+def test_a_budget_needs_the_price_and_keeps_that_of_its_start(asks):
+    """Dollars became the time of a schedule; another machine's price would be another schedule."""
+    given = {"price_per_hour": "auto"}
+    cfg = TrainConfig(budget_usd=5.0, price_per_hour="auto")
+    with pytest.raises(ValueError, match="--budget_usd 5 needs the price of this machine"):
+        instance_price.settled(cfg, given)
+    on_ec2(asks)
+    planned, said = instance_price.settled(cfg, given)
+    assert planned.budget_s == pytest.approx(3600 * 5 / 1.624) and PRICED in said
+    on_ec2(asks, "g6.xlarge")
+    assert instance_price.settled(planned, given) == (planned, "")
