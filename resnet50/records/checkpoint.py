@@ -7,7 +7,6 @@ A file is whole at any moment, even after a power cut (system/files.py). torch.l
 notice a flipped bit. Only tensors and plain values are stored; nothing here ever unpickles code.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -23,8 +22,6 @@ from resnet50.system import files
 FILE_NAME = re.compile(r"step_(\d{9})\.pt")
 TRAILER_BYTES = len(b"\nsha256 ") + 64 + len(b"\n")
 BEST = "best.pt"
-# Errors of file systems without hard links: exFAT, and buckets mounted as folders.
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 class DamagedCheckpointError(ValueError):
@@ -174,7 +171,7 @@ def link(path: Path, name: Path) -> None:
         os.link(path, partial)
     except OSError as error:
         # A disk without hard links is not an error; a full one is.
-        if error.errno not in NO_LINKS:
+        if error.errno not in files.NO_LINKS:
             raise
         shutil.copyfile(path, partial)
     os.replace(partial, name)

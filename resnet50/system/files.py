@@ -15,6 +15,8 @@ from typing import IO
 # Errors from disks that cannot sync a folder: old CIFS, shares of virtual machines, DrvFs, FUSE.
 # PostgreSQL ignores the first two, in fsync_fname of src/common/file_utils.c.
 NO_FOLDER_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+# Errors of file systems without hard links: exFAT, and buckets mounted as folders.
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextmanager
