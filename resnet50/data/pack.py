@@ -103,7 +103,7 @@ def read_header(data: bytes, where: object) -> Header:
     """
     if data[: len(MAGIC)] != MAGIC:
         raise damaged(where, "it does not begin like a pack")
-    if zlib.crc32(data[:-4]).to_bytes(4, "little") != data[-4:]:
+    if len(data) != HEADER.size or zlib.crc32(data[:-4]).to_bytes(4, "little") != data[-4:]:
         raise damaged(where, "its header fails its checksum")
     header = Header(*HEADER.unpack(data)[1:9])
     if header.version not in (PLAIN, LEVELED):
@@ -134,7 +134,8 @@ class PackedImages:
     """A pack opened for reading, by any number of processes forked from this one.
 
     classes: names in label order; labels: (N,) uint32; sizes: (N, 2) widths and heights in pixels;
-    offsets: (N,) where the records begin; upright: how originals are read, at first as they were packed (data/orientation.py).
+    offsets: (N,) uint64, where the records begin; upright: how originals are read, at first as they
+    were packed (data/orientation.py).
     Raises DamagedPackError if header, JSON or index are not as they were written.
     """
 
@@ -278,7 +279,7 @@ class PackedImages:
         os.posix_fadvise(self._file, offset, size, os.POSIX_FADV_WILLNEED)
 
     def find_damage(self, index: int) -> str | None:
-        """Compare an image's bytes with their checksums; what is wrong, or None. Decodes nothing."""
+        """Compare an image's bytes with their checksums, undecoded; what is wrong, or None."""
         try:
             if self.has_levels:
                 return self.open(index).find_damage()

@@ -70,8 +70,8 @@ def look_at(source: PackSource, split: str, give_up_s: float) -> Wanted:
     url = source.url_of(name)
 
     def look() -> Wanted:
-        header = b"".join(source.read(name, 0, pack.HEADER.size))
-        wanted, there = Wanted(name, url, header), source.size_of(name)
+        there = source.size_of(name)
+        wanted = Wanted(name, url, b"".join(source.read(name, 0, pack.HEADER.size)))
         if there != wanted.numbers.file_bytes:
             written = f"{wanted.numbers.file_bytes:,} were written"
             raise pack.damaged(url, f"it has {there:,} bytes, {written}")

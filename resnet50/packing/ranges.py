@@ -43,7 +43,7 @@ def cut(offsets: np.ndarray, start: int, end: int, range_bytes: int) -> list[Ran
         stop = end if next_first == len(begins) else int(begins[next_first])
         ranges.append(Range(at, stop, order[first:next_first].tolist()))
         first = next_first
-    return ranges or ([Range(start, end)] if end > start else [])
+    return ranges or pieces(start, end, range_bytes)
 
 
 def pieces(start: int, end: int, piece_bytes: int) -> list[Range]:
@@ -61,9 +61,12 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = files.read_records(path)
-        self.about: dict[str, str] = lines[0] if lines else {}
-        self.there = {(line["start"], line["end"]) for line in lines[1:]}
+        try:
+            about, *lines = files.read_records(path)
+            self.about: dict[str, str] = {name: about[name] for name in ("url", "header")}
+            self.there = {(line["start"], line["end"]) for line in lines}
+        except (ValueError, KeyError, TypeError):  # none, or a damaged one
+            self.about, self.there = {}, set()
 
     def begin(self, about: dict[str, str]) -> None:
         """Begin anew or go on: the file then holds whole lines only, without one that was cut."""
