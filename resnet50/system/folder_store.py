@@ -97,14 +97,16 @@ class FolderStore(Store):
                 return None
             return Entry(stat.st_size, stat.st_mtime, _version_of(stat))
 
-    def list(self, under: str = "") -> dict[str, Entry]:
+    def list(self, under: str = "", limit: int = 0) -> dict[str, Entry]:
         found = {}
         with self._errors(under):
-            for path in sorted((self.folder / under).rglob("*")):
+            for path in (self.folder / under).rglob("*"):
                 name = path.relative_to(self.folder).as_posix()
                 # A file may be gone again by now: another writer has renamed it.
                 if name != GUARD and path.is_file() and (entry := self.entry(name)):
                     found[name] = entry
+                if 0 < limit <= len(found):
+                    break
         return found
 
     def delete(self, name: str) -> None:
@@ -133,6 +135,7 @@ class FolderStore(Store):
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
+                self.is_conditional = False
             yield
 
     @contextmanager

@@ -54,6 +54,15 @@ def _parent_of(pid: int) -> int:
         return 0
 
 
+def started(pid: int) -> int:
+    """When a process started, in clock ticks since the boot; 0 if there is none, or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == b"Z" else int(fields[19])  # the 22nd, after "PID (NAME)"
+
+
 def die_with_parent(parent_pid: int) -> None:
     """Have the kernel SIGKILL this process when its parent dies. Does nothing outside Linux.
 

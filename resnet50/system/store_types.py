@@ -30,6 +30,11 @@ class Store(ABC):
 
     def __init__(self, url: str) -> None:
         self.url = url
+        # Whether `create` and `replace` are atomic; found out by `test_conditions`.
+        self.is_conditional = True
+
+    def test_conditions(self, name: str) -> None:  # noqa: B027 (a disk need not be asked)
+        """Find out whether this store has conditional writes, with a file that is there."""
 
     @abstractmethod
     def put(self, name: str, data: bytes) -> None:
@@ -64,8 +69,11 @@ class Store(ABC):
         """None if there is no such file."""
 
     @abstractmethod
-    def list(self, under: str = "") -> dict[str, Entry]:
-        """All files, by name; those under one folder of the store, by their whole names."""
+    def list(self, under: str = "", limit: int = 0) -> dict[str, Entry]:
+        """All files, by name; those under one folder of the store, by their whole names.
+
+        limit: enough of them, which a store of a million files gives sooner; 0: all.
+        """
 
     @abstractmethod
     def delete(self, name: str) -> None:
