@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,8 @@ import pytest
 from support import range_server
 from support.commands import (
     PROGRAM_PATH,
-    REPOSITORY,
     Result,
     program_words,
-    run,
     start,
     wait_for,
 )
@@ -32,18 +29,6 @@ from resnet50.packing import fetch, pack_sources, transfer
 
 RANGE_BYTES = 2500  # about 25 ranges
 NAMES = ("train.pack", "val.pack")
-
-
-@pytest.fixture(scope="module")
-def packs(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both packs of the small data set. Do not write into it."""
-    out = tmp_path_factory.mktemp("packs") / "imagenet"
-    script = REPOSITORY / "prepare_data.py"
-    result = run(
-        [sys.executable, script, image_folder, f"--out={out}", "--num_workers=1"], out.parent
-    )
-    assert result.code == 0, result.err
-    return out
 
 
 @pytest.fixture
