@@ -107,6 +107,8 @@ def exchange_requests(run: Run) -> Requests:
     state, ranks = run.parts.state, run.parts.ranks
     run.heartbeat.beat(state.step)
     report_failed_saves(run)
+    if run.mirror is not None:
+        run.mirror.report(run.log, state.step)
     # Sums over the ranks: more than 0 means that at least one rank asks for it.
     stop, save_now, out_of_time, non_finite, num_new_bad = distributed.agree(
         [

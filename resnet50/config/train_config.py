@@ -14,6 +14,7 @@ from typing import Literal
 from resnet50.config import checks, size_stages
 from resnet50.config.fields import check_value, setting, shown
 
+NO_MIRROR = "none"
 LEAST_CHECKPOINTS = 2  # the newest may be damaged: then a run resumes from the one before
 
 
@@ -31,6 +32,12 @@ class TrainConfig:
         "",
         "folder of this run: checkpoints, log, curves (default: runs/RECIPE; without any flag the "
         "newest unfinished run)",
+        may_change=True,
+    )
+    mirror: str = setting(
+        NO_MIRROR,
+        "copy each checkpoint to s3://BUCKET/PREFIX, or to a folder on another disk; with an empty "
+        f"run_dir, begin from what is there (docs/reliability.md); {NO_MIRROR}: copy nothing",
         may_change=True,
     )
     recipe: str = setting("", "name of the preset these settings started from")

@@ -196,6 +196,18 @@ def verify(path: Path) -> None:
         )
 
 
+def size_and_sha256(file: BinaryIO) -> tuple[int, str]:
+    """Bytes of an open checkpoint file, and the sha256 that its trailer states; from its start on
+    again when this returns. Raises DamagedCheckpointError if it has no trailer."""
+    num_bytes = file.seek(0, os.SEEK_END)
+    file.seek(max(0, num_bytes - TRAILER_BYTES))
+    trailer = file.read()
+    file.seek(0)
+    if trailer[:8] != b"\nsha256 " or len(trailer) != TRAILER_BYTES:
+        raise DamagedCheckpointError(f"{file.name} is not a whole checkpoint of this program")
+    return num_bytes, trailer[8:-1].decode("ascii", "replace")
+
+
 def load(path: Path) -> dict:
     """Verify a checkpoint and read it onto the CPU."""
     verify(path)

@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class CheckpointWriter:
     def __init__(self, folder: Path, keep: int, written_step: int = -1) -> None:
         """written_step: of the newest checkpoint on disk; later saves update the attribute."""
         self.folder, self.keep, self.written_step = folder, keep, written_step
+        # Told of each finished file, in the thread: its step, and whether it is the best so far.
+        self.on_written: Callable[[int, bool], None] = lambda step, is_best: None
         self._thread: threading.Thread | None = None
         # Several, for on a slow disk the next save begins before the loop has asked about the last.
         self._failures: deque[Failure] = deque()
@@ -74,6 +77,7 @@ class CheckpointWriter:
             self.written_step = step
             if is_best:
                 checkpoint.mark_best(path)
+            self.on_written(step, is_best)
             checkpoint.prune(self.folder, self.keep)
         except OSError as error:
             self._failures.append(Failure(step, error))

@@ -58,6 +58,7 @@ class RunLog:
         self._clock = clock
         self._throttle = Throttle(clock)
         self._steps: list[dict] = []  # training records, for the curves
+        self.more_status: Callable[[], dict[str, object]] = dict  # for status.json, from others
         self._tensorboard: TensorBoardLog | None = None
         self._started_s = clock()
         # The time of all attempts adds up: status.json has that of the earlier ones.
@@ -171,6 +172,7 @@ class RunLog:
                 best_top1=self.results.best_top1,
                 paid_s=round(self.paid_s, 2),
                 cost_usd=round(self.cost_usd, 4),
+                **self.more_status(),
                 **more,
             )
 

@@ -15,7 +15,12 @@ from resnet50.system import files, limits
 from resnet50.training.plan import Plan
 
 FORMAT = 1
-PLACES = ("data_dir", "run_dir", "init_from")  # settings that say where things lie on this machine
+PLACES = (
+    "data_dir",
+    "run_dir",
+    "init_from",
+    "mirror",
+)  # settings that say where things lie on this machine
 FROM_CONFIG = ("commit", "versions", "gpus", "device", "precision")
 
 

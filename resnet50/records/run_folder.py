@@ -1,6 +1,6 @@
 """A run's folder: what is in it, the settings of the run, and which run to resume.
 
-    runs/NAME/config.json    settings, command line, commit, versions, hardware
+    runs/NAME/config.json    the run's id, settings, command line, commit, versions, hardware
     runs/NAME/status.json    its state (status.py)
     runs/NAME/checkpoints/   step_000001200.pt, best.pt (checkpoint.py)
 
@@ -10,6 +10,7 @@ Both JSON files are replaced whole, so that a reader never sees half of one.
 import os
 import platform
 import subprocess
+import uuid
 from pathlib import Path
 
 import torch
@@ -54,6 +55,7 @@ def write_config(
     if settings_problem(run_dir) and (run_dir / CONFIG).exists():
         checkpoint.put_aside(run_dir / CONFIG)
     record = {
+        "run": read_id(run_dir) or uuid.uuid4().hex,
         "settings": settings,
         "command_line": command_line,
         "commit": commit(),
@@ -65,6 +67,15 @@ def write_config(
         "platform": platform.platform(),
     }
     files.write_json(run_dir / CONFIG, record)
+
+
+def read_id(run_dir: Path) -> str:
+    """What tells this run from all others, made at its start; empty without a run, and for one from
+    before runs had ids."""
+    try:
+        return str(files.read_json(run_dir / CONFIG).get("run", ""))
+    except ValueError:
+        return ""
 
 
 def read_settings(run_dir: Path) -> dict[str, object] | None:

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resnet50.system import processes
-from resnet50.system.interruption import Interrupted
 from resnet50.system.store import Store
 
 LOCK = "lock.json"
@@ -38,20 +37,22 @@ class MirrorLock:
 
     def __init__(self, store: Store, owner: str, pid: int) -> None:
         """owner: this start's id; pid: of the process that lives as long as it."""
-        self._store, self.owner = store, owner
+        self.store, self.owner = store, owner
         self._version = ""
         self._record = {"owner": owner, **described(pid)}
         self._beats = 0
 
-    def claim(self, say: Callable[[str], None], should_stop: Callable[[], bool]) -> None:
+    def claim(self, say: Callable[[str], None]) -> None:
         """Take the lock, waiting for an owner that may be dead.
 
-        Raises ValueError naming the owner if it is alive, Interrupted, and StoreError.
+        Raises ValueError naming the owner if it is alive, and StoreError.
         """
-        url, until_s, has_said = self._store.url, time.monotonic() + PATIENCE_S, False
+        url, until_s, has_said = self.store.url, time.monotonic() + PATIENCE_S, False
         while not self._create():
             holder, version = self._read()
-            if version and (reason := self._why_dead(holder)):
+            if not version:
+                continue  # it was released meanwhile
+            if reason := self._why_dead(holder):
                 if self._replace(version):
                     if reason != OURS:
                         say(f"{url}: taken over from {name_of(holder)}, {reason}")
@@ -68,13 +69,9 @@ class MirrorLock:
                     f"{url} is in use by {name_of(holder)}: waiting up to {PATIENCE_S:.0f} s, and "
                     f"taking over if that gives no sign of life for {DEAD_S:.0f} s"
                 )
-            until_poll_s = time.monotonic() + POLL_S
-            while time.monotonic() < until_poll_s:
-                if should_stop():
-                    raise Interrupted
-                time.sleep(0.1)
-        self._store.test_conditions(LOCK)
-        if not self._store.is_conditional:
+            time.sleep(POLL_S)
+        self.store.test_conditions(LOCK)
+        if not self.store.is_conditional:
             say(
                 f"warning: --mirror {url}: this store has no conditional writes: start only one "
                 "run with it, since two starts at the same moment would not notice each other"
@@ -95,14 +92,14 @@ class MirrorLock:
     def release(self) -> None:
         """Remove the lock, if it is still ours."""
         if self._read()[0].get("owner") == self.owner:
-            self._store.delete(LOCK)
+            self.store.delete(LOCK)
 
     def _create(self) -> bool:
-        self._version = self._store.create(LOCK, self._bytes()) or ""
+        self._version = self.store.create(LOCK, self._bytes()) or ""
         return bool(self._version)
 
     def _replace(self, version: str) -> bool:
-        self._version = self._store.replace(LOCK, self._bytes(), version) or ""
+        self._version = self.store.replace(LOCK, self._bytes(), version) or ""
         return bool(self._version)
 
     def _bytes(self) -> bytes:
@@ -111,7 +108,7 @@ class MirrorLock:
 
     def _read(self) -> tuple[dict[str, object], str]:
         """The lock's record and version; both empty without a lock."""
-        found = self._store.get(LOCK)
+        found = self.store.get(LOCK)
         if found is None:
             return {}, ""
         try:
@@ -130,10 +127,10 @@ class MirrorLock:
             # The number may belong to another process by now: the time of its start tells.
             if isinstance(pid, int) and processes.started(pid) != started:
                 return "which has ended"
-        entry = self._store.entry(LOCK)
+        entry = self.store.entry(LOCK)
         if entry is None:
             return ""
-        age_s = self._store.now(f"{LOCK}.{self.owner}") - entry.modified_s
+        age_s = self.store.now(f"{LOCK}.{self.owner}") - entry.modified_s
         return f"which gave no sign of life for {age_s:.0f} s" if age_s >= DEAD_S else ""
 
 

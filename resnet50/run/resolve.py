@@ -45,13 +45,17 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
         settings = {**RECIPES[name].settings, **settings, "recipe": name, "run_dir": run_dir}
         cfg = TrainConfig(**settings)
     else:
-        # A run from before a setting existed continues with the pixels and the bits it began with.
-        before = {"upright": orientation.LEGACY, "fused_optimizer": False}
-        stored = before | stored | {"run_dir": run_dir}
-        cfg = resumed(TrainConfig.from_json(stored), settings)
+        cfg = resumed(stored_config(stored, run_dir), settings)
     if cfg.tensorboard:
         tensorboard_log.check_installed()
     return cfg if world_size == 0 else with_batch_norm_group(cfg, world_size)
+
+
+def stored_config(stored: Mapping[str, object], run_dir: str) -> TrainConfig:
+    """The settings that a run has stored, for this folder. Raises ValueError for unknown ones."""
+    # A run from before a setting existed continues with the pixels and the bits it began with.
+    before = {"upright": orientation.LEGACY, "fused_optimizer": False}
+    return TrainConfig.from_json(before | dict(stored) | {"run_dir": run_dir})
 
 
 def with_batch_norm_group(cfg: TrainConfig, world_size: int) -> TrainConfig:
@@ -77,9 +81,12 @@ def with_data(cfg: TrainConfig) -> TrainConfig:
     return cfg
 
 
-def resumed(stored: TrainConfig, settings: Mapping[str, object]) -> TrainConfig:
+def resumed(
+    stored: TrainConfig, settings: Mapping[str, object], where: str = "", option: str = "--run_dir"
+) -> TrainConfig:
     """The stored settings of a run, with those explicit ones that a resume may change.
 
+    where, option: where the run lies, and the option that says so; its run_dir, if not given.
     Raises ValueError naming every other explicit setting that differs from the stored one, and what
     would happen to the learning rate.
     """
@@ -96,8 +103,8 @@ def resumed(stored: TrainConfig, settings: Mapping[str, object]) -> TrainConfig:
     ]
     if differing:
         raise ValueError(
-            f"the run in {stored.run_dir} cannot be resumed with different settings: "
-            f"{', '.join(differing)}. Leave them out to resume it, or give a new --run_dir"
+            f"the run in {where or stored.run_dir} cannot be resumed with different settings: "
+            f"{', '.join(differing)}. Leave them out to resume it, or give a new {option}"
             f"{consequence(stored, given)}"
         )
     return dataclasses.replace(stored, **given)

@@ -28,6 +28,7 @@ from resnet50.records.log import RunLog
 from resnet50.records.results import Results
 from resnet50.run import consistency, initial_weights, resume, spot_watch
 from resnet50.run.heartbeat import Heartbeat
+from resnet50.run.mirror import Mirror
 from resnet50.system import files
 from resnet50.system.interruption import Interrupted, Interruption
 from resnet50.training import batch_fit, build, distributed
@@ -56,6 +57,7 @@ class Run:
     save_due_s: float  # on the monotonic clock
     bad_images: set[str] = field(default_factory=set)  # known to all ranks
     new_bad_images: set[str] = field(default_factory=set)  # seen by this rank since
+    mirror: Mirror | None = None  # of rank 0, with --mirror
 
     def note_bad_images(self, batches: Iterable[Batch]) -> None:
         """Remember the undecodable files of these batches until all ranks are told of them."""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -23,10 +23,10 @@ from types import FrameType
 import torch
 
 from resnet50.config.command_line import print_error
-from resnet50.config.train_config import TrainConfig
+from resnet50.config.train_config import NO_MIRROR, TrainConfig
 from resnet50.config.train_flags import CPU, Request
 from resnet50.records import checkpoint, ownership, run_folder, status
-from resnet50.run import heartbeat
+from resnet50.run import heartbeat, mirror_start
 from resnet50.run.resolve import resolve, with_data
 from resnet50.system import processes
 from resnet50.system.locking import FolderLock
@@ -52,6 +52,11 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
         # Two locks: the supervisor's, by which host/ finds the training process, and the rank's.
         lock = FolderLock(run_dir, status.SUPERVISOR_LOCK)
         FolderLock(run_dir).release()  # a plain torchrun may be training there
+        owner = mirror_start.new_owner()
+        if mirror_start.prepare(cfg, request, owner, _say):
+            cfg = with_data(resolve(request))  # those of the run that is there now
+            if not (num_gpus or request.device == CPU):
+                run_folder.refuse_cpu(run_dir)
         if request.fresh:
             run_folder.make_room(run_dir, request.overwrite)
         ended, stored = status.known_status(run_dir), run_folder.read_settings(run_dir)
@@ -60,22 +65,18 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
         if not is_done:
             run_folder.refuse_lost_checkpoints(run_dir)
     except (ValueError, OSError) as error:
-        return print_error("train.py", error)
+        print_error("train.py", error)
+        return status.EXIT_CODES[mirror_start.state_after(error)]
+    except KeyboardInterrupt:  # while it waits for a mirror
+        return status.EXIT_CODES[status.INTERRUPTED]
     if is_done:
-        has_checkpoint = checkpoint.files_in(run_folder.checkpoints_dir(run_dir))
-        is_limited = cfg.max_minutes or cfg.max_steps or cfg.target_top1
-        no_limit = f"; without a limit: python train.py --run_dir {run_dir} {NO_LIMIT}"
-        print(
-            f"train.py: the run in {run_dir} is done at step {ended.get('step')}, best top-1 "
-            f"{ended.get('best_top1') or 0:.2f}%. Give a new --run_dir to train another one"
-            f"{no_limit if is_limited and has_checkpoint else ''}"
-        )
+        say_done(cfg, ended)
         return 0
     # The ranks get the same words, and so the same settings, but not those that delete.
     flags = [word for word in argv if word not in ("--fresh", "--overwrite")]
     command = [script, *flags, f"--run_dir={run_dir}", f"--data_dir={cfg.data_dir}"]
     hang_s = 60 * cfg.hang_minutes
-    code = Supervisor(command, max(1, num_gpus), run_dir, hang_s=hang_s).run()
+    code = Supervisor(command, max(1, num_gpus), run_dir, hang_s=hang_s, owner=owner).run()
     # Still "running": no rank was left to write the outcome.
     if status.known_status(run_dir).get("state") == status.RUNNING:
         was_interrupted = code == status.EXIT_CODES[status.INTERRUPTED]
@@ -85,8 +86,24 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
     return code
 
 
+def say_done(cfg: TrainConfig, ended: Mapping[str, object]) -> None:
+    """Say that the run has ended, and how it could go on. ended: its status.json."""
+    run_dir = Path(cfg.run_dir)
+    has_checkpoint = checkpoint.files_in(run_folder.checkpoints_dir(run_dir))
+    is_limited = cfg.max_minutes or cfg.max_steps or cfg.target_top1
+    no_limit = f"; without a limit: python train.py --run_dir {run_dir} {NO_LIMIT}"
+    print(
+        f"train.py: the run in {run_dir} is done at step {ended.get('step')}, best top-1 "
+        f"{ended.get('best_top1') or 0:.2f}%. Give a new --run_dir to train another one"
+        f"{no_limit if is_limited and has_checkpoint else ''}"
+    )
+
+
 def is_prolonged(cfg: TrainConfig, stored: dict[str, object], step: int) -> bool:
-    """Whether new limits let a run that ended at `step` continue."""
+    """Whether new limits let a run that ended at `step` continue, or it has a new mirror, to which
+    its ranks copy it."""
+    if cfg.mirror not in (NO_MIRROR, stored.get("mirror", NO_MIRROR)):
+        return True
     if any(getattr(cfg, name) != stored.get(name, 0) for name in ("max_minutes", "target_top1")):
         return True
     return cfg.max_steps != stored["max_steps"] and not 0 < cfg.max_steps <= step
@@ -96,9 +113,17 @@ class Supervisor:
     """Runs one command under torchrun until its run has an outcome."""
 
     def __init__(
-        self, command: Sequence[str], num_ranks: int, run_dir: Path, *, hang_s: float
+        self,
+        command: Sequence[str],
+        num_ranks: int,
+        run_dir: Path,
+        *,
+        hang_s: float,
+        owner: str = "",
     ) -> None:
-        """hang_s: seconds without a heartbeat, after the first one, before a run counts as hung."""
+        """hang_s: seconds without a heartbeat, after the first one, before a run counts as hung;
+        owner: with which this start holds the lock of its mirror."""
+        self.owner = owner
         self.command, self.num_ranks = list(command), num_ranks
         self.run_dir, self.hang_s = run_dir, hang_s
         self.num_signals = 0  # that ask to stop
@@ -159,6 +184,7 @@ class Supervisor:
         torchrun += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]
         # Ranks check for the supervisor's id: if torchrun died while they imported, they die too.
         environment = {ATTEMPT: attempt, processes.SUPERVISOR_PID: str(parent_pid)}
+        environment[mirror_start.OWNER] = self.owner
         # Another launcher's variables (Kubeflow sets PET_NNODES) would act as torchrun's options.
         inherited = {name: value for name, value in os.environ.items() if name[:4] != "PET_"}
         inherited.pop("PYTHONSAFEPATH", None)  # the ranks find our modules beside the script

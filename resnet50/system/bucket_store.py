@@ -38,8 +38,7 @@ CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials, or give the machine "
     "a role"
 )
-# What no repetition mends: the user must change something.
-LASTING = ("NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
 NO_VERSION = '"00000000000000000000000000000000"'  # an ETag that no file has
 T = TypeVar("T")
 
@@ -197,21 +196,22 @@ def explained(error: Exception, where: str, bucket: str) -> StoreError:
     """An error of obstore in one line: what the server said or did not, and what to do."""
     text = str(error)
     said = _summary(text)
+    is_refused = re.search(r"\b40[13]\b|Unauthorized", text) or any(
+        code in text for code in REFUSED
+    )
     if any(host in text for host in METADATA_HOSTS):
-        return StoreError(f"{where}: no credentials: {CREDENTIALS}", is_passing=False)
-    if "NoSuchBucket" in text:
-        remedy = f"there is no bucket {bucket}: make it, or check its name and AWS_ENDPOINT_URL"
+        reason = f"no credentials: {CREDENTIALS}"
+    elif "NoSuchBucket" in text:
+        reason = f"there is no bucket {bucket}: make it, or check its name and AWS_ENDPOINT_URL"
     elif "redirect" in text.lower():
-        remedy = "the bucket is in another region: set AWS_REGION"
-    elif re.search(r"\b40[13]\b|Unauthorized|AccessDenied", text) or any(
-        code in text for code in LASTING
-    ):
-        remedy = f"the server refuses these credentials ({said}): {CREDENTIALS}"
+        reason = "the bucket is in another region: set AWS_REGION"
+    elif is_refused:
+        reason = f"the server refuses these credentials ({said}): {CREDENTIALS}"
     elif isinstance(error, FileNotFoundError):
-        return StoreError(f"{where} is not there", is_passing=False)
+        reason = "it is not there"
     else:
-        return StoreError(f"{where}: {said}", is_passing=True)
-    return StoreError(f"{where}: {remedy}", is_passing=False)
+        return StoreError(where, said, is_passing=True)
+    return StoreError(where, reason, is_passing=False)
 
 
 def _summary(text: str) -> str:

@@ -1,5 +1,6 @@
 """A store that is a folder, such as one on a disk that other machines mount too."""
 
+import errno
 import fcntl
 import os
 import uuid
@@ -15,6 +16,8 @@ from resnet50.system.store_types import Entry, Store, StoreError
 PARTIAL = ".partial"  # ends the names of files that are still being written
 GUARD = ".guard"  # locked while a file of a folder is compared and replaced
 COPY_BYTES = 1 << 20
+# What no repetition mends: the user must change something.
+LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 class FolderStore(Store):
@@ -146,8 +149,9 @@ class FolderStore(Store):
             raise
         except OSError as error:
             where = f"{self.url}/{name}" if name else self.url
-            text = f"{where}: {error.strerror or error}: is the disk mounted, writable, not full?"
-            raise StoreError(text, is_passing=True) from error
+            reason = f"{error.strerror or error}: is the disk mounted, writable, and not full?"
+            is_passing = error.errno not in LASTING
+            raise StoreError(where, reason, is_passing=is_passing) from error
 
 
 def _version_of(stat: os.stat_result) -> str:

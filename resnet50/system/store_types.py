@@ -8,13 +8,13 @@ from typing import BinaryIO, NamedTuple
 class StoreError(OSError):
     """A store did not do what it was asked; the text is one line with its place and a remedy.
 
-    is_passing: whether the same may work later without the user: no answer, an overloaded server.
+    reason: the text without the place. is_passing: whether the same may work later without the
+    user: no answer, an overloaded server, a full disk.
     """
 
-    def __init__(self, text: str, *, is_passing: bool) -> None:
-        super().__init__(text)
-        self.strerror = text
-        self.is_passing = is_passing
+    def __init__(self, place: str, reason: str, *, is_passing: bool) -> None:
+        super().__init__(f"{place}: {reason}")
+        self.place, self.reason, self.is_passing = place, reason, is_passing
 
 
 class Entry(NamedTuple):
@@ -82,7 +82,7 @@ class Store(ABC):
     def size(self, name: str) -> int:
         """Bytes of a file. Raises StoreError if there is none."""
         if (found := self.entry(name)) is None:
-            raise StoreError(f"{self.url}/{name} is not there", is_passing=False)
+            raise StoreError(f"{self.url}/{name}", "it is not there", is_passing=False)
         return found.num_bytes
 
     def now(self, name: str) -> float:
