@@ -291,7 +291,7 @@ def test_if_the_source_is_gone_whole_packs_are_used_as_they_are(fetch_here, serv
         ("{url}/?signature=1", 2, "give the URL of a folder, without ? and #"),
         ("ftp://host/x", 2, "--data_from ftp://...: give s3://BUCKET/PREFIX, https://HOST/FOLDER"),
         ("/no/such/folder", 2, "--data_from /no/such/folder"),
-        ("/tmp", 2, "/tmp/train.pack is not there"),
+        ("/tmp", 2, "/tmp/train.pack: it is not there"),
         ("", 2, "--data_from is empty"),
     ],
 )
