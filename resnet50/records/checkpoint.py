@@ -201,11 +201,16 @@ def size_and_sha256(file: BinaryIO) -> tuple[int, str]:
     again when this returns. Raises DamagedCheckpointError if it has no trailer."""
     num_bytes = file.seek(0, os.SEEK_END)
     file.seek(max(0, num_bytes - TRAILER_BYTES))
-    trailer = file.read()
+    sha256 = sha256_of_trailer(file.read(), file.name)
     file.seek(0)
+    return num_bytes, sha256
+
+
+def sha256_of_trailer(trailer: bytes, name: str) -> str:
+    """What the last bytes of a checkpoint state. Raises DamagedCheckpointError naming the file."""
     if trailer[:8] != b"\nsha256 " or len(trailer) != TRAILER_BYTES:
-        raise DamagedCheckpointError(f"{file.name} is not a whole checkpoint of this program")
-    return num_bytes, trailer[8:-1].decode("ascii", "replace")
+        raise DamagedCheckpointError(f"{name} is not a whole checkpoint of this program")
+    return trailer[8:-1].decode("ascii", "replace")
 
 
 def load(path: Path) -> dict:

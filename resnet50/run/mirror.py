@@ -5,7 +5,7 @@
 Two threads of rank 0: one copies, one shows that this writer lives (mirror_lock.py). Training never
 waits for them. They begin after the loaders were forked, since obstore has threads of its own.
 
-The order of copying: the checkpoint, the small files, the pointer (mirror_manifest.py), and then
+The order of copying: the small files, the checkpoint, the pointer (mirror_manifest.py), and then
 old checkpoints are removed. So at any moment, what the pointer names is there and whole. While a
 copy takes longer than the time between two checkpoints, those in between are passed over.
 
@@ -224,12 +224,12 @@ class Mirror:
     def _copy_all(self) -> None:
         """Copy what is new. Sets `_idle` if nothing more came meanwhile."""
         step, best_step = self._step, self._best_step
+        self._copy_small_files()
         copies = list(self._manifest.copies)
         # A later step may be there: the newest file here was damaged, and this one is before it.
         wanted = {best_step, step} if step > self._manifest.step else {best_step}
         lacking = wanted - {-1, *(copy.step for copy in copies)}
         copies += filter(None, map(self._copy_checkpoint, sorted(lacking)))
-        self._copy_small_files()
         manifest = Manifest(
             self._run,
             self._commit,

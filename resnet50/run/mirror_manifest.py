@@ -13,7 +13,8 @@ A checkpoint there is the same file as in the run's folder, and can be used as o
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from resnet50.records import checkpoint, ownership, status
@@ -22,7 +23,7 @@ from resnet50.system.store import Store, StoreError
 POINTER = "mirror.json"
 FORMAT = 1
 # A leftover of a copy that was cut short, in a folder, has one more ending.
-COPY_NAME = re.compile(r"checkpoints/step_\d{9}\.[0-9a-f]{12}\.pt(\.partial)?")
+COPY_NAME = re.compile(r"checkpoints/step_(\d{9})\.[0-9a-f]{12}\.pt(\.partial)?")
 HEX_64 = re.compile(r"[0-9a-f]{64}")
 # The small files of a run; config.json first, since with it begins a folder of this run.
 SMALL_FILES = (
@@ -68,6 +69,22 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         return (json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n").encode()
+
+
+def with_unnamed(store: Store, manifest: Manifest) -> Manifest:
+    """With the later checkpoints, too, that were copied before the pointer could be written.
+
+    Each is whole if it is there at all, and its own trailer has its sha256.
+    """
+    found = []
+    for name, entry in store.list(ownership.CHECKPOINTS).items():
+        match = COPY_NAME.fullmatch(name)
+        if match and not match[2] and int(match[1]) > manifest.step:
+            trailer = store.read(name, max(0, entry.num_bytes - checkpoint.TRAILER_BYTES), 1 << 10)
+            with suppress(ValueError):  # no trailer, or another name's
+                sha256 = checkpoint.sha256_of_trailer(trailer, name)
+                found.append(Copy(int(match[1]), name, entry.num_bytes, sha256))
+    return replace(manifest, copies=pruned([*manifest.copies, *found], 1 << 30, -1))
 
 
 def name_of(step: int, sha256: str) -> str:

@@ -135,6 +135,7 @@ def _fill(store: Store, start: Start, say: Say) -> bool:
     if manifest is None:
         refuse_foreign(store)
         return False
+    manifest = mirror_manifest.with_unnamed(store, manifest)
     if not manifest.copies:
         return False  # a start that ended before its first checkpoint: nothing is lost
     if start.request.fresh:

@@ -32,7 +32,12 @@ TIMEOUT = timedelta(seconds=60)  # of one request: a part of 8 MiB at 140 kB/s
 RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 PART_BYTES = 8 << 20
 CONCURRENT_PARTS = 4  # 32 MiB in memory
-METADATA_HOSTS = ("169.254.169.254", "169.254.170.2", "fd00:ec2::254")
+METADATA_PATHS = ("/latest/api/token", "/latest/meta-data", "169.254.170.2")
+# Where credentials may come from before the machine's role is asked for.
+SOURCES = (
+    *("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE"),
+    *("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+)
 KEYS = ("aws_access_key_id", "aws_secret_access_key")
 CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials, or give the machine "
@@ -62,6 +67,10 @@ class BucketStore(Store):
 
     def _connect(self, option: str) -> object:
         config = shared_credentials(option)
+        # The AWS SDKs' own variable, which obstore does not know.
+        has_role = os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true"
+        if not has_role and KEYS[0] not in config and not any(map(os.environ.get, SOURCES)):
+            raise ValueError(f"{option} {self.url}: no credentials: {CREDENTIALS}")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
         options = {
             "connect_timeout": CONNECT_TIMEOUT,
@@ -199,7 +208,7 @@ def explained(error: Exception, where: str, bucket: str) -> StoreError:
     is_refused = re.search(r"\b40[13]\b|Unauthorized", text) or any(
         code in text for code in REFUSED
     )
-    if any(host in text for host in METADATA_HOSTS):
+    if any(path in text for path in METADATA_PATHS):
         reason = f"no credentials: {CREDENTIALS}"
     elif "NoSuchBucket" in text:
         reason = f"there is no bucket {bucket}: make it, or check its name and AWS_ENDPOINT_URL"
@@ -255,8 +264,7 @@ def shared_credentials(option: str) -> dict[str, str]:
     found = {}
     if "region" in settings and not {"AWS_REGION", "AWS_DEFAULT_REGION"} & environment.keys():
         found["region"] = settings["region"]
-    others = {"AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE"}
-    if others & environment.keys():
+    if any(map(environment.get, SOURCES[:3])):
         return found
     both = settings | keys_of
     if all(key in both for key in KEYS):

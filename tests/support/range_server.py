@@ -105,12 +105,18 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class WebServer(Server):
+    """Takes sixteen connections at once; the usual five would let the others wait for a second."""
+
+    request_queue_size = 64
+
+
 @contextlib.contextmanager
 def serve(folder: Path, port: int = 0) -> Iterator[RangeServer]:
     """Serve the files of a folder on 127.0.0.1."""
     settings = RangeServer(folder)
     handler = type("Handler", (Handler,), {"settings": settings})
-    server = Server(("127.0.0.1", port), handler)
+    server = WebServer(("127.0.0.1", port), handler)
     settings.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
