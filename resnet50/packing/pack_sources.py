@@ -59,6 +59,8 @@ class StoreSource(PackSource):
 
     def size_of(self, name: str) -> int:
         with _StoreErrors():
+            if self._store.entry(name) is None:
+                self._store.get(name)  # whose error says if it is the bucket that is not there
             return self._store.size(name)
 
     def read(self, name: str, start: int, end: int) -> Iterator[bytes]:

@@ -1,7 +1,6 @@
 """Packs fetched from a bucket of a real S3 server."""
 
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,18 +23,11 @@ RANGE_BYTES = 20_000
 PREFIX = f"{BUCKET}/data/imagenet"
 
 
-def put(server: Server, name: str, data: bytes) -> None:
-    """Write a file: BUCKET/PREFIX/FILE."""
-    url, kind = f"{server.environment['AWS_ENDPOINT_URL']}/{name}", "application/octet-stream"
-    request = urllib.request.Request(url, data, {"Content-Type": kind}, method="PUT")
-    urllib.request.urlopen(request, timeout=60).close()
-
-
 @pytest.fixture(scope="module")
 def bucket(packs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with s3_server.serve(tmp_path_factory.mktemp("s3")) as server:
         for path in packs.glob("*.pack"):
-            put(server, f"{PREFIX}/{path.name}", path.read_bytes())
+            server.put(f"data/imagenet/{path.name}", path.read_bytes())
         yield server
 
 
@@ -59,8 +51,8 @@ def test_damage_in_a_bucket_is_named(bucket, packs, tmp_path):
     pack = PackedImages(packs / "train.pack")
     data = bytearray((packs / "train.pack").read_bytes())
     data[int(pack.offsets[9]) + 200] ^= 1
-    put(bucket, f"{BUCKET}/damaged/train.pack", bytes(data))
-    put(bucket, f"{BUCKET}/damaged/val.pack", (packs / "val.pack").read_bytes())
+    bucket.put("damaged/train.pack", bytes(data))
+    bucket.put("damaged/val.pack", (packs / "val.pack").read_bytes())
     result = fetch(bucket, f"s3://{BUCKET}/damaged", tmp_path / "out")
     name = pack.name(9).partition(":")[2]
     assert result.code == 2 and "Traceback" not in result.err
