@@ -105,7 +105,7 @@ class Mirror:
         self._hurry.set()
         self._wake.set()
         until_s = time.monotonic() + limit_s
-        while not self._idle.wait(0.2) and time.monotonic() < until_s:
+        while not (self._is_taken or self._idle.wait(0.1)) and time.monotonic() < until_s:
             beat()
         self._end.set()
         self._wake.set()

@@ -123,9 +123,10 @@ class MirrorLock:
             return OURS
         mine = described(os.getpid())
         if all(holder.get(key) == mine[key] for key in ("boot_id", "pid_namespace")):
-            pid, started = holder.get("pid"), holder.get("started")
+            pid = holder.get("pid")
             # The number may belong to another process by now: the time of its start tells.
-            if isinstance(pid, int) and processes.started(pid) != started:
+            started = processes.started(pid) if isinstance(pid, int) else 0
+            if not started or started != holder.get("started"):
                 return "which has ended"
         entry = self.store.entry(LOCK)
         if entry is None:

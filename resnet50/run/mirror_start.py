@@ -35,7 +35,7 @@ from resnet50.run.resolve import resumed, stored_config
 from resnet50.system import apart, files
 from resnet50.system.apart import Say
 from resnet50.system.folder_store import GUARD
-from resnet50.system.store import Store, StoreError, is_bucket, open_store
+from resnet50.system.store import Store, StoreError, open_store
 
 OPTION = "--mirror"
 # Environment variable from the supervisor to its ranks: the id with which it has taken the lock.
@@ -80,7 +80,6 @@ def prepare(
     if cfg.mirror == NO_MIRROR:
         return False
     start = Start(cfg, request, owner, os.getpid())
-    check_place(cfg.mirror, start.run_dir)
     return apart.run_apart(lambda say: _prepare(start, say), say, should_stop)
 
 
@@ -90,9 +89,10 @@ def state_after(error: Exception) -> str:
     return status.INTERRUPTED if is_passing else status.CONFIG_ERROR
 
 
-def check_place(url: str, run_dir: Path) -> None:
-    """Raise ValueError if one of mirror and run folder would be a copy within the other."""
-    if is_bucket(url) or "://" in url:
+def check_place(cfg: TrainConfig) -> None:
+    """Raise ValueError, before anything is written, if mirror and run folder overlap."""
+    url, run_dir = cfg.mirror, Path(cfg.run_dir)
+    if url == NO_MIRROR or "://" in url:
         return
     there, here = Path(url).resolve(), run_dir.resolve()
     if there == here or there in here.parents or here in there.parents:

@@ -96,6 +96,7 @@ def restored(cfg: TrainConfig, request: Request, ranks: Ranks, stop: Interruptio
     run = ""
     if ranks.is_main and cfg.mirror != NO_MIRROR:
         run_dir = Path(cfg.run_dir)
+        mirror_start.check_place(cfg)
         ownership.refuse_foreign(run_dir)
         lock = FolderLock(run_dir)
         os.environ[mirror_start.OWNER] = owner = mirror_start.new_owner()

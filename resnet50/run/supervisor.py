@@ -45,6 +45,7 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
     try:
         cfg = with_data(resolve(request))
         run_dir = Path(cfg.run_dir)
+        mirror_start.check_place(cfg)
         ownership.refuse_foreign(run_dir)
         num_gpus = 0 if request.device == CPU else torch.cuda.device_count()
         if not (num_gpus or request.device == CPU or request.fresh):

@@ -23,6 +23,14 @@ def program(name: str) -> str:
     return path
 
 
+def variable(name: str, what: str) -> str:
+    """What an environment variable of .ci/run says; without it, the test skips and names it."""
+    value = os.environ.get(name, "")
+    if not value:
+        pytest.skip(f"needs {name}: {what}")
+    return value
+
+
 def package(name: str) -> ModuleType:
     """A package of requirements-dev.txt; tests that ask for a missing one are skipped."""
     return pytest.importorskip(name, reason=f"needs {name}")

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from support.commands import PROGRAMS
+from support.needs import variable
 
 PYTHON = "S3_SERVER_PYTHON"  # of the environment that .ci/run makes for it
 BUCKET = "bucket"
@@ -73,9 +73,7 @@ class Server:
 @contextmanager
 def serve(folder: Path) -> Iterator[Server]:
     """A server with one empty bucket; skips the test where there is none to start."""
-    python = os.environ.get(PYTHON)
-    if not python:
-        pytest.skip(f"needs {PYTHON}: a Python that has moto (.ci/run makes one)")
+    python = variable(PYTHON, "a Python that has moto (.ci/run makes one)")
     log = folder / "requests.log"
     log.touch()
     process = subprocess.Popen(

@@ -42,13 +42,15 @@ class Faults:
         self._log.write(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}\n")
         time.sleep(self.delay_s)
         if self.is_gone:
-            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)  # close() waits for its readers
             raise ConnectionError
         status, code = self.error
         if status:
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response(f"{status} As Told", [("Content-Type", "application/xml")])
-            return [ERROR.format(code).encode()]
+            body = ERROR.format(code).encode()
+            headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+            start_response(f"{status} As Told", headers)
+            return [body]
         if self.ignores and environ["REQUEST_METHOD"] == "PUT":
             for name in CONDITIONS:
                 environ.pop(name, None)
