@@ -8,7 +8,7 @@
 #
 # Every step first checks whether it is done, so the same command, run again, continues where the last
 # one was interrupted. Without a terminal, it never waits for an answer. Exit codes: 0 done or
-# training, 1 something failed, 2 change something.
+# training, 1 something failed, 2 change something, 75 interrupted, or a bucket did not answer.
 if [ -z "${BASH_VERSION:-}" ]; then
     echo "setup_and_train.sh: error: this is a bash script: bash setup_and_train.sh" >&2
     exit 2

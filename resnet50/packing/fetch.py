@@ -71,7 +71,10 @@ def look_at(source: PackSource, split: str, give_up_s: float) -> Wanted:
 
     def look() -> Wanted:
         there = source.size_of(name)
-        wanted = Wanted(name, url, b"".join(source.read(name, 0, pack.HEADER.size)))
+        header = b"".join(source.read(name, 0, pack.HEADER.size))
+        if len(header) < min(pack.HEADER.size, there):
+            raise UnreachableError(f"{url}: the connection ended early")
+        wanted = Wanted(name, url, header)
         if there != wanted.numbers.file_bytes:
             written = f"{wanted.numbers.file_bytes:,} were written"
             raise pack.damaged(url, f"it has {there:,} bytes, {written}")

@@ -237,7 +237,11 @@ def test_a_damaged_pack_that_is_there_is_named_and_kept(fetch_here, server, pack
 
 
 def test_a_server_that_breaks_off_is_asked_for_the_rest(fetch_here, server, packs):
+    server.cut_after = 30  # of the header, too
+    result = fetch_here(server.url)
+    assert result.code == 75 and "the connection ended early" in result.err, result.err
     server.cut_after = 1000
+    server.asked.clear()
     result = fetch_here(server.url, "--give_up_s=20")
     assert result.code == 0, result.err
     fetch_here.assert_same(packs)
