@@ -8,7 +8,7 @@
 #
 # Every step first checks whether it is done, so the same command, run again, continues where the last
 # one was interrupted. Without a terminal, it never waits for an answer. Exit codes: 0 done or
-# training, 1 something failed, 2 change something.
+# training, 1 something failed, 2 change something, 75 interrupted, or a bucket did not answer.
 if [ -z "${BASH_VERSION:-}" ]; then
     echo "setup_and_train.sh: error: this is a bash script: bash setup_and_train.sh" >&2
     exit 2
@@ -42,6 +42,10 @@ Without --demo or --test, on the host that will train, each step once, in this o
   --format_if_blank    put ext4 on a volume with nothing on it
   --wait_s S           for a volume that is being attached [0]
   --data_dir DIR       train on this folder, packed or not, without a volume; run: runs/FOLDER
+  --data_from URL      bring train.pack and val.pack to there from s3://BUCKET/PREFIX, from
+                       https://HOST/FOLDER or another folder; an interrupted copy goes on
+  --mirror URL         copy the run to s3://BUCKET/PREFIX, or a folder on another disk, as it trains;
+                       where the run folder is empty, the training begins by restoring it from there
   --cache              read the packed data from a copy on instance store
   --cpu                train on the CPU, whatever GPUs there are
   --price_per_hour X   dollars, for the cost of the run; auto: what this EC2 instance costs on demand
@@ -188,7 +192,8 @@ resolve_options() {
     state=$mount
     if [[ -n $data_dir ]]; then
         state=$PWD
-        [[ -d $data_dir || $dry_run == yes ]] || die "--data_dir $data_dir: no such folder"
+        [[ -d $data_dir || -n $data_from || $dry_run == yes ]] ||
+            die "--data_dir $data_dir: no such folder (--data_from URL brings packs to it)"
     fi
     packed=${data_dir:-$mount/$source}
     data=$packed
@@ -204,7 +209,8 @@ resolve_options() {
     run_dir=${run_dir:-$runs/$dataset}
     train=("$venv/bin/python" train.py --data_dir "$data" --run_dir "$run_dir" "${recipe[@]}"
         "${price[@]}" "${budget[@]}" "${on_end[@]}" ${max_steps:+--max_steps "$max_steps"} ${cpu[0]:+--device cpu}
-        "${train_words[@]}")
+        ${mirror:+--mirror "$mirror"} "${train_words[@]}")
+    if [[ ${data_from,,} == s3://* || ${mirror,,} == s3://* ]]; then client=(obstore); fi
     may_install=yes
 }
 
@@ -238,7 +244,8 @@ parse() {
                 break
                 ;;
             __max_steps | __dataset | __recipe | __volume | __mount | __wait_s | __data_dir | \
-                __price_per_hour | __budget_usd | __budget_hours | __on_end | __then | __way | __repo | \
+                __data_from | __mirror | __price_per_hour | __budget_usd | __budget_hours | __on_end | \
+                __then | __way | __repo | \
                 __on_local_changes | __only | __run_dir)
                 (($# > 1)) || die "--${name#__} needs a value; see --help"
                 [[ -n $2 ]] || die "--${name#__} is empty: is it an unset variable?"
@@ -281,6 +288,8 @@ parse() {
 # Folders are relative to the user's current one; everything else, to this clone.
 resolve_folders() {
     data_dir=${data_dir:+$(realpath -m -- "$data_dir")} run_dir=${run_dir:+$(realpath -m -- "$run_dir")}
+    if [[ -n $data_from && $data_from != *://* ]]; then data_from=$(realpath -m -- "$data_from"); fi
+    if [[ -n $mirror && $mirror != *://* ]]; then mirror=$(realpath -m -- "$mirror"); fi
     mount=$(realpath -ms -- "$mount") venv=$here/.venv
     if [[ $mode != __demo && $mode != __test && -z $data_dir ]]; then venv=$mount/resnet50; fi
     venv=$(realpath -m -- "${VENV:-$venv}")
@@ -291,10 +300,12 @@ main() {
     # The command line, and what it asks for; empty unless given.
     local words=("$@") cwd=$PWD
     local mode="" dry_run=no only=${STEPS// /,} until_volume=""
-    local dataset="" data_dir="" run_dir="" max_steps="" train_words=()
+    local dataset="" data_dir="" data_from="" run_dir="" mirror="" max_steps="" train_words=()
     local mount=/mnt/imagenet volume="" cache=""
     local repo="" on_local_changes=""
     local way="" then=""
+    # The package that reads and writes buckets, if one is asked for.
+    local client=()
     # Flags to pass on, each with its value, to train.py and to the commands in host/.
     local recipe=() price=() budget=() on_end=() cpu=() dry=()
     local volume_flags=() repo_flags=() service_flags=()

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Building the environment, for setup_and_train.sh, which sources this file and pythons.sh, and sets
-# the variables that it uses: venv, index, mount, cpu, dry_run.
+# the variables that it uses: venv, index, mount, cpu, dry_run, client.
 # shellcheck disable=SC2034,SC2154
 
 readonly ENVIRONMENT_GB=12 # PyTorch with CUDA takes 6, and pip unpacks beside it
@@ -215,6 +215,15 @@ keep_network_settings() {
     export PIP_CONFIG_FILE=/dev/null PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 }
 
+# Whether the environment has the package that reads and writes buckets, or none is asked for.
+has_client() {
+    local version
+    if [[ ${#client[@]} == 0 ]]; then return; fi
+    version=$(sed -nE "s/^${client[0]}==([^ ]+).*/\1/p" host/constraints.txt)
+    # pip writes INSTALLER last.
+    compgen -G "$venv/lib/python*/site-packages/${client[0]}-$version.dist-info/INSTALLER" >/dev/null
+}
+
 # Install what a requirements file and host/constraints.txt name; interrupted, it continues. In a
 # subshell, with which the settings for pip end.
 install_packages() (
@@ -245,10 +254,10 @@ install_packages() (
         run_and_note "${pip[@]}" --index-url "$index" "${torch[@]}" || no_packages
     fi
     if can_use_uv; then
-        run_and_note "${uv[@]}" -c host/constraints.txt -r "$1" "${torch[@]}" ||
+        run_and_note "${uv[@]}" -c host/constraints.txt -r "$1" "${torch[@]}" "${client[@]}" ||
             say "uv cannot install the packages (see above): continuing with pip"
     fi
-    run_and_note "${pip[@]}" -c host/constraints.txt -r "$1" "${torch[@]}" || no_packages
+    run_and_note "${pip[@]}" -c host/constraints.txt -r "$1" "${torch[@]}" "${client[@]}" || no_packages
     run rm -rf "$venv/.tmp"
     if [[ $dry_run == no ]]; then
         printf '%s\n' "$wanted" >"$venv/.installed"
@@ -282,7 +291,7 @@ build_environment() {
         why=$(fault_of_environment)
         if [[ -z $why ]]; then
             anew=no
-            if [[ ! -e $venv/.installing && -f $stamp && $(<"$stamp") == "$wanted" ]]; then
+            if [[ ! -e $venv/.installing && -f $stamp && $(<"$stamp") == "$wanted" ]] && has_client; then
                 say "environment $venv is up to date"
                 return
             fi
@@ -290,7 +299,7 @@ build_environment() {
     fi
     if [[ $anew == yes ]]; then make_environment "$why"; fi
     if [[ $anew == yes || -e $venv/.installing || ! -f $venv/.installed ||
-        $(<"$venv/.installed") != "$wanted" ]]; then
+        $(<"$venv/.installed") != "$wanted" ]] || ! has_client; then
         install_packages "$1"
     fi
     try_environment

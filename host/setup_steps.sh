@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The steps of setup_and_train.sh, which sources this file and sets the variables that they use:
-# host_python, dry_run, log, venv, root, mount, volume, data_dir, packed, data, run_dir and the flags
-# of each step.
+# host_python, dry_run, log, venv, root, mount, volume, data_dir, data_from, packed, data, run_dir and
+# the flags of each step.
 # shellcheck disable=SC2154
 
 # Print a command; unless this is a dry run, also log it and run it.
@@ -54,7 +54,9 @@ repo_step() {
 }
 
 data_step() {
-    if [[ -n $data_dir ]]; then
+    if [[ -n $data_from ]]; then
+        run "$venv/bin/python" -m resnet50.packing.fetch --data_from "$data_from" --data_dir "$packed"
+    elif [[ -n $data_dir ]]; then
         say "the data is in $data_dir"
     else
         run "$venv/bin/python" prepare_data.py "$source" --search "$mount" --download --out "$packed"

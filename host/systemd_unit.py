@@ -63,8 +63,11 @@ StandardError=inherit
 PROXY = re.compile("(https?|all|no)_proxy", re.IGNORECASE)
 STEERING = re.compile(  # what the guide says that a unit gets
     r"(CUDA|NCCL|GLOO|OMP|PYTORCH|AWS_EC2_METADATA)_\w+|IMAGENET_DIR|LD_LIBRARY_PATH"
+    # Where a bucket is, and where to find its credentials (resnet50/system/bucket_store.py).
+    r"|AWS_(REGION|DEFAULT_REGION|ENDPOINT_URL(_S3)?|SKIP_SIGNATURE|PROFILE|CONFIG_FILE"
+    r"|SHARED_CREDENTIALS_FILE|ROLE_ARN|WEB_IDENTITY_TOKEN_FILE|CONTAINER_\w+_(URI|FILE))"
 )
-SECRETS = ("HF_TOKEN",)
+SECRETS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 def text(
@@ -120,7 +123,8 @@ def steering(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     for name, value in environ.items():
         if not (PROXY.fullmatch(name) or STEERING.fullmatch(name)):
             continue
-        if value.isprintable() and not (PROXY.fullmatch(name) and "@" in value):
+        may_hold_password = PROXY.fullmatch(name) or name.startswith("AWS_ENDPOINT")
+        if value.isprintable() and not (may_hold_password and "@" in value):
             found[name] = value
         else:
             withheld.append(name)

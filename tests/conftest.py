@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import settings
 pytest.register_assert_rewrite("support")
 
 from support import metadata_service  # noqa: E402 (asserts in it are to be explained)
-from support.commands import processes_mentioning  # noqa: E402
+from support.commands import REPOSITORY, processes_mentioning, run  # noqa: E402
 from support.in_process import InProcess  # noqa: E402
 from support.pictures import TRAIN_PER_CLASS, VAL_PER_CLASS, make_folder  # noqa: E402
 
@@ -41,6 +42,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of three classes, 66 training and 21 validation images. Do not write into it."""
     return make_folder(tmp_path_factory.mktemp("images"), TRAIN_PER_CLASS, VAL_PER_CLASS)
+
+
+@pytest.fixture(scope="session")
+def packs(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both packs of the small data set. Do not write into it."""
+    out = tmp_path_factory.mktemp("packs") / "imagenet"
+    script = REPOSITORY / "prepare_data.py"
+    result = run(
+        [sys.executable, script, image_folder, f"--out={out}", "--num_workers=1"], out.parent
+    )
+    assert result.code == 0, result.err
+    return out
 
 
 @pytest.fixture

@@ -100,13 +100,24 @@ class LeveledPicture:
         """All pixels of the full picture, uint8 (H, W, 3)."""
         return self.level(0).pixels()
 
+    def _called(self, number: int) -> str:
+        """A size's name at the beginning of a message; the full picture has none."""
+        width, height = self.sizes[number]
+        return f"its level of {width}x{height} pixels: " if number else ""
+
+    def find_damage(self) -> str | None:
+        """Compare all sizes with their checksums; what is wrong with the first that differs."""
+        for number in range(len(self.sizes)):
+            if zlib.crc32(self._payload(number)) != self._stored[-1 - number][3]:
+                return f"{self._called(number)}its payload fails its checksum"
+        return None
+
     def find_fault(self) -> str | None:
         """Check and decode all sizes; what is wrong with the first that is damaged, or None."""
+        if damage := self.find_damage():
+            return damage
         for number, (width, height) in enumerate(self.sizes):
-            which = f"its level of {width}x{height} pixels: " if number else ""
-            if zlib.crc32(self._payload(number)) != self._stored[-1 - number][3]:
-                return f"{which}its payload fails its checksum"
             shape = self.level(number).pixels().shape
             if shape != (height, width, 3):
-                return f"{which}it decodes to {shape}"
+                return f"{self._called(number)}it decodes to {shape}"
         return None

@@ -35,8 +35,9 @@ The last picture of a record is the full one, whose size is in the index too. Th
 with a restart marker after every 4 MCUs: ceil(height / 8) rows of ceil(width / 32) tiles. A pack
 without levels is still written as version 1, and version 1 is read for ever.
 
-Opening checks header, JSON and index; every use of an image checks its table; `find_fault` checks
-and decodes the payloads. So a damaged payload can change its own image's pixels and no other's.
+Opening checks header, JSON and index; every use of an image checks its table; `find_damage` checks
+the payloads, and `find_fault` decodes them too. So a damaged payload can change its own image's
+pixels and no other's.
 """
 
 import base64
@@ -82,6 +83,45 @@ class DamagedPackError(ValueError):
     """A file or an image in it is not what was written. Names the file, the place, the remedy."""
 
 
+class Header(NamedTuple):
+    """The numbers of a header, in their order."""
+
+    version: int
+    json_bytes: int
+    json_crc: int
+    index_crc: int
+    records_offset: int
+    index_offset: int
+    num_images: int
+    file_bytes: int
+
+
+def read_header(data: bytes, where: object) -> Header:
+    """What the first HEADER.size bytes of a pack say. where: its path or URL, for messages.
+
+    Raises DamagedPackError if they are not a header, ValueError if it is of a newer version.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        raise damaged(where, "it does not begin like a pack")
+    if len(data) != HEADER.size or zlib.crc32(data[:-4]).to_bytes(4, "little") != data[-4:]:
+        raise damaged(where, "its header fails its checksum")
+    header = Header(*HEADER.unpack(data)[1:9])
+    if header.version not in (PLAIN, LEVELED):
+        raise ValueError(
+            f"{where} has format {header.version}, and this program reads {PLAIN} and {LEVELED}: "
+            "it was made by a newer version, so update this clone (git pull)"
+        )
+    return header
+
+
+def damaged(where: object, what: str) -> DamagedPackError:
+    """The error for a file that is not what was written."""
+    return DamagedPackError(
+        f"{where}: {what}. It is damaged: copy it again, or remove it and pack again "
+        "(prepare_data.py)"
+    )
+
+
 def content_hash(classes: Iterable[str], names: Iterable[bytes]) -> str:
     """sha256 over class names and image names in order, the same for a folder and its pack."""
     digest = hashlib.sha256("\0".join(classes).encode())
@@ -94,7 +134,8 @@ class PackedImages:
     """A pack opened for reading, by any number of processes forked from this one.
 
     classes: names in label order; labels: (N,) uint32; sizes: (N, 2) widths and heights in pixels;
-    upright: how originals are read, at first as they were packed (data/orientation.py).
+    offsets: (N,) uint64, where the records begin; upright: how originals are read, at first as they
+    were packed (data/orientation.py).
     Raises DamagedPackError if header, JSON or index are not as they were written.
     """
 
@@ -119,7 +160,7 @@ class PackedImages:
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(f"its JSON cannot be interpreted ({error!r})") from error
         self._tile_header = header
-        self.labels = self._index["label"]
+        self.labels, self.offsets = self._index["label"], self._index["offset"]
         self.sizes = np.stack([self._index["width"], self._index["height"]], axis=1)
         if len(self) and self.labels.max() >= len(self.classes):
             raise self._damaged("its index has labels beyond its classes")
@@ -138,40 +179,21 @@ class PackedImages:
 
     def _read_index(self) -> tuple[dict, np.ndarray]:
         file_bytes = os.fstat(self._file).st_size
-        header = os.pread(self._file, HEADER.size, 0)
-        if header[: len(MAGIC)] != MAGIC:
-            raise self._damaged("it does not begin like a pack")
-        if zlib.crc32(header[:-4]).to_bytes(4, "little") != header[-4:]:
-            raise self._damaged("its header fails its checksum")
-        (
-            _,
-            version,
-            json_bytes,
-            json_crc,
-            index_crc,
-            records_offset,
-            index_offset,
-            num_images,
-            written_bytes,
-            _,
-            _,
-        ) = HEADER.unpack(header)
-        if version not in (PLAIN, LEVELED):
-            raise ValueError(
-                f"{self.root} has format {version}, and this program reads {PLAIN} and {LEVELED}: "
-                "it was made by a newer version, so update this clone (git pull)"
-            )
-        if file_bytes != written_bytes:
-            raise self._damaged(f"it has {file_bytes:,} bytes, {written_bytes:,} were written")
-        text = os.pread(self._file, json_bytes, HEADER.size)
-        if zlib.crc32(text) != json_crc:
+        header = read_header(os.pread(self._file, HEADER.size, 0), self.root)
+        if file_bytes != header.file_bytes:
+            written = f"{header.file_bytes:,} were written"
+            raise self._damaged(f"it has {file_bytes:,} bytes, {written}")
+        text = os.pread(self._file, header.json_bytes, HEADER.size)
+        if zlib.crc32(text) != header.json_crc:
             raise self._damaged("its JSON fails its checksum")
-        raw = _pread_all(self._file, num_images * INDEX.itemsize, index_offset)
-        if zlib.crc32(raw) != index_crc:
+        index_offset = header.index_offset
+        raw = _pread_all(self._file, header.num_images * INDEX.itemsize, index_offset)
+        if zlib.crc32(raw) != header.index_crc:
             raise self._damaged(f"its index at {index_offset:,} fails its checksum")
-        index = np.frombuffer(raw, INDEX if version == PLAIN else LEVELED_INDEX)
+        index = np.frombuffer(raw, INDEX if header.version == PLAIN else LEVELED_INDEX)
         ends = index["offset"] + index["size"]
-        if len(index) and (index["offset"].min() < records_offset or ends.max() > index_offset):
+        first = header.records_offset
+        if len(index) and (index["offset"].min() < first or ends.max() > index_offset):
             raise self._damaged("its index points outside its records")
         return json.loads(text), index
 
@@ -179,10 +201,7 @@ class PackedImages:
         return len(self._index)
 
     def _damaged(self, what: str) -> DamagedPackError:
-        return DamagedPackError(
-            f"{self.root}: {what}. It is damaged: copy it again, or remove it and pack again "
-            "(prepare_data.py)"
-        )
+        return damaged(self.root, what)
 
     def _expects_level(self, image_size: int | None) -> bool:
         """Whether crops of this size are worth reading the smallest level before they are drawn.
@@ -259,14 +278,25 @@ class PackedImages:
     def _fetch(self, offset: int, size: int) -> None:
         os.posix_fadvise(self._file, offset, size, os.POSIX_FADV_WILLNEED)
 
+    def find_damage(self, index: int) -> str | None:
+        """Compare an image's bytes with their checksums, undecoded; what is wrong, or None."""
+        try:
+            if self.has_levels:
+                return self.open(index).find_damage()
+            _, payload, _, _ = self._read(index)
+        except DamagedPackError:
+            return "its record fails its checksum"
+        is_whole = zlib.crc32(payload) == self._index["payload_crc"][index]
+        return None if is_whole else "its payload fails its checksum"
+
     def find_fault(self, index: int) -> str | None:
         """Check and decode a whole image; what is wrong with it, or None."""
         try:
             if self.has_levels:
                 return self.open(index).find_fault()
-            _, payload, (width, height), _ = self._read(index)
-            if zlib.crc32(payload) != self._index["payload_crc"][index]:
-                return "its payload fails its checksum"
+            if damage := self.find_damage(index):
+                return damage
+            width, height = self.sizes[index].tolist()
             shape = self.open(index).pixels().shape
         except Exception as error:  # Pillow raises a dozen types
             return f"{type(error).__name__}: {error}"

@@ -263,6 +263,24 @@ def test_a_damaged_table_names_file_image_and_place(pack_path, tmp_path):
     assert pack.find_fault(1) is None and pack.find_fault(3) is None
 
 
+def test_every_byte_of_a_record_is_under_a_checksum(pack_path, tmp_path):
+    """Of its table, its payload and each of its levels; without decoding, and for that image."""
+    pack = PackedImages(pack_path)
+    assert not any(pack.find_damage(i) for i in range(NUM_IMAGES))
+    offset, size = int(pack.offsets[3]), int(pack._index["size"][3])
+    table_size = int(pack._index["table_size"][3])
+    rng = np.random.default_rng(0)
+    tables = [0, 1, 5, table_size - 1]
+    payloads = [table_size, size - 1, *rng.integers(table_size, size, 60).tolist()]
+    for at in (*tables, *payloads):
+        byte = pack_path.read_bytes()[offset + at]
+        path = spoiled(pack_path, tmp_path / "other.pack", put(offset + at, bytes([byte ^ 1])))
+        damage = [PackedImages(path).find_damage(i) for i in range(NUM_IMAGES)]
+        assert [i for i in range(NUM_IMAGES) if damage[i]] == [3]
+        part = "its record" if at in tables else "its payload"
+        assert f"{part} fails its checksum" in damage[3]
+
+
 def test_ten_thousand_damaged_files_never_give_another_images_pixels(pack_path):
     """Random bytes anywhere; a crash of the interpreter would end this child process."""
     num_files = 2000 if pack_path.parent.name.startswith(LEVELS) else 4000

@@ -42,6 +42,26 @@ def test_what_was_interrupted_continues_and_what_is_done_is_not_repeated(a_clone
     assert not a_clone.old() and not (a_clone.venv / ".tmp").exists()
 
 
+def test_the_client_for_buckets_is_installed_only_if_it_is_asked_for(a_clone):
+    """In the version that host/constraints.txt has, once; and never taken away."""
+    flags = [f"--data_dir={a_clone.images}", "--cpu", "--only=env"]
+    from_bucket = [*flags, "--data_from=s3://bucket/imagenet"]
+    for more in ([], [f"--mirror={a_clone.folder}/mirror", "--data_from=https://host/imagenet"]):
+        result = a_clone.run(*flags, *more)
+        assert result.returncode == 0 and "obstore" not in result.stdout, result.stdout
+    result = a_clone.run(*flags, "--mirror=s3://bucket/runs")
+    assert result.returncode == 0 and "torchvision===0.29.1 obstore\n" in result.stdout
+    pins = (a_clone.folder / "host" / "constraints.txt").read_text().splitlines()
+    (version,) = (line.partition("==")[2] for line in pins if line.startswith("obstore=="))
+    packages = a_clone.venv / "lib" / "python3.11" / "site-packages"
+    for found, says in (("0.1", " obstore\n"), (version, "is up to date")):
+        (packages / f"obstore-{found}.dist-info").mkdir(parents=True)
+        (packages / f"obstore-{found}.dist-info" / "INSTALLER").touch()
+        result = a_clone.run(*from_bucket)
+        assert result.returncode == 0 and says in result.stdout, result.stdout
+    assert "is up to date" in a_clone.run(*flags).stdout
+
+
 @pytest.mark.parametrize("works", [True, False])
 def test_uv_is_used_where_it_is_there_and_pip_has_no_settings(a_clone, works):
     """pip then only looks whether all is there, or does it all."""

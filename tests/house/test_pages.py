@@ -29,7 +29,7 @@ from resnet50.config import recipe, train_flags
 from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.export import formats
-from resnet50.packing import parquet
+from resnet50.packing import fetch, parquet
 from resnet50.training.plan import make_plan
 
 PAGES = (
@@ -247,6 +247,13 @@ def check(words: list[str]) -> None:
             check_pytest(flags)
         case ["python", "-m", "resnet50.packing.parquet", *flags]:
             parquet.build_parser().parse_args(flags)
+        case ["python", "-m", "resnet50.packing.fetch", *flags]:
+            fetch.build_parser().parse_args(flags)
+        case ["aws", "s3", "cp", packed, url]:  # one of the files that --data_from brings
+            assert packed.rpartition("/")[2] == url.rpartition("/")[2] in ("train.pack", "val.pack")
+        case ["sky", "jobs", "launch", path, "--env", setting]:
+            name = setting.partition("=")[0]
+            assert f"\n  {name}: " in (REPOSITORY / path).read_text()
         case ["pip", "install", *packages]:  # of those that the error message of the command names
             assert packages == list(formats.PACKAGES[formats.ONNX].values())
         case ["source", path]:

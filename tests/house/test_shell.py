@@ -42,6 +42,8 @@ def call(folder: Path, *flags: str, **more: str) -> subprocess.CompletedProcess:
         (["--data_dir=.", "--only=,"], "--only , names no step"),
         (["--data_dir=.", "--only=bench"], "there is no environment in"),
         (["--data_dir", "-x"], "-x: no such folder"),
+        (["--data_from="], "--data_from is empty: is it an unset variable?"),
+        (["--demo", "--data_from=s3://b/x"], "--demo does not take --data_from"),
         (["--demo", "--then=stop-host"], "--demo does not take --then"),
         (["--test", "--", "--epochs=3"], "--test does not take --:"),
     ],
@@ -67,6 +69,17 @@ def test_only_an_answer_says_that_nothing_trains(tmp_path, code, said):
     words = ["bash", "-c", script]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.returncode) == (said, 0 if said else code)
+
+
+def test_packs_are_brought_and_the_run_is_mirrored_where_the_user_says(tmp_path):
+    """Folders are those of the user's current one, whatever the script's is."""
+    flags = ["--dry_run", "--cpu", "--data_dir=packs", "--only=data,train"]
+    result = call(clone(tmp_path), *flags, "--data_from=s3://b/imagenet", "--mirror=../mirror")
+    assert result.returncode == 0, result.stderr
+    brought = f"-m resnet50.packing.fetch --data_from s3://b/imagenet --data_dir {tmp_path}/packs\n"
+    assert brought in result.stdout and f"--mirror {tmp_path.parent}/mirror" in result.stdout
+    result = call(tmp_path, *flags, "--data_from=there", "--mirror=s3://b/runs/1")
+    assert f"--data_from {tmp_path}/there" in result.stdout and "--mirror s3://b" in result.stdout
 
 
 @pytest.mark.parametrize("mode", ["--demo", "--test"])

@@ -1,18 +1,35 @@
-"""launch/skypilot.yaml: read by SkyPilot's own parser, and what it runs, with folders for S3."""
+"""launch/skypilot.yaml: read by SkyPilot's own parser, and its commands on machines that vanish."""
 
 import json
 import os
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import s3_server
 from support.clones import clone
-from support.commands import REPOSITORY, environment
-from support.runs import status_of
+from support.commands import (
+    REPOSITORY,
+    finish,
+    processes_mentioning,
+    start,
+    train_words,
+    wait_for,
+)
+from support.in_process import run_here
+from support.kills import flags_of, kill_all
+from support.pictures import STEPS_PER_EPOCH
+from support.runs import assert_same_end, steps_logged
+from support.s3_server import BUCKET, Server
 
 YAML = REPOSITORY / "launch" / "skypilot.yaml"
+EPOCHS = 20
 PYTHON = os.environ.get("SKYPILOT_PYTHON", "")
 TIMEOUT_S = 120
 PARSE = """
@@ -41,14 +58,14 @@ needs_skypilot = pytest.mark.skipif(
 
 def parse(path: Path, home: Path) -> subprocess.CompletedProcess:
     """Run the parser with a home folder of its own, and without usage statistics."""
-    environment = {
+    variables = {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
         "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
     }
     return subprocess.run(
         [PYTHON, "-c", PARSE, str(path)],
-        env=environment,
+        env=variables,
         cwd=home,
         capture_output=True,
         text=True,
@@ -63,7 +80,7 @@ def test_skypilot_reads_the_task_as_it_is_meant(tmp_path: Path) -> None:
     task = json.loads(parsed.stdout.splitlines()[-1])
     assert task["name"] == "resnet50-imagenet"
     assert task["workdir"] == "."
-    assert set(task["envs"]) == {"BUCKET", "RECIPE", "PRICE_PER_HOUR"}
+    assert set(task["envs"]) == {"BUCKET", "AWS_REGION", "RECIPE", "PRICE_PER_HOUR"}
     assert task["envs"]["RECIPE"] == "mild28"
     # One of several GPUs, not all of them at once.
     choices = task["resources"]
@@ -73,8 +90,11 @@ def test_skypilot_reads_the_task_as_it_is_meant(tmp_path: Path) -> None:
         assert one["cpus"] == "8+"
         assert one["job_recovery"]["max_restarts_on_errors"] == 3
         assert one["job_recovery"]["recover_on_exit_codes"] == [75]
-    assert "setup_and_train.sh --data_dir data/imagenet" in task["setup"]
+    brings = 'setup_and_train.sh --data_dir data/imagenet --data_from "s3://$BUCKET/imagenet"'
+    assert brings in task["setup"] and "--only host,env" in task["setup"]
+    assert brings in task["run"] and "--only data || exit" in task["run"]
     assert "train.py --data_dir data/imagenet --run_dir runs/imagenet" in task["run"]
+    assert '--mirror "s3://$BUCKET/runs/imagenet"' in task["run"]
 
 
 @needs_skypilot
@@ -97,61 +117,87 @@ def test_skypilot_refuses_a_misspelt_field(tmp_path: Path, field: str, misspelt:
     assert misspelt.rstrip(":") in parsed.stderr
 
 
-# `aws s3 sync` between a folder and s3://, which is a folder here; fails where the bucket is not.
-AWS = """\
+@pytest.fixture(scope="module")
+def bucket(packs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose bucket has the packs at imagenet/."""
+    with s3_server.serve(tmp_path_factory.mktemp("s3")) as server:
+        for path in packs.glob("*.pack"):
+            server.put(f"imagenet/{path.name}", path.read_bytes())
+        yield server
+
+
+# The environment that `setup` builds, with the flags of a run that is over in seconds.
+PYTHON_THERE = """\
 #!/bin/bash
-folders=()
-for word in "${@:3}"; do
-    case $word in
-        s3://*) folders+=("$BUCKETS/${word#s3://}") && [[ -d $BUCKETS/$BUCKET ]] || exit 1 ;;
-        --delete) delete=yes ;;
-        --* | *.partial) ;;
-        *) folders+=("$word") ;;
-    esac
-done
-[[ -d ${folders[0]} ]] || exit 0
-[[ -z $delete ]] || rm -rf "${folders[1]}"
-mkdir -p "${folders[1]}" && cp -r "${folders[0]}/." "${folders[1]}"
+if [[ $1 == train.py ]]; then set -- "$@" FLAGS; fi
+exec PYTHON "$@"
 """
 
 
-def test_what_runs_there_restores_trains_and_copies_back(
-    image_folder: Path, tmp_path: Path
-) -> None:
-    """A second machine resumes where the first ended; without the bucket, none starts over."""
-    buckets, stubs = tmp_path / "buckets", tmp_path / "bin"
-    stubs.mkdir()
-    (stubs / "aws").write_text(AWS)
-    (stubs / "aws").chmod(0o755)
-    script = textwrap.dedent(YAML.read_text().partition("run: |\n")[2])
-    script = script.replace("sleep 300", "sleep 0.5")
+class Machine:
+    """What SkyPilot makes of the YAML's `run` on a machine: a process group, and a folder."""
 
-    def machine(name: str, max_steps: int) -> subprocess.CompletedProcess:
-        workdir = clone(tmp_path / name)
-        (workdir / ".venv" / "bin").mkdir(parents=True)
-        python = workdir / ".venv" / "bin" / "python"
-        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" --max_steps={max_steps}\n')
+    def __init__(self, folder: Path, server: Server, *flags: object, **more: str) -> None:
+        self.folder, run_dir = folder, folder / "runs" / "imagenet"
+        self.run_dir = run_dir
+        python = clone(folder) / ".venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        script = PYTHON_THERE.replace("FLAGS", shlex.join(map(str, flags)))
+        python.write_text(script.replace("PYTHON", sys.executable))
         python.chmod(0o755)
-        (workdir / "data").mkdir(exist_ok=True)
-        (workdir / "data" / "imagenet").symlink_to(image_folder)
-        more = {"BUCKET": "my-bucket", "RECIPE": "tiny", "PRICE_PER_HOUR": "0.7"}
-        more |= {"BUCKETS": str(buckets), "PATH": f"{stubs}:{os.environ['PATH']}"}
-        return subprocess.run(
-            ["bash", "-c", script],
-            env=environment(**more),
-            cwd=workdir,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-        )
+        lines = textwrap.dedent(YAML.read_text().partition("\nrun: |\n")[2])
+        task = {"BUCKET": BUCKET, "RECIPE": "tiny", "PRICE_PER_HOUR": "0.7"}
+        variables = server.environment | task | more
+        self.process = start(["bash", "-c", lines], folder, **variables)
 
-    refused = machine("without", 4)
-    assert refused.returncode == 1 and not refused.stdout, refused.stdout
-    (buckets / "my-bucket").mkdir(parents=True)
-    first = machine("first", 4)
-    assert first.returncode == 0, first.stderr
-    run_dir = buckets / "my-bucket" / "runs" / "imagenet"
-    assert status_of(run_dir)["step"] == 4
-    second = machine("second", 8)
-    assert second.returncode == 0 and "resuming at step 4" in second.stdout, second.stderr
-    assert status_of(run_dir)["step"] == 8
+    def wait_for_step(self, server: Server, step: int) -> None:
+        """Until the bucket has a checkpoint of this step or a later one."""
+
+        def has_step() -> bool:
+            there = server.get("runs/imagenet/mirror.json") or b'{"copies": []}'
+            steps = [copy["step"] for copy in json.loads(there)["copies"]]
+            return max(steps, default=0) >= step or self.process.poll() is not None
+
+        wait_for(has_step, what=f"step {step} in the bucket")
+        assert self.process.poll() is None, self.process.communicate()
+
+    def vanish(self) -> None:
+        """All processes and the disk are gone at once."""
+        kill_all(self.folder, self.process)
+        shutil.rmtree(self.folder)
+
+
+def test_a_machine_that_is_gone_with_its_disk_is_replaced(bucket, packs, tmp_path):
+    """One is killed, one is told to stop as by a spot notice, the third ends: the same bits."""
+    places = ("--data_dir", "--run_dir", "--recipe")
+    straight = tmp_path / "straight" / "run"
+    straight.parent.mkdir()
+    all_flags = flags_of(packs, straight, "--num_workers=1", f"--epochs={EPOCHS}")
+    assert run_here(train_words(*all_flags), straight.parent).code == 0
+    flags = [flag for flag in all_flags if not str(flag).startswith(places)]
+
+    first = Machine(tmp_path / "us-east-1a", bucket, *flags)
+    first.wait_for_step(bucket, 9)
+    first.vanish()
+
+    second = Machine(tmp_path / "us-east-1b", bucket, *flags)
+    second.wait_for_step(bucket, 30)
+    (train_pid, *_) = processes_mentioning(f"{sys.executable} train.py".replace(" ", "\0"))
+    os.kill(train_pid, signal.SIGTERM)
+    stopped = finish(second.process)
+    assert stopped.code == 75, stopped.err
+    assert f"restored from s3://{BUCKET}/runs/imagenet: step " in stopped.out
+    second.vanish()
+
+    third = Machine(tmp_path / "us-east-1c", bucket, *flags)
+    ended = finish(third.process)
+    assert ended.code == 0 and "restored from s3://" in ended.out, ended.err
+    assert_same_end(straight, third.run_dir)
+    assert len(steps_logged(straight)) == EPOCHS * STEPS_PER_EPOCH
+
+
+def test_without_its_bucket_no_run_starts_over(bucket, tmp_path):
+    machine = Machine(tmp_path / "machine", bucket, BUCKET="no-such-bucket")
+    result = finish(machine.process)
+    assert result.code == 2 and "there is no bucket no-such-bucket" in result.err, result.err
+    assert not machine.run_dir.exists()

@@ -9,6 +9,7 @@ ignore                drop the conditions of writes, as some servers do
 fine                  none of these any more
 """
 
+import socket
 import sys
 import threading
 import time
@@ -41,7 +42,7 @@ class Faults:
         self._log.write(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}\n")
         time.sleep(self.delay_s)
         if self.is_gone:
-            environ["werkzeug.socket"].close()
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)  # close() waits for its readers
             raise ConnectionError
         status, code = self.error
         if status:
