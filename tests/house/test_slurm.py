@@ -145,14 +145,16 @@ def test_a_crash_is_requeued_only_if_a_checkpoint_was_written(image_folder, tmp_
     gate.wait_for_reader()
     wait_for(lambda: 3 in saved_steps(run_dir))
     kill_a_rank(run_dir)
+    open_gate(gate)
     slurm.wait_for(job, "PENDING")
     assert status_of(run_dir)["state"] == "running"
+    gate = training_gate(images, step=5)  # before the next checkpoint
     slurm.start_now(job)
     wait_for(lambda: "resuming at step 3 of 12" in events_of(run_dir))
     kill_a_rank(run_dir)
+    open_gate(gate)
     ended = slurm.wait_for(job, "FAILED")
     assert (ended["ExitCode"], ended["Restarts"]) == ("1:0", "1"), slurm.log(job)
-    open_gate(gate)
     refused = slurm.submit("--nodes=2", *words, "--seed=1", **ENVIRONMENT)
     assert slurm.wait_for(refused, "FAILED")["ExitCode"] == "2:0"
     assert slurm.log(refused).count("cannot be resumed with different settings: --seed 1") == 1
