@@ -111,7 +111,8 @@ def test_what_runs_there_saves_when_its_pod_is_evicted(image_folder: Path, tmp_p
 
     def pod(*flags: str) -> subprocess.Popen:
         script = trainer["args"][0].replace("/volume", str(volume)).rstrip()
-        return start([*trainer["command"], " ".join([script, *flags])], tmp_path, RECIPE="tiny")
+        variables = {one["name"]: one["value"] for one in trainer["env"]} | {"RECIPE": "tiny"}
+        return start([*trainer["command"], " ".join([script, *flags])], tmp_path, **variables)
 
     first = pod("--epochs=5000", "--save_every_steps=0", "--log_every_steps=1")
     wait_for(lambda: len(steps_logged(run_dir)) > 3)
