@@ -166,7 +166,7 @@ def test_a_crash_is_requeued_only_if_a_checkpoint_was_written(image_folder, tmp_
     open_gate(gate)
     slurm.wait_for(job, "PENDING")
     assert status_of(run_dir)["state"] == "running"
-    gate = training_gate(images, step=5)  # before the next checkpoint
+    gate = training_gate(images, step=3)  # before the next checkpoint
     slurm.start_now(job)
     gate.wait_for_reader()
     wait_for(lambda: "resuming at step 3 of 12" in events_of(run_dir))
