@@ -1,7 +1,6 @@
 """One rank, as torchrun starts it: it trains, and leaves the outcome in status.json."""
 
 import faulthandler
-import functools
 import os
 import signal
 import sys
@@ -12,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resnet50.config.command_line import print_error
-from resnet50.config.train_config import NO_MIRROR, TrainConfig
+from resnet50.config.train_config import TrainConfig
 from resnet50.config.train_flags import CPU, Request
 from resnet50.records import ownership, run_folder, status
 from resnet50.records.paid_clock import PaidClock
-from resnet50.run import consistency, instance_price, mirror, mirror_start
-from resnet50.run.mirror import Mirror
+from resnet50.run import instance_price, mirror_start, mirroring
 from resnet50.run.resolve import resolve, with_data
 from resnet50.run.start import Ended, Run, start
 from resnet50.run.supervisor import ATTEMPT
@@ -43,10 +41,7 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     lock = paid_clock = None
     try:
         ranks = distributed.read_ranks(use_gpus=request.device != CPU)
-        cfg = with_data(resolve(request, ranks.world_size))
-        if processes.SUPERVISOR_PID not in os.environ and restored(cfg, request, ranks, stop):
-            cfg = with_data(resolve(request, ranks.world_size))
-        cfg = with_price(cfg, request, ranks)
+        cfg = settled(request, ranks, stop)
         run_dir = Path(cfg.run_dir)
         if ranks.is_main:
             check_folder(run_dir, request, ranks)
@@ -61,7 +56,7 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
             precision = run.parts.precision.name
             device, budget = ranks.device.type, run.budget
             run_folder.write_config(run_dir, settings, sys.argv, device, precision, budget)
-            start_mirror(run)
+            mirroring.start(run)
     except Interrupted as interrupted:
         text = "interrupted before the first step; the same command starts again"
         if lock:
@@ -88,73 +83,19 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     if state == status.DONE:
         run.log.write_record(run.provenance["data"])
     run.log.close(state, step, run.writer.written_step)
-    state = finish_mirror(run, state)
+    state = mirroring.finish(run, state)
     del run  # and with it the wrapped model
     distributed.disconnect()
     return exit_code(state)
 
 
-def restored(cfg: TrainConfig, request: Request, ranks: Ranks, stop: Interruption) -> bool:
-    """Have rank 0 do what a supervisor would have done for a run with a mirror; returns whether the
-    run's folder has changed. Every rank must call it, and waits. Raises what `prepare` raises."""
-    run = ""
-    if ranks.is_main and cfg.mirror != NO_MIRROR:
-        run_dir = Path(cfg.run_dir)
-        mirror_start.check_place(cfg)
-        ownership.refuse_foreign(run_dir)
-        lock = FolderLock(run_dir)
-        os.environ[mirror_start.OWNER] = owner = mirror_start.new_owner()
-        say = functools.partial(print, flush=True)
-        if mirror_start.prepare(cfg, request, owner, say, lambda: stop.requested):
-            run = run_folder.read_id(run_dir)
-        lock.release()
-    run = distributed.exchange_before_connecting(run, ranks)[0]
-    # A network file system may take a while to show another host's new files.
-    until_s = time.monotonic() + consistency.PATIENCE_S
-    while run and run_folder.read_id(Path(cfg.run_dir)) != run and time.monotonic() < until_s:
-        time.sleep(consistency.POLL_S)
-    return bool(run)
-
-
-def start_mirror(run: Run) -> None:
-    """Begin to copy the run's checkpoints, if it has a mirror. Rank 0 calls it."""
-    cfg = run.parts.cfg
-    if cfg.mirror == NO_MIRROR:
-        return
-    run.mirror = Mirror(
-        cfg.mirror,
-        run.log.run_dir,
-        owner=os.environ[mirror_start.OWNER],
-        pid=int(os.environ.get(processes.SUPERVISOR_PID, os.getpid())),
-        keep=cfg.keep_checkpoints,
-        data=run.provenance["data"],
-    )
-    run.writer.on_written, run.log.more_status = run.mirror.note, run.mirror.status
-    best = run.results.best
-    run.mirror.start(run.saved_step, -1 if best is None else best["step"])
-
-
-def finish_mirror(run: Run, state: str) -> str:
-    """Copy what the mirror lacks; returns the state that the run ends in.
-
-    A run that is done and not all copied may be resumed, which copies the rest: on a spot machine
-    the mirror is all that will be left of it.
-    """
-    if run.mirror is None:
-        return state
-    step, is_over = run.parts.state.step, state in status.ENDED
-    limit_s = mirror.ENDED_S if is_over and not run.interruption.requested else mirror.STOPPED_S
-    has_all = run.mirror.finish(limit_s, lambda: run.heartbeat.beat(step))
-    run.mirror.report(run.log, step)
-    if has_all:
-        run.log.write_status(state, step)  # with the step that is safe now
-        return state
-    text = f"warning: {run.mirror.standing()}; the same command copies the rest"
-    run.log.event(step, text)
-    if state == status.DONE:
-        run.log.write_status(status.INTERRUPTED, step)
-        return status.INTERRUPTED
-    return state
+def settled(request: Request, ranks: Ranks, stop: Interruption) -> TrainConfig:
+    """The settings of the run that is there, or is restored from its mirror, or begins."""
+    cfg = with_data(resolve(request, ranks.world_size))
+    is_alone = processes.SUPERVISOR_PID not in os.environ
+    if is_alone and mirroring.restored(cfg, request, ranks, stop):
+        cfg = with_data(resolve(request, ranks.world_size))
+    return with_price(cfg, request, ranks)
 
 
 def with_price(cfg: TrainConfig, request: Request, ranks: Ranks) -> TrainConfig:

@@ -256,6 +256,8 @@ def check(words: list[str]) -> None:
             assert f"\n  {name}: " in (REPOSITORY / path).read_text()
         case ["pip", "install", *packages]:  # of those that the error message of the command names
             assert packages == list(formats.PACKAGES[formats.ONNX].values())
+        case ["kubectl", "apply", "-f", path]:  # read in test_trainjob.py
+            assert (REPOSITORY / path).is_file()
         case ["source", path]:
             assert path.endswith("/bin/activate")
         case ["cd", path]:

@@ -74,7 +74,7 @@ IMPORTED_AS = {
     "opencv-python-headless": "cv2",
     "torch-lr-finder": "torch_lr_finder",
 }
-NUM_MODULES = 136
+NUM_MODULES = 140
 
 
 def room_of(name: str) -> str:

@@ -73,6 +73,24 @@ def test_its_flags_are_slurms_and_ours():
 
 @needs_root
 @needs_slurm
+@pytest.mark.parametrize(
+    ("options", "gpus"),
+    [((), "0,1"), (("--oversubscribe", "--gpus-per-node=1", "--cpus-per-task=1"), "0")],
+)
+def test_training_has_the_gpus_of_its_job(tmp_path, options, gpus):
+    """All of the node's; or a part. The interpreter of this environment says what it sees."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "GPUs $CUDA_VISIBLE_DEVICES: $*"\n')
+    python.chmod(0o755)
+    with cluster(gpus=2) as slurm:
+        job = slurm.submit(*options, SCRIPT, tmp_path / "run", VENV=str(tmp_path))
+        slurm.wait_for(job, "COMPLETED")
+        assert f"GPUs {gpus}: train.py --run_dir={tmp_path / 'run'}\n" in slurm.log(job)
+
+
+@needs_root
+@needs_slurm
 def test_two_nodes_are_told_in_time_and_one_dies_and_no_bit_differs(image_folder, tmp_path, slurm):
     """Its time is up, and it is saved and requeued; a node dies; it ends as if nothing was."""
     images, run_dir, straight = tmp_path / "images", tmp_path / "run", tmp_path / "straight"
@@ -145,14 +163,17 @@ def test_a_crash_is_requeued_only_if_a_checkpoint_was_written(image_folder, tmp_
     gate.wait_for_reader()
     wait_for(lambda: 3 in saved_steps(run_dir))
     kill_a_rank(run_dir)
+    open_gate(gate)
     slurm.wait_for(job, "PENDING")
     assert status_of(run_dir)["state"] == "running"
+    gate = training_gate(images, step=3)  # before the next checkpoint
     slurm.start_now(job)
+    gate.wait_for_reader()
     wait_for(lambda: "resuming at step 3 of 12" in events_of(run_dir))
     kill_a_rank(run_dir)
+    open_gate(gate)
     ended = slurm.wait_for(job, "FAILED")
     assert (ended["ExitCode"], ended["Restarts"]) == ("1:0", "1"), slurm.log(job)
-    open_gate(gate)
     refused = slurm.submit("--nodes=2", *words, "--seed=1", **ENVIRONMENT)
     assert slurm.wait_for(refused, "FAILED")["ExitCode"] == "2:0"
     assert slurm.log(refused).count("cannot be resumed with different settings: --seed 1") == 1

@@ -36,6 +36,7 @@ AuthInfo=socket={folder}/munge.socket
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/affinity
+GresTypes=gpu
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 SelectType=select/cons_tres
@@ -54,7 +55,7 @@ PreemptMode=REQUEUE
 PartitionName=usual Nodes=ALL Default=YES PriorityTier=1 MaxTime=INFINITE
 PartitionName=urgent Nodes=ALL PriorityTier=9 MaxTime=INFINITE
 """
-NODE = "NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=2000\n"
+NODE = "NodeName={name} NodeAddr=127.0.0.1 Port={port} CPUs=2 Gres=gpu:{gpus}\n"
 
 
 @dataclass
@@ -183,8 +184,11 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """A cluster of two idle nodes; all that still runs on it in the end is killed."""
+def cluster(gpus: int = 0) -> Iterator[Cluster]:
+    """A cluster of two idle nodes; all that still runs on it in the end is killed.
+
+    gpus: what each node counts as such; they are devices that no test opens.
+    """
     # Not in pytest's folders, whose names are too long for a socket's.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     ours = Cluster(folder)
@@ -192,8 +196,10 @@ def cluster() -> Iterator[Cluster]:
     host = socket.gethostname()
     text = CONFIGURATION.format(folder=folder, host=host, port=port)
     for name, node_port in zip(NODES, node_ports, strict=True):
-        text += NODE.format(name=name, port=node_port)
+        text += NODE.format(name=name, port=node_port, gpus=gpus)
     (folder / "slurm.conf").write_text(text)
+    devices = f"Name=gpu File=/dev/tty[1-{gpus}]\n" if gpus else ""
+    (folder / "gres.conf").write_text(devices)
     (folder / "hosts").write_text("127.0.0.1 localhost " + " ".join(NODES) + "\n")
     for name in ("state", "local"):
         (folder / name).mkdir()
