@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -39,57 +40,50 @@ REPORT_S = 2.0  # for the ranks to print where they hang
 NO_LIMIT = "--max_minutes 0 --max_steps 0 --target_top1 0"
 
 
+@dataclass(frozen=True)
+class Start:
+    """A start that nothing speaks against."""
+
+    cfg: TrainConfig
+    lock: FolderLock
+    num_gpus: int
+    mirror_owner: str  # with which it holds the lock of its mirror
+    said_of_price: str  # empty unless --price_per_hour auto was asked for
+    paid_clock: PaidClock | None  # None: the run is done
+
+
 def supervise(request: Request, argv: Sequence[str], script: str) -> int:
     """Check the settings, and run `script` with argv under torchrun; returns the exit code.
 
     A run that is done is left alone, unless new limits let it continue.
     """
     try:
-        cfg = with_data(resolve(request))
-        run_dir = Path(cfg.run_dir)
-        mirror_start.check_place(cfg)
-        ownership.refuse_foreign(run_dir)
-        num_gpus = 0 if request.device == CPU else torch.cuda.device_count()
-        if not (num_gpus or request.device == CPU or request.fresh):
-            run_folder.refuse_cpu(run_dir)
-        # Two locks: the supervisor's, by which host/ finds the training process, and the rank's.
-        lock = FolderLock(run_dir, status.SUPERVISOR_LOCK)
-        FolderLock(run_dir).release()  # a plain torchrun may be training there
-        owner = mirror_start.new_owner()
-        if mirror_start.prepare(cfg, request, owner, _say):
-            cfg = with_data(resolve(request))  # those of the run that is there now
-            if not (num_gpus or request.device == CPU):
-                run_folder.refuse_cpu(run_dir)
-        cfg, said_of_price = instance_price.settled(cfg, request.settings)
-        if request.fresh:
-            run_folder.make_room(run_dir, request.overwrite)
-        ended, stored = status.known_status(run_dir), run_folder.read_settings(run_dir)
-        is_done = ended.get("state") == status.DONE and stored is not None
-        is_done = is_done and not is_prolonged(cfg, stored, ended.get("step", 0))
-        if not is_done:
-            run_folder.refuse_lost_checkpoints(run_dir)
-            paid_clock = PaidClock.begin(run_dir, request.fresh)
-            paid_clock.keep()
+        start = check(request)
     except (ValueError, OSError) as error:
         print_error("train.py", error)
         return status.EXIT_CODES[mirror_start.state_after(error)]
     except KeyboardInterrupt:  # while it waits for a mirror
         return status.EXIT_CODES[status.INTERRUPTED]
-    if is_done:
-        say_done(cfg, ended)
+    cfg, run_dir = start.cfg, Path(start.cfg.run_dir)
+    if start.paid_clock is None:
+        say_done(cfg, status.known_status(run_dir))
         if request.on_end:  # in case that a kill came before it was told
             on_end.tell(request.on_end, cfg, 0, say=_say)
         return 0
     # The ranks get the same words, and so the same settings.
     words = train_flags.for_ranks(argv)
     command = [script, *words, f"--run_dir={run_dir}", f"--data_dir={cfg.data_dir}"]
-    if said_of_price:  # asked once, so that all ranks and restarts count with the same
-        _say(said_of_price)
+    if start.said_of_price:  # asked once, so that all ranks and restarts count with the same
+        _say(start.said_of_price)
         command.append(f"--price_per_hour={cfg.price_per_hour!r}")
-    hang_s = 60 * cfg.hang_minutes
-    num_ranks = max(1, num_gpus)
-    more = {"hang_s": hang_s, "paid_clock": paid_clock, "owner": owner}
-    supervisor = Supervisor(command, num_ranks, run_dir, **more)
+    supervisor = Supervisor(
+        command,
+        max(1, start.num_gpus),
+        run_dir,
+        hang_s=60 * cfg.hang_minutes,
+        paid_clock=start.paid_clock,
+        mirror_owner=start.mirror_owner,
+    )
     code = supervisor.run()
     # Still "running": no rank was left to write the outcome.
     if status.known_status(run_dir).get("state") == status.RUNNING:
@@ -100,8 +94,40 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
         before = supervisor.num_signals
         is_unwanted = lambda: supervisor.num_signals > before
         on_end.tell(request.on_end, cfg, code, say=_say, is_unwanted=is_unwanted)
-    lock.release()
+    start.lock.release()
     return code
+
+
+def check(request: Request) -> Start:
+    """Take the run's folder and mirror, and read its settings. Raises ValueError naming what the
+    user must change, and OSError."""
+    cfg = with_data(resolve(request))
+    run_dir = Path(cfg.run_dir)
+    mirror_start.check_place(cfg)
+    ownership.refuse_foreign(run_dir)
+    num_gpus = 0 if request.device == CPU else torch.cuda.device_count()
+    may_use_cpu = num_gpus or request.device == CPU
+    if not (may_use_cpu or request.fresh):
+        run_folder.refuse_cpu(run_dir)
+    # Two locks: the supervisor's, by which host/ finds the training process, and the rank's.
+    lock = FolderLock(run_dir, status.SUPERVISOR_LOCK)
+    FolderLock(run_dir).release()  # a plain torchrun may be training there
+    mirror_owner = mirror_start.new_owner()
+    if mirror_start.prepare(cfg, request, mirror_owner, _say):
+        cfg = with_data(resolve(request))  # those of the run that is there now
+        if not may_use_cpu:
+            run_folder.refuse_cpu(run_dir)
+    cfg, said_of_price = instance_price.settled(cfg, request.settings)
+    if request.fresh:
+        run_folder.make_room(run_dir, request.overwrite)
+    ended, stored = status.known_status(run_dir), run_folder.read_settings(run_dir)
+    is_done = ended.get("state") == status.DONE and stored is not None
+    paid_clock = None
+    if not is_done or is_prolonged(cfg, stored, ended.get("step", 0)):
+        run_folder.refuse_lost_checkpoints(run_dir)
+        paid_clock = PaidClock.begin(run_dir, request.fresh)
+        paid_clock.keep()
+    return Start(cfg, lock, num_gpus, mirror_owner, said_of_price, paid_clock)
 
 
 def say_done(cfg: TrainConfig, ended: Mapping[str, object]) -> None:
@@ -137,12 +163,12 @@ class Supervisor:
         *,
         hang_s: float,
         paid_clock: PaidClock,
-        owner: str = "",
+        mirror_owner: str = "",
     ) -> None:
         """hang_s: seconds without a heartbeat, after the first one, before a run counts as hung;
-        paid_clock: kept here, since a step or an evaluation may take its ranks any time; owner:
-        with which this start holds the lock of its mirror."""
-        self.owner = owner
+        paid_clock: kept here, since a step or an evaluation may take its ranks any time;
+        mirror_owner: with which this start holds the lock of its mirror."""
+        self.mirror_owner = mirror_owner
         self.command, self.num_ranks = list(command), num_ranks
         self.run_dir, self.hang_s, self.paid_clock = run_dir, hang_s, paid_clock
         self.num_signals = 0  # that ask to stop
@@ -206,7 +232,7 @@ class Supervisor:
         torchrun += ["--signals-to-handle=SIGINT,SIGQUIT"]
         # Ranks check for the supervisor's id: if torchrun died while they imported, they die too.
         environment = {ATTEMPT: attempt, processes.SUPERVISOR_PID: str(parent_pid)}
-        environment |= self.paid_clock.for_ranks() | {mirror_start.OWNER: self.owner}
+        environment |= self.paid_clock.for_ranks() | {mirror_start.OWNER: self.mirror_owner}
         # Another launcher's variables (Kubeflow sets PET_NNODES) would act as torchrun's options.
         inherited = {name: value for name, value in os.environ.items() if name[:4] != "PET_"}
         inherited.pop("PYTHONSAFEPATH", None)  # the ranks find our modules beside the script
