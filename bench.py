@@ -8,8 +8,9 @@ Measures the loader alone, the model alone, the model beside a loader at full lo
 does not wait for (what such neighbors cost a step), and both together as in train.py's loop, at the
 image sizes that the recipe uses or at the ones given; and the disk, on a sample of the images
 dropped from the page cache. Then projects hours and dollars for the recipe on this data, at the
-largest size given, if any. Writes no file except --json. Exit codes: 0 done, 2 change something,
-130 interrupted.
+largest size given, if any; and what $5, $10 and $20 would buy (train.py --budget_usd), with
+--price_per_hour. Writes no file except --json. Exit codes: 0 done, 2 change something, 130
+interrupted.
 """
 
 import resnet50.system.preflight  # noqa: F401 (first: it reports what this Python lacks)
@@ -20,6 +21,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -32,12 +34,13 @@ from resnet50.config import train_flags
 from resnet50.config.command_line import Parser, print_error
 from resnet50.config.recipes import DEFAULT_RECIPE, RECIPES
 from resnet50.config.train_config import TrainConfig
-from resnet50.records import metrics
-from resnet50.run import instance_price
+from resnet50.records import metrics, paid_clock
+from resnet50.run import instance_price, purchases
 from resnet50.run.resolve import with_data
 from resnet50.system import limits, outputs
 from resnet50.system.interruption import Interrupted
 from resnet50.training import batch_fit, throughput
+from resnet50.training.host_times import HostTimes
 from resnet50.training.plan import ONE_SIZE, epoch_sizes
 
 BUSY = 0.25  # load per core above which other programs are using the machine
@@ -98,7 +101,9 @@ def project(
 def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[str, object]:
     """Measure everything; returns the object for --json. Raises ValueError for bad settings."""
     load_before = os.getloadavg()[0]
+    started_s = time.monotonic()
     bench = throughput.set_up(cfg, seconds)
+    start_s = time.monotonic() - started_s
     with closing(bench.parts.loader):
         disk = throughput.measure_disk(bench)
         rows = []
@@ -118,15 +123,25 @@ def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[s
         rates = {row["image_size"]: rate(row) for row in rows}
         return project(cfg, num_train, num_val, rates, disk, eval_images_per_s)
 
+    def both(row: dict) -> float:
+        return row["both_images_per_s"]
+
     def on_all_gpus(row: dict) -> float:  # computed, not measured
         return min(num_gpus * row["model_images_per_s"], row["loader_images_per_s"])
 
+    rates = {row["image_size"]: (on_all_gpus if num_gpus > 1 else both)(row) for row in rows}
+    evaluation_s = num_val / eval_images_per_s / max(num_gpus, 1) if num_val else 0.0
+    times = host_times(cfg, rates, disk, evaluation_s, start_s)
+    import_s = started_s - paid_clock.start_of_command("bench.py")
+    classes = bench.parts.splits.train.classes
+    bought = purchases.purchases(cfg, times, import_s, num_train, len(classes))
     return {
         **rows[0],
         "sizes": rows[::-1],
         "disk": disk,
-        "recipe": projected(lambda row: row["both_images_per_s"]),
+        "recipe": projected(both),
         "all_gpus": None if num_gpus < 2 else projected(on_all_gpus),
+        "purchases": bought,
         "data": {"num_train_images": num_train, "num_val_images": num_val},
         "settings": cfg.to_json(),
         "seconds": seconds,
@@ -141,6 +156,20 @@ def bench_host(cfg: TrainConfig, sizes: Sequence[int], seconds: float) -> dict[s
             "load_before": load_before,
         },
     }
+
+
+def host_times(
+    cfg: TrainConfig,
+    rates: Mapping[int, float],
+    disk: Mapping[str, object],
+    evaluation_s: float,
+    start_s: float,
+) -> HostTimes:
+    """What a budget is planned with, from images/s by size; the disk counts in every epoch if the
+    split does not fit into memory."""
+    most = math.inf if disk["fits_in_memory"] else disk["images_per_s"] or math.inf
+    step_s = {size: cfg.total_batch_size / min(rate, most) for size, rate in rates.items()}
+    return HostTimes(step_s, evaluation_s, start_s=start_s)
 
 
 def describe(result: Mapping[str, object]) -> str:
@@ -191,6 +220,7 @@ def describe(result: Mapping[str, object]) -> str:
             f"  measured on one of {num_gpus} GPUs; computed from min({num_gpus} x model, loader): "
             f"{hours:.2f} hours{dollars(result['all_gpus']['cost_usd'])} on all of them"
         )
+    lines += ["", purchases.describe(result["purchases"], settings["price_per_hour"])]
     return "\n".join(lines)
 
 

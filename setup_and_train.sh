@@ -299,7 +299,7 @@ main() {
     local recipe=() price=() budget=() on_end=() cpu=() dry=()
     local volume_flags=() repo_flags=() service_flags=()
     # Set by resolve_options: the data's name and folders, the runs' folders, the command.
-    local source packed data
+    local source packed data report=""
     local state runs among train
     # How the steps do their work.
     local here venv index has_gpu host_python root=() may_install=no log step

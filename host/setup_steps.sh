@@ -64,9 +64,8 @@ data_step() {
     fi
 }
 
-# Once per host: another instance type has another limit.
+# Once per host: another instance type has another limit. Leaves its report for train_step.
 bench_step() {
-    local report
     report=$({ "$host_python" -m host.check --quiet "${cpu[@]}" 2>/dev/null || true; } | cksum)
     report=$(dirname "$run_dir")/bench_${report% *}.json
     if [[ -f $report ]]; then
@@ -84,6 +83,9 @@ bench_step() {
 
 train_step() {
     local watch
+    ask "$host_python" -m host.outlook --run_dir "$run_dir" ${report:+--report "$report"} \
+        "${budget[@]}" "${price[@]}" ${max_steps:+--max_steps "$max_steps"} ${train_words:+--has_more} ||
+        say "training begins all the same"
     if [[ -n $cache ]]; then
         printf -v cache 'env --chdir=%q %q -B -m host.instance_store --source %q --link %q' \
             "$here" "$host_python" "$packed" "$data"

@@ -104,10 +104,10 @@ def read(run_dir: Path) -> float:
     return status.kept_paid_s(run_dir)
 
 
-def start_of_command() -> float:
-    """When this command began, on the monotonic clock; now, where it is called by a program that
-    may have run for a long time, such as a notebook."""
+def start_of_command(name: str = status.SUPERVISOR) -> float:
+    """When this command began, on the monotonic clock; now, where it is called by a program of
+    another name, which may have run for a long time, such as a notebook."""
     main_file = getattr(sys.modules["__main__"], "__file__", None) or ""
-    if Path(main_file).name != status.SUPERVISOR:
+    if Path(main_file).name != name:
         return time.monotonic()
     return time.monotonic() - processes.age_s()

@@ -78,9 +78,8 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
         _say(said_of_price)
         command.append(f"--price_per_hour={cfg.price_per_hour!r}")
     hang_s = 60 * cfg.hang_minutes
-    supervisor = Supervisor(
-        command, max(1, num_gpus), run_dir, hang_s=hang_s, paid_clock=paid_clock
-    )
+    num_ranks, more = max(1, num_gpus), {"hang_s": hang_s, "paid_clock": paid_clock}
+    supervisor = Supervisor(command, num_ranks, run_dir, **more)
     code = supervisor.run()
     # Still "running": no rank was left to write the outcome.
     if status.known_status(run_dir).get("state") == status.RUNNING:

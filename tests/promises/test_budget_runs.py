@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.commands import kill, run, start, tiny_flags, train_words, wait_for
+from support.commands import (
+    finish,
+    kill,
+    run,
+    start,
+    tiny_flags,
+    torchrun_words,
+    train_words,
+    wait_for,
+)
 from support.in_process import run_here
 from support.pictures import make_folder
 from support.runs import assert_same_end, events_of, newest_checkpoint, status_of, steps_logged
@@ -100,6 +109,30 @@ def test_three_minutes_are_spent(photos, tmp_path, no_leftovers, has_neighbor):
     assert process.returncode == 0
     assert_ended_with(run_dir, total_s)
     assert_same_end(run_dir, replayed(photos, run_dir))
+
+
+def test_stopped_while_it_measures_it_has_not_begun(photos, tmp_path, no_leftovers):
+    run_dir = tmp_path / "run"
+    process = start(words_of(photos, run_dir, "--budget_hours=1"), tmp_path)
+    said = ""
+    while "measuring this machine for up to 60 s" not in said:
+        said += process.stdout.readline()
+        assert process.poll() is None, said
+    process.send_signal(signal.SIGTERM)
+    result = finish(process)
+    assert result.code == 75, result.err
+    assert "interrupted before the first step" in result.out
+    assert not (run_dir / ownership.CONFIG).exists()
+    assert 0 < paid_clock.paid_before(run_dir) < 60  # the measuring counts
+
+
+def test_two_ranks_share_a_plan_and_its_events(photos, tmp_path, no_leftovers):
+    run_dir = tmp_path / "run"
+    words = words_of(photos, run_dir, "--budget_hours=0.0125")
+    result = run(torchrun_words(2, *words[1:]), tmp_path)
+    assert result.code == 0, result.err
+    assert result.out.count("budget: measured: a step takes") == 1
+    assert_ended_with(run_dir, 45.0)
 
 
 BUDGET = ("--budget_usd=0.05", "--price_per_hour=3")
