@@ -32,8 +32,8 @@ COMMANDS = {
 
 CPU = "cpu"
 ON_END = "--on_end"
-ON_END_HELP = """run this once, with bash, when the run is done (also by --max_minutes and the
-like), has diverged, has crashed in a way that a restart does not fix, or has failed so that you
+ON_END_HELP = """run this once, with bash, when the run is done (also by a limit, or with its
+budget), has diverged, has crashed in a way that a restart does not fix, or has failed so that you
 must change something; not after an interruption. It finds $TRAIN_STATE, $TRAIN_REASON, $TRAIN_TOP1,
 $TRAIN_COST_USD, $TRAIN_STEP, and $TRAIN_RUN_DIR, and is killed after 60 s. Only `python train.py`
 can do that, not torchrun by hand"""

@@ -213,10 +213,11 @@ def test_what_is_refused_together_is_accepted_apart():
     TrainConfig(schedule="plateau", epochs=10, warmup_epochs=5.5, plateau_patience=2)
 
 
-def test_only_three_settings_may_be_found_out_at_the_start():
+def test_only_four_settings_may_be_found_out_at_the_start():
     assert {item.name for item in FIELDS if item.metadata["may_be_auto"]} == {
         "device_batch_size",
         "max_lr",
+        "price_per_hour",
         "upright",
     }
     for item in FIELDS:
