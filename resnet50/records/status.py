@@ -2,7 +2,8 @@
 
     status.json    state, attempt (id of the last start), message (why it was refused), step,
                    stop_step, epoch, best_top1, paid_s, cost_usd, images_per_s, data_wait_pct,
-                   remaining_s; a run that has not reached its first step has the first three
+                   remaining_s, with --mirror mirrored_step and mirror_behind_s; a run that has
+                   not reached its first step has the first three
 
 Read by train.py's supervisor, by host/ before there is an environment, and by anyone who asks how a
 run is doing. No other module reads the file or spells out a state; launch/slurm.sbatch asks with
@@ -80,6 +81,8 @@ def describe_progress(status: Mapping) -> str:
         parts.append(f"{known['images_per_s']:,.0f} images/s")
     if "data_wait_pct" in known:
         parts.append(f"waiting for data {known['data_wait_pct']:.0f}%")
+    if known.get("mirror_behind_s", 0) > 60:
+        parts.append(f"mirror {known['mirror_behind_s'] / 60:.0f} min behind")
     left_s = known.get("remaining_s", 0) if status.get("state") == RUNNING else 0
     if left_s:
         parts.append(

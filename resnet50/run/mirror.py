@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from resnet50.records import checkpoint, ownership, run_folder
 from resnet50.records.log import RunLog
@@ -36,7 +36,7 @@ STOPPED_S, ENDED_S = 25.0, 600.0
 
 
 class TakenError(Exception):
-    """Another start writes there; the text says which place."""
+    """Another start writes there now."""
 
 
 class Mirror:
@@ -67,6 +67,8 @@ class Mirror:
         self._messages: deque[str] = deque()
         self._wake, self._idle = threading.Event(), threading.Event()
         self._hurry, self._end = threading.Event(), threading.Event()
+        self._mutex = threading.Lock()  # of the two events above: what is new, and all is done
+        self._threads: list[threading.Thread] = []
         self._is_taken, self._complaint = False, ""
 
     def start(self, step: int, best_step: int) -> None:
@@ -75,7 +77,8 @@ class Mirror:
         self._wake.set()
         # Daemons: a run that ends otherwise than by `finish` must not wait for a server.
         for work in (self._copy_for_ever, self._beat_for_ever):
-            threading.Thread(target=work, name="mirror", daemon=True).start()
+            self._threads.append(threading.Thread(target=work, name="mirror", daemon=True))
+            self._threads[-1].start()
 
     def note(self, step: int, is_best: bool) -> None:
         """Tell it of a finished checkpoint; from any thread, returns at once."""
@@ -84,8 +87,13 @@ class Mirror:
         self._step = step
         if self._behind_since_s is None:
             self._behind_since_s = time.monotonic()
-        self._idle.clear()
-        self._wake.set()
+        self._ask()
+
+    def _ask(self) -> None:
+        """Have everything looked through once more."""
+        with self._mutex:
+            self._idle.clear()
+            self._wake.set()
 
     def report(self, log: RunLog, step: int) -> None:
         """Log what there is to say; returns at once."""
@@ -101,9 +109,8 @@ class Mirror:
 
         beat: called while waiting. Removes the lock, so that the next start need not wait.
         """
-        self._idle.clear()
         self._hurry.set()
-        self._wake.set()
+        self._ask()
         until_s = time.monotonic() + limit_s
         while not (self._is_taken or self._idle.wait(0.1)) and time.monotonic() < until_s:
             beat()
@@ -111,6 +118,8 @@ class Mirror:
         self._wake.set()
         if self._is_taken or not self._idle.is_set():
             return self._is_taken
+        for thread in self._threads:
+            thread.join(BEAT_S)  # a beat under way would make the lock again
         with suppress(StoreError):  # it counts as dead in a minute by itself
             self._lock(self._store).release()
         return True
@@ -194,8 +203,8 @@ class Mirror:
         self._complaint = complaint
         has = f"step {self._manifest.step}" if self._manifest.copies else "no checkpoint"
         self._messages.append(
-            f"warning: --mirror: {text}; it has {has} and is {self._behind_s() / 60:.0f} minutes "
-            "behind; training goes on, and it will be tried again"
+            f"warning: --mirror: {text}; the copy there has {has} and is "
+            f"{self._behind_s() / 60:.0f} minutes behind; training goes on, and this is tried again"
         )
 
     def _say_recovered(self) -> None:
@@ -238,6 +247,9 @@ class Mirror:
             best_step,
         )
         if manifest != self._manifest:
+            # Read once more: a machine that was suspended finds out here, before its next beat.
+            if not self._lock(self._store).is_ours():
+                raise TakenError
             self._write_pointer(manifest)
             self._remove_old()
         if step != self._step:
@@ -246,9 +258,10 @@ class Mirror:
             folder = run_folder.checkpoints_dir(self._run_dir)
             raise ValueError(f"the checkpoint of step {step} is not in {folder} any more")
         else:
-            self._behind_since_s = None
-            if not self._wake.is_set():
-                self._idle.set()
+            with self._mutex:
+                if not self._wake.is_set():
+                    self._behind_since_s = None
+                    self._idle.set()
 
     def _copy_checkpoint(self, step: int) -> Copy | None:
         """Copy one checkpoint; None if it is not in the run's folder any more."""
@@ -299,9 +312,17 @@ class Mirror:
             # Unless it was this very write, whose answer was lost.
             found = self._store.get(POINTER)
             if found is None or found[0] != data:
-                raise TakenError
+                self._begin_again()
             version = found[1]
         self._version, self._manifest = version, manifest
+
+    def _begin_again(self) -> NoReturn:
+        """Somebody else wrote the pointer: one who has the lock, or one who has lost it to us."""
+        if not self._lock(self._store).is_ours():
+            raise TakenError
+        self._begin()
+        reason = "a start that has lost this place wrote there once more"
+        raise StoreError(self.url, reason, is_passing=True)
 
     def _remove_old(self) -> None:
         kept = {copy.name for copy in self._manifest.copies}

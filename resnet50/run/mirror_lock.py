@@ -89,6 +89,11 @@ class MirrorLock:
         # A version that is not the last one known: the answer to an earlier beat was lost.
         return self._replace(self._version) or self.adopt()
 
+    def is_ours(self) -> bool:
+        """Whether nobody else has the lock."""
+        holder, version = self._read()
+        return not version or holder.get("owner") == self.owner
+
     def release(self) -> None:
         """Remove the lock, if it is still ours."""
         if self._read()[0].get("owner") == self.owner:

@@ -30,7 +30,7 @@ from resnet50.records import checkpoint, ownership, run_folder, status
 from resnet50.records.ownership import CONFIG
 from resnet50.run import mirror_manifest
 from resnet50.run.mirror_lock import LOCK, PATIENCE_S, MirrorLock
-from resnet50.run.mirror_manifest import SMALL_FILES, Copy, Manifest
+from resnet50.run.mirror_manifest import POINTER, SMALL_FILES, Copy, Manifest
 from resnet50.run.resolve import resumed, stored_config
 from resnet50.system import apart, files
 from resnet50.system.apart import Say
@@ -167,7 +167,9 @@ def described_id(run: str) -> str:
 
 def refuse_foreign(store: Store) -> None:
     """Raise ValueError if a place without a pointer has files of others."""
-    names = (name for name in store.list(limit=20) if not name.startswith((LOCK, GUARD)))
+    # What a start leaves that is killed before it has written the pointer.
+    ours = (LOCK, GUARD, f"{POINTER}.")
+    names = (name for name in store.list(limit=20) if not name.startswith(ours))
     if name := next(names, ""):
         raise ValueError(
             f"--mirror {store.url} has other files, such as {name}, and no run: give an empty "

@@ -10,6 +10,7 @@ usual credentials but ~/.aws, which `shared_credentials` does.
 """
 
 import configparser
+import importlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -193,12 +194,11 @@ class BucketStore(Store):
 def import_obstore(what: str) -> ModuleType:
     """The package obstore. Raises ValueError naming the command that installs it."""
     try:
-        import obstore
-        import obstore.exceptions
-        import obstore.store
+        for name in ("obstore.exceptions", "obstore.store"):
+            importlib.import_module(name)
+        return importlib.import_module("obstore")
     except ImportError:
         raise ValueError(f"{what} needs a package: python -m pip install {PACKAGE}") from None
-    return obstore
 
 
 def explained(error: Exception, where: str, bucket: str) -> StoreError:

@@ -74,7 +74,7 @@ IMPORTED_AS = {
     "opencv-python-headless": "cv2",
     "torch-lr-finder": "torch_lr_finder",
 }
-NUM_MODULES = 127
+NUM_MODULES = 136
 
 
 def room_of(name: str) -> str:

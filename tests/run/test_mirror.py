@@ -240,6 +240,19 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
         time.sleep(0.02)
 
 
+def test_one_who_wrote_late_does_not_stop_the_one_who_has_the_lock(started, monkeypatch):
+    monkeypatch.setattr(mirror, "FIRST_PAUSE_S", 0.05)
+    wait_until(lambda: started._store.get(LOCK) and started._idle.is_set())
+    manifest, version = mirror_manifest.read(started._store)
+    started._store.replace(POINTER, manifest.to_bytes(), version)
+    write(started._run_dir, 6)
+    started.note(6, is_best=False)
+    assert started._idle.wait(20) and not started._is_taken
+    assert mirror_manifest.read(started._store)[0].step == 6
+    assert "wrote there once more" in started._messages[0] and len(started._messages) == 2
+    assert started.finish(20, lambda: None)
+
+
 @needs_root
 def test_a_full_disk_is_said_once_and_caught_up_with(run_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(mirror, "LONGEST_PAUSE_S", 0.2)

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("no_leftovers")
 # What the server is told, and what the run's one warning then says.
 TROUBLES = {
     "fault 503 SlowDown": "SlowDown",
-    "fault 403 AccessDenied": "the server refuses these credentials (AccessDenied)",
+    "fault 403 AccessDenied": "the server refuses these credentials",
     "gone": "it ",  # broke the connection, does not answer
     "fault 507 XMinioStorageFull": "XMinioStorageFull",
 }

@@ -14,6 +14,7 @@ from support.runs import assert_same_end
 from support.s3_server import BUCKET
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("num_kills", [20, pytest.param(100, marks=pytest.mark.long)])
 def test_killed_while_copying_it_goes_on_from_an_empty_disk(image_folder, tmp_path, num_kills):
     disks = tmp_path / "disks"
