@@ -165,6 +165,8 @@ class Fetch:
         self._transfer(items, lambda item: damage_in(images, item), journal)
         with open(self._partial, "rb") as file:
             os.fsync(file.fileno())
+        if self._place.exists():  # whoever made it meanwhile, it is not this one
+            raise ValueError(f"{self._place} has appeared meanwhile, and is not replaced")
         os.replace(self._partial, self._place)
         files.sync_folder(self._place.parent)
         seconds = max(time.monotonic() - begin_s, 1e-3)
@@ -227,6 +229,15 @@ def damage_in(images: PackedImages, item: Range) -> str | None:
     return None
 
 
+def was_replaced(source: PackSource, wanted: Wanted) -> bool:
+    """Whether the source has another pack by now, whose parts look like damage."""
+    try:
+        now = look_at(source, wanted.name.removesuffix(SUFFIX), give_up_s=0)
+    except (ValueError, UnreachableError):
+        return False
+    return now.header != wanted.header
+
+
 def fetch(data_from: str, data_dir: Path, give_up_s: float) -> None:
     """Bring both packs into a folder.
 
@@ -247,7 +258,15 @@ def fetch(data_from: str, data_dir: Path, give_up_s: float) -> None:
         work_dir.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(data_dir, f"{WORK_DIR}/.lock", option="--data_dir")
         for each in missing:
-            Fetch(source, each, data_dir, give_up_s).run()
+            try:
+                Fetch(source, each, data_dir, give_up_s).run()
+            except (ValueError, UnreachableError) as error:
+                if was_replaced(source, each):
+                    raise ValueError(
+                        f"{each.url} was replaced while it was fetched: remove {work_dir} and "
+                        "begin again"
+                    ) from error
+                raise
         lock.release()
     if work_dir.exists():
         shutil.rmtree(work_dir)
