@@ -29,26 +29,31 @@ def run_apart(work: Callable[[Say], bool], say: Say, should_stop: Callable[[], b
     child.start()
     sender.close()
     try:
-        while True:
-            while not receiver.poll(POLL_S):
-                if should_stop():
-                    raise Interrupted
-            kind, value = receiver.recv()
-            if kind == SAID:
-                say(value)
-            elif kind == DONE:
-                return value
-            elif kind == WRONG:
-                raise ValueError(value)
-            elif kind == AWAY:
-                raise StoreError(*value, is_passing=True)
-            else:
-                raise RuntimeError(value)
+        return _outcome(receiver, say, should_stop)
     except EOFError:
         raise RuntimeError("the process that works with the mirror was killed") from None
     finally:
         child.kill()
         child.join()
+
+
+def _outcome(receiver: Connection, say: Say, should_stop: Callable[[], bool]) -> bool:
+    """What the child sends at its end, as a value or as an error."""
+    kind, value = SAID, None
+    while kind == SAID:
+        while not receiver.poll(POLL_S):
+            if should_stop():
+                raise Interrupted
+        kind, value = receiver.recv()
+        if kind == SAID:
+            say(value)
+    if kind == WRONG:
+        raise ValueError(value)
+    if kind == AWAY:
+        raise StoreError(*value, is_passing=True)
+    if kind == FAILED:
+        raise RuntimeError(value)
+    return value
 
 
 def _work(sender: Connection, parent_pid: int, work: Callable[[Say], bool]) -> None:

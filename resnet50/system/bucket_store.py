@@ -33,7 +33,7 @@ TIMEOUT = timedelta(seconds=60)  # of one request: a part of 8 MiB at 140 kB/s
 RETRIES = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 PART_BYTES = 8 << 20
 CONCURRENT_PARTS = 4  # 32 MiB in memory
-METADATA_PATHS = ("/latest/api/token", "/latest/meta-data", "169.254.170.2")
+METADATA = r"/latest/api/token|/latest/meta-data|169\.254\.170\.2"
 # Where credentials may come from before the machine's role is asked for.
 SOURCES = (
     *("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE"),
@@ -44,7 +44,10 @@ CREDENTIALS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials, or give the machine "
     "a role"
 )
-REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
+REFUSED = (
+    r"status(?: code)?:? 40[13]\b|Unauthorized|AccessDenied|InvalidAccessKeyId|"
+    "SignatureDoesNotMatch|ExpiredToken"
+)
 NO_VERSION = '"00000000000000000000000000000000"'  # an ETag that no file has
 T = TypeVar("T")
 
@@ -205,22 +208,19 @@ def explained(error: Exception, where: str, bucket: str) -> StoreError:
     """An error of obstore in one line: what the server said or did not, and what to do."""
     text = str(error)
     said = _summary(text)
-    is_refused = re.search(r"\b40[13]\b|Unauthorized", text) or any(
-        code in text for code in REFUSED
+    reasons = (
+        (METADATA, f"no credentials: {CREDENTIALS}"),
+        (
+            "NoSuchBucket",
+            f"there is no bucket {bucket}: make it, or check its name and AWS_ENDPOINT_URL",
+        ),
+        ("[Rr]edirect", "the bucket is in another region: set AWS_REGION"),
+        (REFUSED, f"the server refuses these credentials ({said}): {CREDENTIALS}"),
     )
-    if any(path in text for path in METADATA_PATHS):
-        reason = f"no credentials: {CREDENTIALS}"
-    elif "NoSuchBucket" in text:
-        reason = f"there is no bucket {bucket}: make it, or check its name and AWS_ENDPOINT_URL"
-    elif "redirect" in text.lower():
-        reason = "the bucket is in another region: set AWS_REGION"
-    elif is_refused:
-        reason = f"the server refuses these credentials ({said}): {CREDENTIALS}"
-    elif isinstance(error, FileNotFoundError):
+    reason = next((reason for sign, reason in reasons if re.search(sign, text)), "")
+    if not reason and isinstance(error, FileNotFoundError):
         reason = "it is not there"
-    else:
-        return StoreError(where, said, is_passing=True)
-    return StoreError(where, reason, is_passing=False)
+    return StoreError(where, reason or said, is_passing=not reason)
 
 
 def _summary(text: str) -> str:
