@@ -23,17 +23,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from resnet50.config.command_line import Parser, print_error
 from resnet50.data import pack
 from resnet50.data.pack import SUFFIX, DamagedPackError, PackedImages
 from resnet50.packing import pack_sources, ranges
 from resnet50.packing.output_folder import is_whole
 from resnet50.packing.pack_sources import PackSource, UnreachableError
+from resnet50.packing.progress import Progress
 from resnet50.packing.ranges import Journal, Range
 from resnet50.packing.report import SPLITS
-from resnet50.packing.transfer import Event, Transfer, patiently
+from resnet50.packing.transfer import Transfer, patiently
 from resnet50.system import files
 from resnet50.system.locking import FolderLock
 
@@ -45,7 +44,6 @@ RANGE_BYTES = 32_000_000
 NUM_PARALLEL = 16
 GIVE_UP_S = 300.0
 FIRST_ANSWER_S = 20.0  # until then the URL may be wrong, which the user should not wait for
-SAY_EVERY_S = 30.0  # without a terminal, in which a bar shows the progress
 
 
 class Wanted(NamedTuple):
@@ -167,6 +165,8 @@ class Fetch:
         self._transfer(items, lambda item: damage_in(images, item), journal)
         with open(self._partial, "rb") as file:
             os.fsync(file.fileno())
+        if self._place.exists():  # whoever made it meanwhile, it is not this one
+            raise ValueError(f"{self._place} has appeared meanwhile, and is not replaced")
         os.replace(self._partial, self._place)
         files.sync_folder(self._place.parent)
         seconds = max(time.monotonic() - begin_s, 1e-3)
@@ -220,48 +220,6 @@ class Fetch:
                     journal.add(event.done)
 
 
-class Progress:
-    """Bytes, bytes per second and the time left: a bar on a terminal, elsewhere lines."""
-
-    def __init__(self, url: str, total: int) -> None:
-        self._url, self._total = url, total
-        self._num_there, self._num_came = 0, 0
-        self._begin_s = self._said_s = time.monotonic()
-        name = url.rpartition("/")[2]
-        scale = {"unit": "B", "unit_scale": True, "disable": None, "leave": False}
-        self._bar = tqdm(total=total, desc=name, **scale)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-    def add(self, event: Event) -> None:
-        """Count an event, and say what there is to say."""
-        if event.text:
-            tqdm.write(event.text, file=sys.stderr)
-        if event.done and event.was_there:
-            self._num_there += event.done.end - event.done.start
-            self._bar.initial = self._num_there  # what was here before does not count for the speed
-        self._num_came += event.num_bytes
-        now = min(self._num_there + self._num_came, self._total)  # some may come twice
-        self._bar.update(now - self._bar.n)
-        now_s = time.monotonic()
-        if self._bar.disable and now_s - self._said_s > SAY_EVERY_S:
-            self._said_s = now_s
-            self._say(now, self._num_came / (now_s - self._begin_s))
-
-    def _say(self, now: int, bytes_per_s: float) -> None:
-        left = f", {(self._total - now) / bytes_per_s / 60:.0f} min left" if bytes_per_s else ""
-        print(
-            f"{self._url}: {now / 1e9:.2f} of {self._total / 1e9:.2f} GB, "
-            f"{bytes_per_s / 1e6:.1f} MB/s{left}",
-            file=sys.stderr,
-            flush=True,
-        )
-
-
 def damage_in(images: PackedImages, item: Range) -> str | None:
     """The first image of a range that is not what was written, with what is wrong; None without."""
     for index in item.images:
@@ -269,6 +227,15 @@ def damage_in(images: PackedImages, item: Range) -> str | None:
             name = images.name(index).removeprefix(f"{images.root}:")
             return f"{name}: {what}"
     return None
+
+
+def was_replaced(source: PackSource, wanted: Wanted) -> bool:
+    """Whether the source has another pack by now, whose parts look like damage."""
+    try:
+        now = look_at(source, wanted.name.removesuffix(SUFFIX), give_up_s=0)
+    except (ValueError, UnreachableError):
+        return False
+    return now.header != wanted.header
 
 
 def fetch(data_from: str, data_dir: Path, give_up_s: float) -> None:
@@ -291,7 +258,15 @@ def fetch(data_from: str, data_dir: Path, give_up_s: float) -> None:
         work_dir.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(data_dir, f"{WORK_DIR}/.lock", option="--data_dir")
         for each in missing:
-            Fetch(source, each, data_dir, give_up_s).run()
+            try:
+                Fetch(source, each, data_dir, give_up_s).run()
+            except (ValueError, UnreachableError) as error:
+                if was_replaced(source, each):
+                    raise ValueError(
+                        f"{each.url} was replaced while it was fetched: remove {work_dir} and "
+                        "begin again"
+                    ) from error
+                raise
         lock.release()
     if work_dir.exists():
         shutil.rmtree(work_dir)

@@ -59,9 +59,12 @@ class StoreSource(PackSource):
 
     def size_of(self, name: str) -> int:
         with _StoreErrors():
-            if self._store.entry(name) is None:
+            found = self._store.entry(name)
+            if found is None:
                 self._store.get(name)  # whose error says if it is the bucket that is not there
-            return self._store.size(name)
+                what = f"{OPTION} {self._url}: there is no {name}"
+                raise ValueError(f"{what}: give the folder that holds train.pack and val.pack")
+            return found.num_bytes
 
     def read(self, name: str, start: int, end: int) -> Iterator[bytes]:
         at = start
@@ -87,7 +90,9 @@ class _StoreErrors:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, StoreError):
-            raise (UnreachableError if error.is_passing else ValueError)(str(error)) from error
+            if error.is_passing:
+                raise UnreachableError(str(error)) from error
+            raise ValueError(f"{OPTION} {error}") from error
 
 
 class WebSource(PackSource):

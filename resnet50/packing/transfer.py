@@ -144,7 +144,10 @@ class Transfer:
             self._say(f"{self._url}: {damage}; fetching it again")
             self._fetch_once(file, item)
             if damage := self._check(item):
-                raise DamagedPackError(f"{self._url}: {damage}")
+                raise DamagedPackError(
+                    f"{self._url}: {damage}, twice: the file there is damaged. Copy it there "
+                    "again, or pack again (prepare_data.py)"
+                )
 
     def _fetch_once(self, file: int, item: Range) -> None:
         """Try until all bytes are there, from where they ended each time."""

@@ -204,6 +204,22 @@ def test_what_was_damaged_between_two_starts_is_fetched_again(fetch_here, server
     fetch_here.assert_same(packs)
 
 
+def test_a_source_that_is_replaced_meanwhile_is_named(fetch_here, packs, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(packs, source)
+    with range_server.serve(source) as server:
+        original = server.part
+
+        def part(name: str, start: int, end: int) -> bytes:
+            if start > 20_000:
+                shutil.copy(packs / "val.pack", source / "train.pack")
+            return original(name, start, end)
+
+        server.part = part
+        result = fetch_here(server.url)
+    assert result.code == 2 and "was replaced while it was fetched" in result.err, result.err
+
+
 def test_another_pack_is_never_replaced(fetch_here, server, packs, tmp_path):
     """Nor what an interrupted start has brought of another one."""
     fetch_here.out.mkdir()
@@ -295,7 +311,7 @@ def test_if_the_source_is_gone_whole_packs_are_used_as_they_are(fetch_here, serv
         ("{url}/?signature=1", 2, "give the URL of a folder, without ? and #"),
         ("ftp://host/x", 2, "--data_from ftp://...: give s3://BUCKET/PREFIX, https://HOST/FOLDER"),
         ("/no/such/folder", 2, "--data_from /no/such/folder"),
-        ("/tmp", 2, "/tmp/train.pack: it is not there"),
+        ("/tmp", 2, "--data_from /tmp: there is no train.pack: give the folder that holds"),
         ("", 2, "--data_from is empty"),
     ],
 )

@@ -63,8 +63,8 @@ def test_damage_in_a_bucket_is_named(bucket, packs, tmp_path):
 @pytest.mark.parametrize(
     "url, more, code, message",
     [
-        (f"s3://{BUCKET}/x", {}, 2, f"s3://{BUCKET}/x/train.pack: it is not there"),
-        ("s3://no-such-bucket/x", {}, 2, "s3://no-such-bucket/x"),
+        (f"s3://{BUCKET}/x", {}, 2, f"--data_from s3://{BUCKET}/x: there is no train.pack"),
+        ("s3://no-such-bucket/x", {}, 2, "there is no bucket no-such-bucket"),
         ("s3://My_Bucket!/x", {}, 2, "give s3://BUCKET/PREFIX"),
         ("s3://me:secret@bucket/x", {}, 2, "no credentials in the URL"),
         (f"s3://{PREFIX}", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, 75, "does not answer"),
