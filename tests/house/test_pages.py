@@ -74,7 +74,10 @@ def run_benchmark(*words: object, **more: str) -> str:
 # Minutes or hours of a ResNet50, a million files, a download.
 BY_HAND = [
     f"benchmarks/{name}.py"
-    for name in ("save_and_resume", "start_up", "progress_picture", "methods", "fashion_part")
+    for name in (
+        *("save_and_resume", "start_up", "empty_disk", "progress_picture", "methods"),
+        "fashion_part",
+    )
 ]
 
 

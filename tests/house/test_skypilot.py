@@ -1,5 +1,6 @@
 """launch/skypilot.yaml: read by SkyPilot's own parser, and its commands on machines that vanish."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -17,13 +18,12 @@ from support.clones import clone
 from support.commands import (
     REPOSITORY,
     finish,
-    processes_mentioning,
     start,
     train_words,
     wait_for,
 )
 from support.in_process import run_here
-from support.kills import flags_of, kill_all
+from support.kills import flags_of, signal_all
 from support.pictures import STEPS_PER_EPOCH
 from support.runs import assert_same_end, steps_logged
 from support.s3_server import BUCKET, Server
@@ -161,9 +161,29 @@ class Machine:
         wait_for(has_step, what=f"step {step} in the bucket")
         assert self.process.poll() is None, self.process.communicate()
 
+    def processes(self) -> list[int]:
+        """Ids of all processes that work in its folder, whichever session they are in."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):  # no process, or one that has ended
+                if (entry / "cwd").readlink().is_relative_to(self.folder):
+                    found.append(int(entry.name))
+        return found
+
+    def trainer(self) -> int:
+        """Id of the process that SkyPilot started train.py as."""
+        begin = f"{sys.executable}\0train.py\0".encode()
+        lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in self.processes()}
+        (pid,) = (pid for pid, line in lines.items() if line.startswith(begin))
+        return pid
+
     def vanish(self) -> None:
         """All processes and the disk are gone at once."""
-        kill_all(self.folder, self.process)
+        for signum in (signal.SIGSTOP, signal.SIGKILL):
+            signal_all(self.processes(), signum)
+        self.process.kill()
+        self.process.communicate()
+        wait_for(lambda: not self.processes(), what="the end of all processes")
         shutil.rmtree(self.folder)
 
 
@@ -182,8 +202,7 @@ def test_a_machine_that_is_gone_with_its_disk_is_replaced(bucket, packs, tmp_pat
 
     second = Machine(tmp_path / "us-east-1b", bucket, *flags)
     second.wait_for_step(bucket, 30)
-    (train_pid, *_) = processes_mentioning(f"{sys.executable} train.py".replace(" ", "\0"))
-    os.kill(train_pid, signal.SIGTERM)
+    os.kill(second.trainer(), signal.SIGTERM)
     stopped = finish(second.process)
     assert stopped.code == 75, stopped.err
     assert f"restored from s3://{BUCKET}/runs/imagenet: step " in stopped.out

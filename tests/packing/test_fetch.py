@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import range_server
+import range_server
+from range_server import RangeServer
 from support.commands import (
     PROGRAM_PATH,
     Result,
@@ -22,7 +23,6 @@ from support.commands import (
 from support.in_process import called
 from support.needs import needs_root
 from support.packs import put, spoiled
-from support.range_server import RangeServer
 
 from resnet50.data.pack import HEADER, PackedImages, read_header
 from resnet50.packing import fetch, pack_sources, transfer

@@ -1,14 +1,15 @@
-"""A web server that sends parts of files, and can be slow, wrong or gone."""
+"""A web server that sends parts of files, and can be slow, wrong or gone.
+
+For benchmarks/empty_disk.py, which limits its bytes per second, and for tests.
+"""
 
 import contextlib
 import re
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-from support.metadata_service import Server
 
 RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 BLOCK_BYTES = 1 << 16
@@ -107,10 +108,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-class WebServer(Server):
+class WebServer(ThreadingHTTPServer):
     """Takes sixteen connections at once; the usual five would let the others wait for a second."""
 
+    daemon_threads = True
     request_queue_size = 64
+
+    def handle_error(self, *args: object) -> None:
+        """Say nothing of clients that disconnect."""
 
 
 @contextlib.contextmanager
