@@ -89,16 +89,22 @@ def test_training_has_the_gpus_of_its_job(tmp_path, options, gpus):
         assert f"GPUs {gpus}: train.py --run_dir={tmp_path / 'run'}\n" in slurm.log(job)
 
 
+def straight_run(image_folder: Path, folder: Path) -> Path:
+    """A run that nothing interrupts; one rank has the bits of two (test_ranks.py)."""
+    result = run_here(train_words(*tiny_flags(image_folder, folder / "straight")), folder)
+    assert result.code == 0, result.err
+    return folder / "straight"
+
+
 @needs_root
 @needs_slurm
-def test_two_nodes_are_told_in_time_and_one_dies_and_no_bit_differs(image_folder, tmp_path, slurm):
-    """Its time is up, and it is saved and requeued; a node dies; it ends as if nothing was."""
-    images, run_dir, straight = tmp_path / "images", tmp_path / "run", tmp_path / "straight"
+def test_two_nodes_are_told_in_time_and_no_bit_differs(image_folder, tmp_path, slurm):
+    """Saved, requeued and resumed; it ends as if nothing was."""
+    images, run_dir = tmp_path / "images", tmp_path / "run"
     shutil.copytree(image_folder, images)
-    flags = tiny_flags(image_folder, straight)
-    assert run_here(train_words(*flags), tmp_path).code == 0  # one rank: the bits of two
     gate = training_gate(images, step=3)
-    job = slurm.submit("--nodes=2", *words_of(tiny_flags(images, run_dir), run_dir), **ENVIRONMENT)
+    words = words_of(tiny_flags(images, run_dir), run_dir)
+    job = slurm.submit("--nodes=2", *words, **ENVIRONMENT)
     gate.wait_for_reader()
     wait_for(lambda: len(steps_logged(run_dir)) == 3)
     slurm.update(job, TimeLimit=2)  # within the script's 120 s before the end
@@ -109,20 +115,11 @@ def test_two_nodes_are_told_in_time_and_one_dies_and_no_bit_differs(image_folder
     step = status_of(run_dir)["step"]
     assert status_of(run_dir)["state"] == "interrupted" and 3 <= step <= 4
     assert max(saved_steps(run_dir)) == step
-
-    gate = training_gate(images, step=5)  # a picture that step 3 does not need
     slurm.start_now(job, TimeLimit=60)
-    gate.wait_for_reader()
-    wait_for(lambda: len(steps_logged(run_dir)) == 5)
+    assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "1"
     assert f"resuming at step {step} of 12" in events_of(run_dir)
     assert_reads_well(slurm.log(job))
-    slurm.kill_node("n1")
-    slurm.wait_for(job, "PENDING")
-    open_gate(gate)
-    slurm.start_node("n1")
-    slurm.start_now(job)
-    assert slurm.wait_for(job, "COMPLETED")["Restarts"] == "2"
-    assert_same_end(straight, run_dir)
+    assert_same_end(straight_run(image_folder, tmp_path), run_dir)
 
 
 @needs_root
@@ -153,30 +150,35 @@ def test_a_job_gives_way_to_a_more_urgent_one_and_is_canceled(image_folder, tmp_
 @needs_root
 @needs_slurm
 @pytest.mark.long
-def test_a_crash_is_requeued_only_if_a_checkpoint_was_written(image_folder, tmp_path, slurm):
-    """A rank on one of two nodes is killed, twice; the second time nothing was saved since."""
+@pytest.mark.timeout(1200)
+def test_a_node_dies_and_a_crash_is_requeued_only_if_it_saved(image_folder, tmp_path, slurm):
+    """Slurm requeues what ran on a dead node; the script requeues a crash, but not a second one."""
     images, run_dir = tmp_path / "images", tmp_path / "run"
     shutil.copytree(image_folder, images)
-    gate = training_gate(images, step=3)
     words = words_of(tiny_flags(images, run_dir), run_dir)
+    gate = training_gate(images, step=3)
     job = slurm.submit("--nodes=2", *words, **ENVIRONMENT)
     gate.wait_for_reader()
     wait_for(lambda: 3 in saved_steps(run_dir))
-    kill_a_rank(run_dir)
-    open_gate(gate)
+    slurm.kill_node("n1")
     slurm.wait_for(job, "PENDING")
-    assert status_of(run_dir)["state"] == "running"
-    gate = training_gate(images, step=3)  # before the next checkpoint
-    slurm.start_now(job)
-    gate.wait_for_reader()
-    wait_for(lambda: "resuming at step 3 of 12" in events_of(run_dir))
-    kill_a_rank(run_dir)
     open_gate(gate)
-    ended = slurm.wait_for(job, "FAILED")
-    assert (ended["ExitCode"], ended["Restarts"]) == ("1:0", "1"), slurm.log(job)
+    slurm.start_node("n1")
+    for saved_step, state in ((3, "PENDING"), (4, "FAILED")):  # step 4 ends an epoch
+        gate = training_gate(images, step=5)
+        slurm.start_now(job)
+        gate.wait_for_reader()
+        wait_for(lambda: 4 in saved_steps(run_dir) and len(steps_logged(run_dir)) == 5)
+        assert f"resuming at step {saved_step} of 12" in events_of(run_dir)
+        kill_a_rank(run_dir)
+        open_gate(gate)
+        ended = slurm.wait_for(job, state)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("1:0", "2"), slurm.log(job)
     refused = slurm.submit("--nodes=2", *words, "--seed=1", **ENVIRONMENT)
     assert slurm.wait_for(refused, "FAILED")["ExitCode"] == "2:0"
     assert slurm.log(refused).count("cannot be resumed with different settings: --seed 1") == 1
+    slurm.wait_for(slurm.submit("--nodes=2", *words, **ENVIRONMENT), "COMPLETED")
+    assert_same_end(straight_run(image_folder, tmp_path), run_dir)
 
 
 def kill_a_rank(run_dir: Path) -> None:

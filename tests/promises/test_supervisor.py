@@ -5,6 +5,7 @@ import pty
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,23 @@ def test_a_second_start_is_refused_and_one_signal_saves_and_exits_75(
     assert status["state"] == "interrupted"
     assert newest_checkpoint(run_dir).name == f"step_{status['step']:09d}.pt"
     assert len(steps_logged(run_dir)) == status["step"]
+
+
+def test_sigterm_to_every_process_twice_saves_and_exits_75(image_folder, tmp_path):
+    """As Slurm tells a job to make room. Nothing says that a process was killed."""
+    run_dir = tmp_path / "run"
+    words = train_words(*long_flags(image_folder, run_dir, "--save_every_steps=0"))
+    process = start_and_reach(words, tmp_path, run_dir, 6)
+    for _ in range(2):
+        for pid in processes_mentioning(str(run_dir)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        time.sleep(0.1)
+    result = finish(process)
+    assert result.code == 75 and "Traceback" not in result.err, result.err
+    status = status_of(run_dir)
+    assert status["state"] == "interrupted"
+    assert newest_checkpoint(run_dir).name == f"step_{status['step']:09d}.pt"
 
 
 def test_sigusr1_saves_and_goes_on_and_a_spot_notice_ends_it(image_folder, tmp_path):

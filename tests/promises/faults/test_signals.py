@@ -30,7 +30,7 @@ from support.runs import events_of, newest_checkpoint, status_of, steps_logged
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 ENDS_WITHIN_S = 5.0 * 4  # 5 s, with slack for a busy machine
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-TORCHRUN += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]  # as supervisor.py starts it
+TORCHRUN += ["--signals-to-handle=SIGTERM,SIGINT,SIGQUIT"]  # without SIGHUP
 
 
 @pytest.fixture
