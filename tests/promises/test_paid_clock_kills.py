@@ -46,10 +46,13 @@ def test_a_sigkill_loses_no_more_than_two_seconds(image_folder, tmp_path):
         time.sleep(2)  # does not count
     began_s = time.monotonic()
     process = start([*words, f"--max_steps={len(steps_logged(run_dir)) + 2}"], tmp_path)
+    wait_for(lambda: status_of(run_dir).get("state") == "done" or process.poll() is not None)
+    trained_s = time.monotonic() - began_s
     result = finish(process)
     lasted_s = time.monotonic() - began_s
     assert result.code == 0, result.err
-    assert total_s + lasted_s - 2 <= paid_clock.read(run_dir) <= total_s + lasted_s + 0.1
+    # What Python takes to end, after torchrun has, is nobody's to write down.
+    assert total_s + trained_s - 2 <= paid_clock.read(run_dir) <= total_s + lasted_s + 0.1
     # The rank's figure has the imports in it, too: torchrun's alone take longer than a second.
     assert total_s + 1 <= status_of(run_dir)["paid_s"] <= paid_clock.read(run_dir)
     assert not processes_mentioning(str(run_dir))
