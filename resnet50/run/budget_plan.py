@@ -9,16 +9,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from resnet50.config.fields import AUTO
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.records.metrics import clock, dollars
 from resnet50.run.budget import END_S, FASTER, reserve_s, tolerance_s
 from resnet50.training.host_times import HostTimes, num_evaluations, training_s
+from resnet50.training.plan import image_size_at
 
 STRETCHED = 2  # times a recipe's epochs, the most unless --epochs says so
 MOST_EPOCHS = 2000  # that are worth naming
 LEAST_STEPS = 10
 LEAST_SHARE = 0.1  # of the recipe; or one epoch, if that is less
+RANGE_TEST_STEPS = 100  # training/range_test.py; fewer if the loss explodes before
 MEASURING = 0.1  # share of a budget that measuring may take
 # What the planner changes: a resume with the same words must not call them changed.
 CHANGED = (
@@ -63,8 +66,11 @@ class Fixed:
     rest_s: float
 
 
-def fixed_costs(times: HostTimes, paid_s: float, import_s: float) -> Fixed:
+def fixed_costs(cfg: TrainConfig, times: HostTimes, paid_s: float, import_s: float) -> Fixed:
+    """With the range test, at the first size, that --max_lr auto takes before the first step."""
     rest_s = times.start_s + times.evaluation_s + times.save_s + END_S
+    if cfg.max_lr == AUTO:
+        rest_s += RANGE_TEST_STEPS * times.step_at(image_size_at(cfg, 0))
     return Fixed(paid_s, import_s, rest_s)
 
 

@@ -57,7 +57,7 @@ def prepare(
     times = measured_by_all(cfg, ranks, splits, seconds, stop)
     words = {"import_s": import_s, "paid_s": paid_clock.paid_s if paid_clock else 0.0}
     words = json.loads(distributed.exchange_before_connecting(json.dumps(words), ranks)[0])
-    fixed = budget_plan.fixed_costs(times, words["paid_s"], words["import_s"])
+    fixed = budget_plan.fixed_costs(cfg, times, words["paid_s"], words["import_s"])
     steps_per_epoch = make_plan(cfg, len(splits.train), ranks.world_size).steps_per_epoch
     choice = budget_plan.choose(cfg, given, steps_per_epoch, times, fixed)
     for line in lines_of(cfg, choice, times, fixed, steps_per_epoch):

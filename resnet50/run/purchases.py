@@ -72,7 +72,7 @@ def row(
     area = (cfg.eval_crop / measured.eval_crop) ** 2
     scaled = replace(scaled, evaluation_s=times.evaluation_s * area)
     measuring_s = min(budget_plan.MEASURING * cfg.budget_s, MEASURING_S)
-    fixed = budget_plan.fixed_costs(scaled, import_s + measuring_s, import_s)
+    fixed = budget_plan.fixed_costs(cfg, scaled, import_s + measuring_s, import_s)
     steps_per_epoch = num_train // cfg.total_batch_size
     values: dict[str, object] = {"recipe": cfg.recipe, "budget_usd": usd}
     try:

@@ -75,7 +75,7 @@ def test_steps_of_whole_runs_agree_with_the_plan():
         {},
         1_281_167 // 4096,
         TIMES,
-        budget_plan.fixed_costs(TIMES, 65.0, 5.0),
+        budget_plan.fixed_costs(cfg, TIMES, 65.0, 5.0),
     )
     row = next(row for row in rows() if (row["recipe"], row["budget_usd"]) == ("fast16", 5.0))
     assert row["steps"] == choice.likely_steps and math.isclose(row["hours"] * 3600, choice.seconds)

@@ -86,7 +86,7 @@ class Purse:
         self.times = measured(cfg, history)
         self.import_s = min(2.0, history.start_s)
         self.paid_s = self.import_s + min(0.1 * history.total_s, 60.0)
-        fixed = budget_plan.fixed_costs(self.times, self.paid_s, self.import_s)
+        fixed = budget_plan.fixed_costs(cfg, self.times, self.paid_s, self.import_s)
         self.choice = budget_plan.choose(cfg, {}, history.steps_per_epoch, self.times, fixed)
         self.cfg = self.choice.cfg
         self.plan = make_plan(self.cfg, history.steps_per_epoch * batch)
