@@ -29,7 +29,7 @@ from support.runs import assert_same_end, steps_logged
 from support.s3_server import BUCKET, Server
 
 YAML = REPOSITORY / "launch" / "skypilot.yaml"
-EPOCHS = 20
+EPOCHS = 40  # long enough for a signal to come before the end
 PYTHON = os.environ.get("SKYPILOT_PYTHON", "")
 TIMEOUT_S = 120
 PARSE = """
