@@ -56,6 +56,9 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
         # What a budget's plan has changed since is no change by the same command.
         planned = run_folder.read_budget(Path(run_dir)).get("before", {})
         given = {key: value for key, value in settings.items() if planned.get(key) != value}
+        # `auto` found no price this time: the plan has the one that its dollars were counted with.
+        if stored.get("budget_usd") and given.get("price_per_hour") == 0:
+            del given["price_per_hour"]
         cfg = resumed(TrainConfig.from_json(stored), given)
     if cfg.tensorboard:
         tensorboard_log.check_installed()
