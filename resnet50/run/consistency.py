@@ -62,6 +62,21 @@ def check(cfg: TrainConfig, ranks: Ranks, attempt: str, data: Splits, saved_step
     )
 
 
+def run_of_rank_0(cfg: TrainConfig, run: str, ranks: Ranks) -> str:
+    """The id that rank 0 gives, once it does. Every rank with a mirror must call this.
+
+    A rank without one is in `check` by now, which tells it of the difference. Raises ValueError.
+    """
+    if ranks.world_size == 1:
+        return run
+    settings = {"mirror": cfg.mirror}
+    mine = {"host": socket.gethostname(), "settings": settings, "data": {}, "run": run}
+    theirs = exchange(mine, ranks)
+    for rank, other in enumerate(theirs):
+        refuse_other_settings(f"rank {rank} on {other['host']}", other["settings"], settings)
+    return theirs[0]["run"]
+
+
 def exchange(mine: dict[str, object], ranks: Ranks) -> list[dict]:
     return [
         json.loads(word) for word in distributed.exchange_before_connecting(json.dumps(mine), ranks)

@@ -93,9 +93,10 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
 def restored(cfg: TrainConfig, request: Request, ranks: Ranks, stop: Interruption) -> bool:
     """Have rank 0 do what a supervisor would have done for a run with a mirror; returns whether the
     run's folder has changed. Every rank must call it, and waits. Raises what `prepare` raises."""
-    run = ""
-    if ranks.is_main and cfg.mirror != NO_MIRROR:
-        run_dir = Path(cfg.run_dir)
+    if cfg.mirror == NO_MIRROR:
+        return False
+    run_dir, run = Path(cfg.run_dir), ""
+    if ranks.is_main:
         mirror_start.check_place(cfg)
         ownership.refuse_foreign(run_dir)
         lock = FolderLock(run_dir)
@@ -104,10 +105,10 @@ def restored(cfg: TrainConfig, request: Request, ranks: Ranks, stop: Interruptio
         if mirror_start.prepare(cfg, request, owner, say, lambda: stop.requested):
             run = run_folder.read_id(run_dir)
         lock.release()
-    run = distributed.exchange_before_connecting(run, ranks)[0]
+    run = consistency.run_of_rank_0(cfg, run, ranks)
     # A network file system may take a while to show another host's new files.
     until_s = time.monotonic() + consistency.PATIENCE_S
-    while run and run_folder.read_id(Path(cfg.run_dir)) != run and time.monotonic() < until_s:
+    while run and run_folder.read_id(run_dir) != run and time.monotonic() < until_s:
         time.sleep(consistency.POLL_S)
     return bool(run)
 

@@ -3,12 +3,14 @@
     python die_and_be_restored.py FOLDER REQUESTS NUM_KILLS SEED FLAG...
 
 FOLDER gets one run folder a start, numbered; REQUESTS is the server's log, whose lines tell when a
-copy is under way. FLAG...: of train.py, with its --mirror. Prints a line of JSON for each start:
-what lay in the mirror before it, and where it began. The last one is not killed. Each is forked,
-since importing torch takes longer than a start has to live.
+copy is under way. FLAG...: of train.py. Prints a line of JSON for each start: what lay in the
+mirror before it, where it began, and how it ended. After a run that got to its end, another one
+begins, with a mirror of its own; the last one is not killed. Each start is forked, since importing
+torch takes longer than a start has to live.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -27,6 +29,7 @@ from resnet50.system import processes
 from resnet50.system.apart import run_apart
 from resnet50.system.store import open_store
 
+MIRROR = "s3://bucket/run"
 COPYING = re.compile(r"(PUT|POST|DELETE) .*(checkpoints|mirror\.json|log\.jsonl)")
 
 
@@ -72,43 +75,44 @@ def steps_there(url: str) -> dict[str, list[int]]:
     return found
 
 
+def wait_and_kill(pid: int, requests: Path, rng: random.Random) -> int:
+    """Kill a start in the middle of a random one of its copies; returns how it ended."""
+    begin_bytes, num_copies = requests.stat().st_size, rng.randrange(3, 14)
+    while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if copies_under_way(requests, begin_bytes) >= num_copies:
+            time.sleep(rng.random() * 0.03)
+            os.killpg(pid, signal.SIGKILL)
+            ended = os.waitpid(pid, 0)
+            break
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(ended[1])
+
+
 def main(folder: Path, requests: Path, num_kills: int, seed: int, flags: list[str]) -> int:
     rng = random.Random(seed)
-    url = next(flag for flag in flags if flag.startswith("--mirror=")).partition("=")[2]
-    for number in range(num_kills + 1):
-        run_dir = folder / f"{number:03d}"
+    kills, runs, code = 0, 0, -1
+    numbers = itertools.count()
+    while code <= 0 and (code < 0 or kills < num_kills):
+        number = next(numbers)
+        url = f"{MIRROR}/{runs}"
         there = steps_there(url)
-        begin_bytes = requests.stat().st_size
-        pid = begin(run_dir, flags)
-        num_copies, pause_s = rng.randrange(3, 14), rng.random() * 0.03
-        while number < num_kills and os.waitpid(pid, os.WNOHANG)[0] == 0:
-            if copies_under_way(requests, begin_bytes) >= num_copies:
-                time.sleep(pause_s)
-                break
-            time.sleep(0.002)
-        if number < num_kills:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
-            code = -signal.SIGKILL
+        pid = begin(folder / f"{number:03d}", [*flags, f"--mirror={url}"])
+        if kills < num_kills:
+            code = wait_and_kill(pid, requests, rng)
         else:
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        text = Path(f"{run_dir}.out").read_text()
+        text = (folder / f"{number:03d}.out").read_text()
         began = re.search(r"resuming at step (\d+)", text)
-        print(
-            json.dumps(
-                {
-                    **there,
-                    "began": int(began[1]) if began else -1,
-                    "has_trained": "resuming at step" in text or "loss" in text,
-                    "code": code,
-                    "warnings": re.findall(r"^.*(?:warning|rror|Traceback).*$", text, re.MULTILINE),
-                }
-            ),
-            flush=True,
-        )
-    return 0
+        found = {
+            **there,
+            "began": int(began[1]) if began else -1,
+            "code": code,
+            "warnings": re.findall(r"^.*(?:warning|rror|Traceback).*$", text, re.MULTILINE),
+        }
+        print(json.dumps(found), flush=True)
+        kills += code < 0
+        runs += code == 0  # it got to its end: the next start begins another run
+    return code
 
 
 if __name__ == "__main__":
