@@ -86,7 +86,7 @@ def test_without_credentials_it_says_how_to_give_them(bucket, tmp_path):
     assert "AWS_ACCESS_KEY_ID" in result.err and "Traceback" not in result.err
 
 
-@pytest.mark.parametrize("fault", ["fault 503 SlowDown", "gone", "delay 3"])
+@pytest.mark.parametrize("fault", ["fault 503 SlowDown", "gone", "delay 1.5"])
 def test_a_bucket_that_is_away_for_a_while_costs_that_while(bucket, packs, tmp_path, fault):
     """Overloaded, restarted, slow: in the middle of a pack."""
     out = tmp_path / "out"
@@ -102,7 +102,7 @@ def test_a_bucket_that_is_away_for_a_while_costs_that_while(bucket, packs, tmp_p
     process = start(words, tmp_path, **bucket.environment, **PROGRAM_PATH)
     wait_for(lambda: len(bucket.requests()) > num_requests + 10)
     bucket.tell(fault)
-    time.sleep(4)
+    time.sleep(2)
     bucket.tell("fine")
     result = finish(process)
     assert result.code == 0, result.err
