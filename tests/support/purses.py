@@ -182,7 +182,7 @@ def endings(each: Callable[[Outcome], None]) -> Callable[[History], None]:
             purse = Purse(history)
         except ValueError:
             return
-        # Where all epochs that may be are planned, a faster host ends with them, not with the money.
+        # With all epochs that may be, a faster host ends with them, not with the money.
         epochs = budget_plan.STRETCHED * RECIPES[history.recipe].settings["epochs"]
         is_all = purse.cfg.num_steps == epochs * history.steps_per_epoch
         # With so few steps, a single one may be longer than what is tolerated.
