@@ -97,7 +97,8 @@ def requested_hosts(driver: "Chrome") -> set[str]:
         if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
             params = message["params"]
             url = urlsplit(params["request"]["url"] if "request" in params else params["url"])
-            if url.scheme not in ("data", "blob", "chrome"):
+            # The browser's own pages, such as chrome-untrusted://new-tab-page, are no hosts.
+            if url.scheme not in ("data", "blob", "chrome", "chrome-untrusted"):
                 hosts.add(url.hostname)
     return hosts
 
