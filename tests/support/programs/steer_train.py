@@ -31,6 +31,9 @@ class Scripted:
                 return Event(first_step, end_step, why="as the script says")
         return None
 
+    def to_json(self) -> dict[str, object]:
+        return {}
+
 
 def steered(*arguments: object) -> start.Run:
     run = start.start(*arguments)
