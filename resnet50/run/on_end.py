@@ -11,9 +11,10 @@ bash runs it, in the folder in which train.py was started, with these variables 
     TRAIN_STEP       the step at which it ended
     TRAIN_RUN_DIR    the run's folder
 
-Not after an interruption, which the same command resumes, and not for a start that was refused. A
-run that ends again at the same step in the same way, as after a restart by systemd, is told once;
-if train.py was killed before it could tell, the next start does. The command has LIMIT_S; then it
+Not after an interruption, which the same command resumes, and not where train.py refuses options,
+folder, or mirror before it starts the training. A run that ends again at the same step in the same
+way, as after a restart by systemd, is told once; another mistake at that step is told too. If
+train.py was killed before it could tell, the next start does. The command has LIMIT_S; then it
 is killed with all that it started. Whether it works changes nothing but a line of the log: not the
 run, its state, or train.py's exit code. It is in no file of the run, since it may hold a secret.
 """
@@ -96,12 +97,14 @@ def tell(
         return
     found = status.known_status(run_dir)
     end = f"{state} at step {found.get('step', 0)}"
-    if found.get("told") == end:
-        say(f"--on_end was run when the run was {end} before, and is not run again")
+    variables = variables_of(cfg, state, found)
+    # Whoever corrects one mistake may make another before the run gets any further.
+    told = f"{end}: {variables['TRAIN_REASON']}" if state == status.CONFIG_ERROR else end
+    if found.get("told") == told:
+        say(f"--on_end was already run for this end ({end}), and is not run again")
         return
     # First the note: a kill in the middle must not make it run again.
-    note(run_dir, told=end)
-    variables = variables_of(cfg, state, found)
+    note(run_dir, told=told)
     text = run(command, variables, is_unwanted)
     say(f"--on_end ({end}): {text}")
     record = {"kind": "event", "step": found.get("step", 0), "text": f"--on_end: {text}"}
@@ -141,8 +144,9 @@ def reason(cfg: TrainConfig, state: str, found: Mapping[str, object]) -> str:
         return CRASHED_TEXT
     step = found.get("step", 0)
     if state != status.DONE:
-        said = last_event(Path(cfg.run_dir), step, "error: ")
-        return said or str(found.get("message") or "see its log")
+        # Every attempt begins with an empty message, while log.jsonl has earlier attempts' errors.
+        said = found.get("message") or last_event(Path(cfg.run_dir), step, "error: ")
+        return str(said or "see its log")
     known = status.numbers(found)
     if cfg.target_top1 and known.get("best_top1", 0) >= cfg.target_top1:
         return f"--target_top1 {cfg.target_top1:g} is reached"

@@ -23,6 +23,7 @@ import train
 from resnet50.config import train_flags
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
+from resnet50.records import status
 from resnet50.run import on_end
 from resnet50.run.resolve import resolve
 from resnet50.system import processes
@@ -50,13 +51,13 @@ def test_a_run_that_is_done_says_so_once_and_nowhere_else(image_folder, tmp_path
     result = run(words, tmp_path)
     assert result.code == 0, result.err
     (told,) = told_in(file)
-    status = status_of(run_dir)
-    assert status["state"] == "done"
+    ended = status_of(run_dir)
+    assert ended["state"] == "done"
     assert told == {
         "STATE": "done",
         "REASON": "all 3 epochs are done",
-        "TOP1": f"{status['best_top1']:.2f}",
-        "COST_USD": f"{status['cost_usd']:.2f}",
+        "TOP1": f"{ended['best_top1']:.2f}",
+        "COST_USD": f"{ended['cost_usd']:.2f}",
         "STEP": "12",
         "RUN_DIR": str(run_dir),
     }
@@ -67,7 +68,7 @@ def test_a_run_that_is_done_says_so_once_and_nowhere_else(image_folder, tmp_path
     again = run_here(words, tmp_path, as_rank=False)
     assert again.code == 0 and "is not run again" in again.out and len(told_in(file)) == 1
     # A kill came between the end and the command: the next start tells.
-    changed = {name: value for name, value in status.items() if name != "told"}
+    changed = {name: value for name, value in ended.items() if name != "told"}
     (run_dir / "status.json").write_text(json.dumps(changed))
     assert run_here(words, tmp_path, as_rank=False).code == 0 and len(told_in(file)) == 2
 
@@ -94,6 +95,19 @@ def test_every_end_has_its_reason(in_process, image_folder, tmp_path, more, code
     (told,) = told_in(file)
     assert told["STATE"] == state and reason in told["REASON"], told
     assert told["COST_USD"] == ""
+
+
+def test_another_mistake_is_told_too_and_the_last_one_counts(tmp_path):
+    """Though the run stands where it stood; an error of an earlier attempt is none of this one."""
+    file, cfg, said = tmp_path / "told", TrainConfig(run_dir=str(tmp_path)), []
+    event = {"kind": "event", "step": 4, "text": "error: 12 images cannot be decoded"}
+    (tmp_path / "log.jsonl").write_text(json.dumps(event) + "\n")
+    for message in ("", "a is not the data", "b is not", "b is not"):
+        status.write_status(tmp_path, state=status.CONFIG_ERROR, step=4, message=message)
+        on_end.tell(command_into(file), cfg, 2, say=said.append)
+    reasons = [told["REASON"] for told in told_in(file)]
+    assert reasons == [event["text"], "a is not the data", "b is not"]
+    assert said[-1].endswith("for this end (config error at step 4), and is not run again")
 
 
 def torchruns_ranks(run_dir: Path) -> list[int]:
