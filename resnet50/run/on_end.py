@@ -27,6 +27,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import chain, pairwise
 from pathlib import Path
 
 from resnet50.config.train_config import TrainConfig
@@ -36,9 +37,11 @@ from resnet50.system import files, orphans, processes
 LIMIT_S = 60.0
 CHECK_S = 10.0
 POLL_S = 0.05
+SIGNALED = "killed, as a signal came"
 STATES = {code: state for state, code in status.EXIT_CODES.items()} | {1: status.CRASHED}
 CRASHED_TEXT = "it crashed at the same place again, which a restart would not fix: see its log"
-EXPANDED = set("$`*?[<>")  # in a first word: bash says only when it runs what that is
+EXPANDED = set("$`*?[<>~\n")  # in a first word: bash says only when it runs what that is
+UNKNOWN = "?"  # a first word that only bash can tell
 
 
 def problem(command: str) -> str:
@@ -69,14 +72,22 @@ def _ask(words: list[str]) -> subprocess.CompletedProcess:
 
 
 def first_word(command: str) -> str:
-    """The name of the first program, after variables of its own; empty without one."""
+    """The name of the first program, after variables of its own; empty without one, and UNKNOWN
+    where it takes more of bash's grammar to find it."""
     lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
-    for word in lexer:
-        name, equals, _ = word.partition("=")
-        if set(word) <= set("();&|{}!") or (equals and name.isidentifier()):
-            continue
-        return word
+    try:
+        for word, after in pairwise(chain(lexer, [""])):
+            name, equals, _ = word.partition("=")
+            if set(word) <= set("();&|{}!"):
+                continue
+            # A function or an array begins; or the word is what is redirected, as in 2>file.
+            if after[:1] == "(" or (after[:1] in ("<", ">") and (word.isdigit() or word[0] == "{")):
+                return UNKNOWN
+            if not (equals and name.removesuffix("+").isidentifier()):
+                return os.path.expanduser(word)  # noqa: PTH111 (Path raises without a HOME)
+    except ValueError:  # quotes as only bash has them, $'it\'s'
+        return UNKNOWN
     return ""
 
 
@@ -183,14 +194,26 @@ def run(command: str, variables: Mapping[str, str], is_unwanted: Callable[[], bo
                 start_new_session=True,
                 preexec_fn=lambda: processes.die_with_parent(parent_pid),
             )
-            deadline = time.monotonic() + LIMIT_S
-            while process.poll() is None:
-                if time.monotonic() > deadline or is_unwanted():
-                    end_all()
-                    process.wait()
-                    late = time.monotonic() > deadline
-                    return f"killed after {LIMIT_S:g} s" if late else "killed, as a signal came"
-                time.sleep(POLL_S)
+            try:
+                why = why_to_kill(process, is_unwanted)
+            except KeyboardInterrupt:  # of a run that was done before, which handles no signals
+                why = SIGNALED
+            if why:
+                end_all()
+                process.wait()
+                return why
     except (OSError, ValueError) as error:  # no bash any more, no process to be had
         return f"could not be run: {error}"
     return f"failed with exit code {process.returncode}" if process.returncode else "done"
+
+
+def why_to_kill(process: subprocess.Popen, is_unwanted: Callable[[], bool]) -> str:
+    """Wait for its end, returning an empty text, or for a reason to kill it."""
+    deadline = time.monotonic() + LIMIT_S
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            return f"killed after {LIMIT_S:g} s"
+        if is_unwanted():
+            return SIGNALED
+        time.sleep(POLL_S)
+    return ""

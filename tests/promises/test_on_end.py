@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from support.commands import (
+    REPOSITORY,
     finish,
     processes_mentioning,
     run,
@@ -151,6 +153,20 @@ def test_what_takes_too_long_is_killed_with_all_that_it_started(tmp_path, monkey
     assert on_end.run("exit 0", {}, lambda: False) == "done"
 
 
+def test_ctrl_c_ends_it_where_the_run_was_done_already(tmp_path):
+    """There train.py handles no signals: neither a traceback, nor a command that goes on alone."""
+    mark = tmp_path / "sleeper"
+    mark.symlink_to("/bin/sleep")
+    command = f"touch begun; {mark} 95"
+    wait = f"from resnet50.run import on_end; print(on_end.run('{command}', {{}}, bool))"
+    process = start([sys.executable, "-P", "-c", wait], tmp_path, PYTHONPATH=str(REPOSITORY))
+    wait_for((tmp_path / "begun").exists)
+    process.send_signal(signal.SIGINT)
+    result = finish(process)
+    assert (result.code, result.out, result.err) == (0, "killed, as a signal came\n", "")
+    assert not processes_mentioning(str(mark))
+
+
 @pytest.mark.parametrize(
     "command, text",
     [
@@ -159,6 +175,7 @@ def test_what_takes_too_long_is_killed_with_all_that_it_started(tmp_path, monkey
         ("no_such_program --to me", "begins with no_such_program, which is no command here"),
         ("A=1 B='2 3' ./notify.sh", "begins with ./notify.sh, which is no command here"),
         ("( no_such_program; )", "begins with no_such_program, which"),
+        ("A=1 ~/no_such_program", "begins with /"),
         ("# curl example.com", "holds no command"),
         ("A=1", "holds no command"),
     ],
@@ -175,9 +192,16 @@ def test_what_is_no_command_is_refused_at_the_start(
 
 @pytest.mark.parametrize(
     "command",
-    ["true", "! false", "if true; then :; fi", "{ echo; }", "$HOME/x", "(cd / && ls)", "A=1 ls>/x"],
+    [
+        *("true", "! false", "if true; then :; fi", "{ echo; }", "$HOME/x", "(cd / && ls)"),
+        *("A=1 ls>/x", "A=1 ~/tell.sh", "f() { echo; }; f", "2>/dev/null echo", "A=(1 2); echo"),
+        *("MSG=$'it\\'s done' echo", "A+=1 echo", "A=$(date) echo", "{fd}>/dev/null echo"),
+        "\\\necho",
+    ],
 )
-def test_what_may_be_a_command_is_not(command):
+def test_what_may_be_a_command_is_not(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tell.sh").touch(mode=0o755)
     assert on_end.problem(command) == ""
 
 
