@@ -83,11 +83,14 @@ def read_id(run_dir: Path) -> str:
 
 
 def read_budget(run_dir: Path) -> dict[str, object]:
-    """What a run's settings were planned from; empty if that is lost, or there was no budget."""
-    try:
+    """What a run's settings were planned from; empty if that is lost, or there was no budget.
+
+    If config.json is gone or damaged, it comes from a checkpoint, as the settings do.
+    """
+    if settings_problem(run_dir):
+        budget = newest_contents(run_dir).get("budget")
+    else:
         budget = files.read_json(run_dir / CONFIG).get("budget")
-    except ValueError:
-        return {}
     return budget if isinstance(budget, dict) else {}
 
 
@@ -100,17 +103,24 @@ def read_settings(run_dir: Path) -> dict[str, object] | None:
     problem = settings_problem(run_dir)
     if not problem:
         return files.read_json(run_dir / CONFIG)["settings"]
-    for path in reversed(checkpoint.files_in(checkpoints_dir(run_dir))):
-        try:
-            return checkpoint.load(path)["config"]
-        except checkpoint.DamagedCheckpointError:
-            continue
+    if contents := newest_contents(run_dir):
+        return contents["config"]
     if not (run_dir / CONFIG).exists():
         return None
     raise ValueError(
         f"{problem}, and no checkpoint there has its settings. Put a good copy there, start over "
         "with --fresh --overwrite, or give another --run_dir"
     )
+
+
+def newest_contents(run_dir: Path) -> dict:
+    """What the newest whole checkpoint of a run holds; empty without one."""
+    for path in reversed(checkpoint.files_in(checkpoints_dir(run_dir))):
+        try:
+            return checkpoint.load(path)
+        except checkpoint.DamagedCheckpointError:
+            continue
+    return {}
 
 
 def settings_problem(run_dir: Path) -> str:

@@ -11,9 +11,10 @@ bash runs it, in the folder in which train.py was started, with these variables 
     TRAIN_STEP       the step at which it ended
     TRAIN_RUN_DIR    the run's folder
 
-Not after an interruption, which the same command resumes, and not for a start that was refused. A
-run that ends again at the same step in the same way, as after a restart by systemd, is told once;
-if train.py was killed before it could tell, the next start does. The command has LIMIT_S; then it
+Not after an interruption, which the same command resumes, and not where train.py refuses options,
+folder, or mirror before it starts the training. A run that ends again at the same step in the same
+way, as after a restart by systemd, is told once; another mistake at that step is told too. If
+train.py was killed before it could tell, the next start does. The command has LIMIT_S; then it
 is killed with all that it started. Whether it works changes nothing but a line of the log: not the
 run, its state, or train.py's exit code. It is in no file of the run, since it may hold a secret.
 """
@@ -26,6 +27,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from itertools import chain, pairwise
 from pathlib import Path
 
 from resnet50.config.train_config import TrainConfig
@@ -35,9 +37,11 @@ from resnet50.system import files, orphans, processes
 LIMIT_S = 60.0
 CHECK_S = 10.0
 POLL_S = 0.05
+SIGNALED = "killed, as a signal came"
 STATES = {code: state for state, code in status.EXIT_CODES.items()} | {1: status.CRASHED}
 CRASHED_TEXT = "it crashed at the same place again, which a restart would not fix: see its log"
-EXPANDED = set("$`*?[<>")  # in a first word: bash says only when it runs what that is
+EXPANDED = set("$`*?[<>~\n")  # in a first word: bash says only when it runs what that is
+UNKNOWN = "?"  # a first word that only bash can tell
 
 
 def problem(command: str) -> str:
@@ -68,14 +72,22 @@ def _ask(words: list[str]) -> subprocess.CompletedProcess:
 
 
 def first_word(command: str) -> str:
-    """The name of the first program, after variables of its own; empty without one."""
+    """The name of the first program, after variables of its own; empty without one, and UNKNOWN
+    where it takes more of bash's grammar to find it."""
     lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
-    for word in lexer:
-        name, equals, _ = word.partition("=")
-        if set(word) <= set("();&|{}!") or (equals and name.isidentifier()):
-            continue
-        return word
+    try:
+        for word, after in pairwise(chain(lexer, [""])):
+            name, equals, _ = word.partition("=")
+            if set(word) <= set("();&|{}!"):
+                continue
+            # A function or an array begins; or the word is what is redirected, as in 2>file.
+            if after[:1] == "(" or (after[:1] in ("<", ">") and (word.isdigit() or word[0] == "{")):
+                return UNKNOWN
+            if not (equals and name.removesuffix("+").isidentifier()):
+                return os.path.expanduser(word)  # noqa: PTH111 (Path raises without a HOME)
+    except ValueError:  # quotes as only bash has them, $'it\'s'
+        return UNKNOWN
     return ""
 
 
@@ -96,12 +108,14 @@ def tell(
         return
     found = status.known_status(run_dir)
     end = f"{state} at step {found.get('step', 0)}"
-    if found.get("told") == end:
-        say(f"--on_end was run when the run was {end} before, and is not run again")
+    variables = variables_of(cfg, state, found)
+    # Whoever corrects one mistake may make another before the run gets any further.
+    told = f"{end}: {variables['TRAIN_REASON']}" if state == status.CONFIG_ERROR else end
+    if found.get("told") == told:
+        say(f"--on_end was already run for this end ({end}), and is not run again")
         return
     # First the note: a kill in the middle must not make it run again.
-    note(run_dir, told=end)
-    variables = variables_of(cfg, state, found)
+    note(run_dir, told=told)
     text = run(command, variables, is_unwanted)
     say(f"--on_end ({end}): {text}")
     record = {"kind": "event", "step": found.get("step", 0), "text": f"--on_end: {text}"}
@@ -141,8 +155,9 @@ def reason(cfg: TrainConfig, state: str, found: Mapping[str, object]) -> str:
         return CRASHED_TEXT
     step = found.get("step", 0)
     if state != status.DONE:
-        said = last_event(Path(cfg.run_dir), step, "error: ")
-        return said or str(found.get("message") or "see its log")
+        # Every attempt begins with an empty message, while log.jsonl has earlier attempts' errors.
+        said = found.get("message") or last_event(Path(cfg.run_dir), step, "error: ")
+        return str(said or "see its log")
     known = status.numbers(found)
     if cfg.target_top1 and known.get("best_top1", 0) >= cfg.target_top1:
         return f"--target_top1 {cfg.target_top1:g} is reached"
@@ -179,14 +194,26 @@ def run(command: str, variables: Mapping[str, str], is_unwanted: Callable[[], bo
                 start_new_session=True,
                 preexec_fn=lambda: processes.die_with_parent(parent_pid),
             )
-            deadline = time.monotonic() + LIMIT_S
-            while process.poll() is None:
-                if time.monotonic() > deadline or is_unwanted():
-                    end_all()
-                    process.wait()
-                    late = time.monotonic() > deadline
-                    return f"killed after {LIMIT_S:g} s" if late else "killed, as a signal came"
-                time.sleep(POLL_S)
+            try:
+                why = why_to_kill(process, is_unwanted)
+            except KeyboardInterrupt:  # of a run that was done before, which handles no signals
+                why = SIGNALED
+            if why:
+                end_all()
+                process.wait()
+                return why
     except (OSError, ValueError) as error:  # no bash any more, no process to be had
         return f"could not be run: {error}"
     return f"failed with exit code {process.returncode}" if process.returncode else "done"
+
+
+def why_to_kill(process: subprocess.Popen, is_unwanted: Callable[[], bool]) -> str:
+    """Wait for its end, returning an empty text, or for a reason to kill it."""
+    deadline = time.monotonic() + LIMIT_S
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            return f"killed after {LIMIT_S:g} s"
+        if is_unwanted():
+            return SIGNALED
+        time.sleep(POLL_S)
+    return ""

@@ -30,6 +30,7 @@ def checkpoint_contents(run: "Run", epoch_sums: Tensor) -> dict[str, object]:
         "data": run.provenance["data"],  # fingerprint of both splits: a run cannot change them
         "schedule": run.provenance["schedule"],  # what determines the rate and images of every step
         "classes": run.provenance["classes"],  # names, in the order of the logits
+        "budget": run.budget,  # what the settings were planned from; None without a budget
         "commit": run.provenance["commit"],  # of the code that wrote it, -dirty with local changes
         "device": run.parts.ranks.device.type,  # what the run computes on, and
         "precision": run.parts.precision.name,  # in: --amp auto depends on the machine

@@ -70,6 +70,7 @@ class Run:
     budget: dict[str, object] | None = None  # what it was planned from, for config.json
     controller: Controller | None = None  # of a budget, on rank 0
     steer_due_s: float = -float("inf")  # on the monotonic clock
+    steer_warned_s: float = -float("inf")  # the last time, on the same
     mirror: Mirror | None = None  # of rank 0, with --mirror
 
     def note_bad_images(self, batches: Iterable[Batch]) -> None:

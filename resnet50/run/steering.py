@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from resnet50.run.start import Run
 
 EVERY_S = 2.0
+WARN_EVERY_S = 60.0
 
 
 class Controller(Protocol):
@@ -79,10 +80,18 @@ def decide(run: "Run", first_step: int) -> Event | None:
     try:
         budget_events.append(run.log.run_dir, event)
     except OSError as error:
-        run.log.event(
-            step,
-            f"warning: {run.log.run_dir}: {error.strerror}: the schedule stays as it is until "
-            "its change can be written down",
-        )
+        warn(run, error)
         return None
     return event
+
+
+def warn(run: "Run", error: OSError) -> None:
+    """Say now and then, not every time, that a change cannot be put on the disk."""
+    if time.monotonic() < run.steer_warned_s + WARN_EVERY_S:
+        return
+    run.steer_warned_s = time.monotonic()
+    run.log.event(
+        run.parts.state.step,
+        f"warning: {run.log.run_dir}: {error.strerror}: the schedule stays as it is until its "
+        "change can be written down",
+    )

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from support.commands import (
+    REPOSITORY,
     finish,
     processes_mentioning,
     run,
@@ -23,6 +25,7 @@ import train
 from resnet50.config import train_flags
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
+from resnet50.records import status
 from resnet50.run import on_end
 from resnet50.run.resolve import resolve
 from resnet50.system import processes
@@ -50,13 +53,13 @@ def test_a_run_that_is_done_says_so_once_and_nowhere_else(image_folder, tmp_path
     result = run(words, tmp_path)
     assert result.code == 0, result.err
     (told,) = told_in(file)
-    status = status_of(run_dir)
-    assert status["state"] == "done"
+    ended = status_of(run_dir)
+    assert ended["state"] == "done"
     assert told == {
         "STATE": "done",
         "REASON": "all 3 epochs are done",
-        "TOP1": f"{status['best_top1']:.2f}",
-        "COST_USD": f"{status['cost_usd']:.2f}",
+        "TOP1": f"{ended['best_top1']:.2f}",
+        "COST_USD": f"{ended['cost_usd']:.2f}",
         "STEP": "12",
         "RUN_DIR": str(run_dir),
     }
@@ -67,7 +70,7 @@ def test_a_run_that_is_done_says_so_once_and_nowhere_else(image_folder, tmp_path
     again = run_here(words, tmp_path, as_rank=False)
     assert again.code == 0 and "is not run again" in again.out and len(told_in(file)) == 1
     # A kill came between the end and the command: the next start tells.
-    changed = {name: value for name, value in status.items() if name != "told"}
+    changed = {name: value for name, value in ended.items() if name != "told"}
     (run_dir / "status.json").write_text(json.dumps(changed))
     assert run_here(words, tmp_path, as_rank=False).code == 0 and len(told_in(file)) == 2
 
@@ -94,6 +97,19 @@ def test_every_end_has_its_reason(in_process, image_folder, tmp_path, more, code
     (told,) = told_in(file)
     assert told["STATE"] == state and reason in told["REASON"], told
     assert told["COST_USD"] == ""
+
+
+def test_another_mistake_is_told_too_and_the_last_one_counts(tmp_path):
+    """Though the run stands where it stood; an error of an earlier attempt is none of this one."""
+    file, cfg, said = tmp_path / "told", TrainConfig(run_dir=str(tmp_path)), []
+    event = {"kind": "event", "step": 4, "text": "error: 12 images cannot be decoded"}
+    (tmp_path / "log.jsonl").write_text(json.dumps(event) + "\n")
+    for message in ("", "a is not the data", "b is not", "b is not"):
+        status.write_status(tmp_path, state=status.CONFIG_ERROR, step=4, message=message)
+        on_end.tell(command_into(file), cfg, 2, say=said.append)
+    reasons = [told["REASON"] for told in told_in(file)]
+    assert reasons == [event["text"], "a is not the data", "b is not"]
+    assert said[-1].endswith("for this end (config error at step 4), and is not run again")
 
 
 def torchruns_ranks(run_dir: Path) -> list[int]:
@@ -137,6 +153,20 @@ def test_what_takes_too_long_is_killed_with_all_that_it_started(tmp_path, monkey
     assert on_end.run("exit 0", {}, lambda: False) == "done"
 
 
+def test_ctrl_c_ends_it_where_the_run_was_done_already(tmp_path):
+    """There train.py handles no signals: neither a traceback, nor a command that goes on alone."""
+    mark = tmp_path / "sleeper"
+    mark.symlink_to("/bin/sleep")
+    command = f"touch begun; {mark} 95"
+    wait = f"from resnet50.run import on_end; print(on_end.run('{command}', {{}}, bool))"
+    process = start([sys.executable, "-P", "-c", wait], tmp_path, PYTHONPATH=str(REPOSITORY))
+    wait_for((tmp_path / "begun").exists)
+    process.send_signal(signal.SIGINT)
+    result = finish(process)
+    assert (result.code, result.out, result.err) == (0, "killed, as a signal came\n", "")
+    assert not processes_mentioning(str(mark))
+
+
 @pytest.mark.parametrize(
     "command, text",
     [
@@ -145,6 +175,7 @@ def test_what_takes_too_long_is_killed_with_all_that_it_started(tmp_path, monkey
         ("no_such_program --to me", "begins with no_such_program, which is no command here"),
         ("A=1 B='2 3' ./notify.sh", "begins with ./notify.sh, which is no command here"),
         ("( no_such_program; )", "begins with no_such_program, which"),
+        ("A=1 ~/no_such_program", "begins with /"),
         ("# curl example.com", "holds no command"),
         ("A=1", "holds no command"),
     ],
@@ -161,9 +192,16 @@ def test_what_is_no_command_is_refused_at_the_start(
 
 @pytest.mark.parametrize(
     "command",
-    ["true", "! false", "if true; then :; fi", "{ echo; }", "$HOME/x", "(cd / && ls)", "A=1 ls>/x"],
+    [
+        *("true", "! false", "if true; then :; fi", "{ echo; }", "$HOME/x", "(cd / && ls)"),
+        *("A=1 ls>/x", "A=1 ~/tell.sh", "f() { echo; }; f", "2>/dev/null echo", "A=(1 2); echo"),
+        *("MSG=$'it\\'s done' echo", "A+=1 echo", "A=$(date) echo", "{fd}>/dev/null echo"),
+        "\\\necho",
+    ],
 )
-def test_what_may_be_a_command_is_not(command):
+def test_what_may_be_a_command_is_not(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tell.sh").touch(mode=0o755)
     assert on_end.problem(command) == ""
 
 

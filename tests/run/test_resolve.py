@@ -6,7 +6,7 @@ import pytest
 
 from resnet50.config.train_config import TrainConfig
 from resnet50.config.train_flags import Request
-from resnet50.records import run_folder
+from resnet50.records import checkpoint, run_folder
 from resnet50.run.resolve import resolve, resumed
 
 FIELDS = dataclasses.fields(TrainConfig)
@@ -62,6 +62,23 @@ def test_a_budget_may_not_change_and_the_same_command_resumes(tmp_path):
         with pytest.raises(ValueError) as refusal:
             resolve(Request(words | budget | change))
         assert all(text in str(refusal.value) for text in texts), refusal.value
+
+
+@pytest.mark.parametrize("left", [None, "{"])
+def test_the_same_command_resumes_a_budget_whose_config_json_is_lost(tmp_path, left):
+    """From a checkpoint, which has the plan and what it was made from."""
+    words = {"run_dir": str(tmp_path), "recipe": "fast16", "epochs": 40, "budget_hours": 2.0}
+    planned = dataclasses.replace(resolve(Request(words)), epochs=19, num_steps=5900)
+    record = {"before": {"epochs": 40, "num_steps": 0}, "import_s": 2.5}
+    folder = run_folder.checkpoints_dir(tmp_path)
+    checkpoint.make_folder(folder)
+    checkpoint.save(folder, 7, {"config": planned.to_json(), "budget": record})
+    if left is not None:
+        (tmp_path / "config.json").write_text(left)
+    assert resolve(Request(words)) == planned
+    assert run_folder.read_budget(tmp_path) == record
+    checkpoint.save(folder, 8, {"config": planned.to_json()})  # from before it was kept there
+    assert run_folder.read_budget(tmp_path) == {}
 
 
 def test_a_budget_takes_the_place_of_the_recipes_own_limits(tmp_path):
