@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support import purses
 
+from resnet50.config import size_stages
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.run import budget_plan
@@ -128,11 +129,40 @@ def test_the_least_that_is_named_would_do(name, total_s, steps_per_epoch, step_s
         assert f"is too little for {name} on this machine" in str(error)
         least = float(str(error).rpartition("--budget_hours ")[2])
         assert least > cfg.budget_hours
-        choice = budget_plan.choose(
-            replace(cfg, budget_hours=least), {}, steps_per_epoch, times, FIXED
-        )
+        # The next start pays for the one that was refused, and measures again, a little slower.
+        enough, slower = replace(cfg, budget_hours=least), times.faster(1 / 1.03)
+        measuring_s = max(budget_plan.MEASURING * enough.budget_s, FIXED.paid_s - FIXED.import_s)
+        paid_s = FIXED.paid_s + 1 + 1.03 * FIXED.import_s + measuring_s
+        again = replace(FIXED, paid_s=paid_s)
+        choice = budget_plan.choose(enough, {}, steps_per_epoch, slower, again)
         most = 2 * RECIPES[name].settings["epochs"] * steps_per_epoch
         assert choice.cfg.num_steps >= min(budget_plan.LEAST_STEPS - 1, most)
+
+
+@pytest.mark.parametrize("stages", ["96:20,192:80", "96:5,128:20,192:75"])
+def test_with_stages_each_keeps_an_epoch(stages):
+    """Refused or planned, but never for a run so short that a stage would have none."""
+    changes = {"size_stages": stages, "start_image_size": 0}
+    for hours in (0.05, 0.5, 2.0):
+        try:
+            cfg = chosen("fast16", hours, **changes).cfg
+        except ValueError as error:
+            assert "is too little for fast16" in str(error)
+            least = float(str(error).rpartition("--budget_hours ")[2])
+            cfg = chosen("fast16", least, **changes).cfg
+        assert len(set(epoch_sizes(cfg))) == stages.count(":")
+
+
+def test_from_the_fewest_epochs_on_no_stage_is_without_one():
+    for text in ("224:100", "96:20,192:80", "96:50,160:25,224:25", "64:1,96:98.5,128:0.5"):
+        stages = size_stages.parse(text)
+        fewest = size_stages.fewest_epochs(stages)
+        has_all = [
+            {side for side, _ in stages} == set(size_stages.epoch_sizes(stages, epochs))
+            for epochs in range(max(fewest - 1, 1), fewest + 300)
+        ]
+        assert all(has_all[fewest > 1 :]) and (fewest == 1 or not has_all[0])
+    assert size_stages.fewest_epochs([]) == 0
 
 
 def test_sizes_between_measured_ones_are_interpolated_by_area():
