@@ -23,8 +23,9 @@ MOST_EPOCHS = 2000  # that are worth naming
 LEAST_STEPS = 10
 LEAST_SHARE = 0.1  # of the recipe; or one epoch, if that is less
 RANGE_TEST_STEPS = 100  # training/range_test.py; fewer if the loss explodes before
-MEASURING = 0.1  # share of a budget that measuring may take
+MEASURING, MEASURING_S = 0.1, 60.0  # the most that measuring may take: share of a budget, seconds
 NOISE = 1.05  # a start that is refused and the next one do not measure quite the same
+SAME_NETWORK = ("layers", "width", "base_width")
 # What the planner changes: a resume with the same words must not call them changed.
 CHANGED = (
     "epochs",
@@ -66,6 +67,11 @@ class Fixed:
     paid_s: float
     import_s: float
     rest_s: float
+
+
+def measuring_s(cfg: TrainConfig) -> float:
+    """Seconds that a run with this budget may measure for."""
+    return min(MEASURING * cfg.budget_s, MEASURING_S)
 
 
 def fixed_costs(cfg: TrainConfig, times: HostTimes, paid_s: float, import_s: float) -> Fixed:
@@ -231,10 +237,7 @@ def longer_recipe(base: TrainConfig, steps_per_epoch: int, times: HostTimes, sec
     """
     taken_s, name = whole_s(base, steps_per_epoch, times, base) * STRETCHED, ""
     for other, recipe in RECIPES.items():
-        try:
-            there = TrainConfig(**recipe.settings)
-        except ValueError:  # it needs settings that it does not bring along
-            continue
+        there = TrainConfig(**recipe.settings)
         if not is_like(there, base):
             continue
         needed_s = whole_s(there, steps_per_epoch, times, base)
@@ -245,7 +248,7 @@ def longer_recipe(base: TrainConfig, steps_per_epoch: int, times: HostTimes, sec
 
 def is_like(one: TrainConfig, other: TrainConfig) -> bool:
     """Whether two recipes train the same network for pictures of about the same size."""
-    same = all(getattr(one, key) == getattr(other, key) for key in ("layers", "width"))
+    same = all(getattr(one, key) == getattr(other, key) for key in SAME_NETWORK)
     return same and 0.5 <= one.image_size / other.image_size <= 2
 
 

@@ -10,7 +10,7 @@ from support import purses
 from resnet50.config import size_stages
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
-from resnet50.run import budget_plan
+from resnet50.run import budget_plan, budget_start
 from resnet50.run.budget import FASTER, Controller, tolerance_s
 from resnet50.training.host_times import HostTimes, sizes_to_measure, slowest
 from resnet50.training.plan import epoch_sizes, make_plan
@@ -94,6 +94,22 @@ def test_no_more_than_twice_the_recipe_and_the_rest_is_left_over():
     fewer = chosen("fast16", 10.0, {"epochs": 5})
     assert fewer.cfg.num_steps == 5 * 300
     assert chosen("fast16", 7.0).fits not in ("", "fast88")  # which would take longer
+
+
+def test_what_is_left_over_names_no_more_epochs_than_it_buys():
+    choice = chosen("fast16", 10.0)
+    text = budget_start.left_over(choice.cfg, choice)
+    assert (
+        f"32 epochs are the most here. Give more, such as --epochs {choice.affordable_epochs}"
+        in text
+    )
+    less_than_one = replace(choice, affordable_epochs=choice.cfg.epochs, fits="")
+    text = budget_start.left_over(choice.cfg, less_than_one)
+    assert text.endswith("are left over: 32 epochs are the most here")
+    cfg = replace(choice.cfg, epochs=1, num_steps=9)
+    one = replace(less_than_one, cfg=cfg, affordable_epochs=1, fits="fast32")
+    text = budget_start.left_over(choice.cfg, one)
+    assert text.endswith("1 epoch is the most here. Give --recipe fast32, which would fit")
 
 
 def test_a_warm_up_gets_shorter_and_no_longer_and_a_plateau_goes():
