@@ -15,6 +15,7 @@ import hashlib
 import math
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,24 +23,40 @@ from host import background, shut_down
 from host.changes import HostChanges, as_root
 from resnet50.records import status
 from resnet50.run import instance_price
+from resnet50.system import files
 
 # systemd-logind writes it, with the message to the users in C's escapes (src/login/logind-dbus.c).
 SCHEDULED = Path("/run/systemd/shutdown/scheduled")
-# After the end that training aims at: it may miss that by 3%, and has then to save and to tell.
-LATE_SHARE, LATE_S = 0.03, 300.0
+# After the end that training aims at: it may miss that by 3%, has then to save, may bring its last
+# files to a mirror (run/mirror.py, ENDED_S), and tells whoever waits (run/on_end.py, LIMIT_S).
+LATE_SHARE, LATE_S = 0.03, 300.0 + 600.0 + 60.0
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Shutdown:
-    """What is scheduled. at: Unix time; name: of the run whose purse it is; empty if not ours."""
+    """What is scheduled. at: Unix time; name: of the run whose purse it is; empty if not ours;
+    purse_s: the whole purse in seconds, 0 if it is not known."""
 
     at: float
     name: str
+    purse_s: int = 0
 
     @property
     def when(self) -> str:
         return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.at))
+
+
+def stored_purse_s(run_dir: Path) -> float:
+    """Seconds of the budget that the run there was planned with, at the price of then: its schedule
+    ends with it on any host. 0 if there is no such run, or it has none."""
+    try:
+        settings = files.read_json(run_dir / status.CONFIG).get("settings")
+    except ValueError:
+        return 0.0  # damaged: the words of the command line are left
+    known = status.numbers(settings) if isinstance(settings, Mapping) else {}
+    usd, price = known.get("budget_usd", 0.0), known.get("price_per_hour", 0.0)
+    return 3600 * (usd / price if usd > 0 and price > 0 else known.get("budget_hours", 0.0))
 
 
 def purse_s(budget_usd: float, budget_hours: float, price_per_hour: str) -> float:
@@ -65,7 +82,9 @@ def purse_of(args: argparse.Namespace) -> float:
     0."""
     if args.then != shut_down.ALWAYS:
         return 0.0
-    return args.purse_s or purse_s(args.budget_usd, args.budget_hours, args.price_per_hour)
+    stored = stored_purse_s(args.run_dir)
+    words = args.budget_usd, args.budget_hours, args.price_per_hour
+    return stored or args.purse_s or purse_s(*words)
 
 
 def schedule(args: argparse.Namespace) -> int:
@@ -85,8 +104,10 @@ def scheduled() -> Shutdown | None:
     except OSError:
         return None
     at = re.search(r"^USEC=(\d+)$", text, re.MULTILINE)
-    name = re.search(r"^WALL_MESSAGE=.*\((resnet50-[0-9a-f]{8})\)", text, re.MULTILINE)
-    return Shutdown(int(at[1]) / 1e6, name[1] if name else "") if at else None
+    ours = r"^WALL_MESSAGE=.*\((resnet50-[0-9a-f]{8})(?:, purse (\d+) s)?\)"
+    found = re.search(ours, text, re.MULTILINE)
+    name, purse = found.groups() if found else ("", None)
+    return Shutdown(int(at[1]) / 1e6, name, int(purse or 0)) if at else None
 
 
 def name_of(run_dir: Path) -> str:
@@ -101,11 +122,12 @@ def of_run(run_dir: Path) -> Shutdown | None:
 
 
 def begin(run_dir: Path, purse_s: float, host: HostChanges) -> None:
-    """Schedule it when setup begins, unless a run trains or has ended there, or it is scheduled:
-    the steps before the training must not last longer than the purse either."""
+    """Schedule it when setup begins, unless a run trains or has ended there, or it is scheduled for
+    this purse: the steps before the training must not last longer than that either."""
     if status.supervisor_of(run_dir) or status.known_status(run_dir).get("state") in status.ENDED:
         return
-    if there := of_run(run_dir):
+    there = of_run(run_dir)
+    if there and there.purse_s == round(purse_s):
         print(describe(there, run_dir))
     else:
         move(run_dir, purse_s, host)
@@ -127,7 +149,8 @@ def move(run_dir: Path, purse_s: float, host: HostChanges) -> None:
     if there and there.name != name_of(run_dir) and there.at <= time.time() + left_s:
         print(f"this host has a shutdown scheduled for {there.when}, which stays")
         return
-    message = f"the budget of the training in {run_dir} is spent ({name_of(run_dir)})"
+    ours = f"({name_of(run_dir)}, purse {purse_s:.0f} s)"
+    message = f"the budget of the training in {run_dir} is spent {ours}"
     minutes = math.ceil(left_s / 60)
     host.run(*as_root(shut_down.program() or "shutdown", "-h", f"+{minutes}", message))
     at = Shutdown(time.time() + 60 * minutes, name_of(run_dir))

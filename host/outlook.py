@@ -43,9 +43,11 @@ def with_budget(args: argparse.Namespace, purse_s: float, report: Mapping) -> li
     """A run whose schedule is fitted to what is left of its purse."""
     paid_s = status.paid_s(args.run_dir)
     left_s = max(purse_s - paid_s, 0.0)
-    given = f"--budget_hours {args.budget_hours:g}"
-    if args.budget_usd:
-        given = f"--budget_usd {args.budget_usd:g}"
+    given = "the budget of the run there"
+    if not meter.stored_purse_s(args.run_dir):
+        given = f"--budget_hours {args.budget_hours:g}"
+        if args.budget_usd:
+            given = f"--budget_usd {args.budget_usd:g}"
     spent = f", of which {clock(paid_s)} are spent" if paid_s >= 60 else ""
     lines = [f"{given} is {clock(purse_s)} of this host{spent}"]
     if paid_s:
@@ -73,7 +75,7 @@ def without_budget(args: argparse.Namespace, report: Mapping) -> list[str]:
     if left_s := known.get("remaining_s", 0.0):
         return [
             f"training resumes with about {clock(left_s)} left, over at about {when(left_s)}; "
-            "nothing ends it sooner, --budget_usd would have (only a new run takes one)"
+            "nothing ends it sooner; a budget would have, but only a new run takes one"
         ]
     if args.max_steps:
         return [f"training ends after {args.max_steps:,} steps, its schedule unfinished"]
@@ -110,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError:
         report = {}  # bench.py failed, and has said why
     try:
-        purse_s = meter.purse_s(args.budget_usd, args.budget_hours, args.price_per_hour)
+        words = args.budget_usd, args.budget_hours, args.price_per_hour
+        purse_s = meter.stored_purse_s(args.run_dir) or meter.purse_s(*words)
     except ValueError as error:
         return print_error("host.outlook", error)
     lines = with_budget(args, purse_s, report) if purse_s else without_budget(args, report)

@@ -66,9 +66,12 @@ data_step() {
     fi
 }
 
-# Once per host: another instance type has another limit. Leaves its report for train_step.
+# Once per host, recipe and data, of which each has another speed. Leaves its report for train_step.
 bench_step() {
-    report=$({ "$host_python" -m host.check --quiet "${cpu[@]}" 2>/dev/null || true; } | cksum)
+    report=$({
+        "$host_python" -m host.check --quiet "${cpu[@]}" 2>/dev/null || true
+        printf '%s\n' "${recipe[@]}" "$data"
+    } | cksum)
     report=$(dirname "$run_dir")/bench_${report% *}.json
     if [[ -f $report ]]; then
         say "measured already: $report"
@@ -158,7 +161,8 @@ setup() {
     take_lock
     if [[ ,$only, == *,train,* ]]; then
         ask "$host_python" -m host.service check --run_dir "$run_dir" "${service_flags[@]}"
-        if [[ ${#budget[@]} != 0 && $then == stop-host ]]; then
+        # Without --budget_*, too: the run that is there may have one.
+        if [[ $then == stop-host ]]; then
             service_flags+=("${budget[@]}" "${price[@]}")
             ask "$host_python" -m host.service meter --run_dir "$run_dir" "${service_flags[@]}" "${dry[@]}"
         fi

@@ -45,3 +45,15 @@ def epoch_sizes(stages: list[tuple[int, float]], epochs: int) -> list[int]:
         last += weight / sum(weights) * epochs
         sizes += [size] * (round(last) - len(sizes))
     return sizes
+
+
+def fewest_epochs(stages: list[tuple[int, float]]) -> int:
+    """From so many epochs on every stage has one; 0 without stages."""
+    if not stages:
+        return 0
+    weights = [share / size**2 for size, share in stages]
+    # With more than one epoch to a stage, rounding cannot leave it without.
+    epochs, sizes = int(sum(weights) / min(weights)) + 1, {size for size, _ in stages}
+    while epochs > 1 and set(epoch_sizes(stages, epochs - 1)) == sizes:
+        epochs -= 1
+    return epochs

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from resnet50.config import size_stages
 from resnet50.config.fields import AUTO
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
@@ -22,7 +23,9 @@ MOST_EPOCHS = 2000  # that are worth naming
 LEAST_STEPS = 10
 LEAST_SHARE = 0.1  # of the recipe; or one epoch, if that is less
 RANGE_TEST_STEPS = 100  # training/range_test.py; fewer if the loss explodes before
-MEASURING = 0.1  # share of a budget that measuring may take
+MEASURING, MEASURING_S = 0.1, 60.0  # the most that measuring may take: share of a budget, seconds
+NOISE = 1.05  # a start that is refused and the next one do not measure quite the same
+SAME_NETWORK = ("layers", "width", "base_width")
 # What the planner changes: a resume with the same words must not call them changed.
 CHANGED = (
     "epochs",
@@ -64,6 +67,11 @@ class Fixed:
     paid_s: float
     import_s: float
     rest_s: float
+
+
+def measuring_s(cfg: TrainConfig) -> float:
+    """Seconds that a run with this budget may measure for."""
+    return min(MEASURING * cfg.budget_s, MEASURING_S)
 
 
 def fixed_costs(cfg: TrainConfig, times: HostTimes, paid_s: float, import_s: float) -> Fixed:
@@ -110,11 +118,18 @@ def plan_s(cfg: TrainConfig, steps_per_epoch: int, times: HostTimes) -> float:
     return training_s(cfg, cfg.num_steps, steps_per_epoch, times) + evaluations * times.evaluation_s
 
 
+def fewest_steps(base: TrainConfig, steps_per_epoch: int) -> int:
+    """Steps of the shortest run in which each of --size_stages has an epoch; 0 without stages."""
+    epochs = size_stages.fewest_epochs(size_stages.parse(base.size_stages))
+    return max(epochs - 1, 0) * steps_per_epoch + 1 if epochs else 0
+
+
 def longest(
     base: TrainConfig, steps_per_epoch: int, times: HostTimes, seconds: float, most_steps: int
 ) -> int:
-    """Most steps, up to most_steps, that train in these seconds; 0 if not even one does."""
-    low, high = 0, most_steps
+    """Most steps, up to most_steps, that train in these seconds; 0 if not even one does, and with
+    --size_stages the fewest that there are."""
+    low, high = min(fewest_steps(base, steps_per_epoch), most_steps), most_steps
     while low < high:
         middle = (low + high + 1) // 2
         if plan_s(stretched(base, middle, steps_per_epoch), steps_per_epoch, times) <= seconds:
@@ -124,17 +139,30 @@ def longest(
     return low
 
 
-def least_s(base: TrainConfig, steps_per_epoch: int, times: HostTimes, fixed: Fixed) -> float:
+def least_s(
+    base: TrainConfig, steps_per_epoch: int, times: HostTimes, fixed: Fixed
+) -> tuple[float, float]:
     """The least budget that makes sense, in seconds: at least a tenth of the recipe or an epoch,
-    whichever is less, and as much time for training as for all that comes before and after."""
+    whichever is less, and as much time for training as for all that comes before and after.
+
+    Second, the least for another start in this folder, which has this one to pay for, and measures
+    again.
+    """
     num_steps = min(steps_per_epoch, math.ceil(LEAST_SHARE * base.epochs * steps_per_epoch))
-    num_steps = max(num_steps, LEAST_STEPS)
+    num_steps = max(num_steps, LEAST_STEPS, fewest_steps(base, steps_per_epoch))
     costs = fixed.import_s + fixed.rest_s
     training = plan_s(stretched(base, num_steps, steps_per_epoch), steps_per_epoch, times)
     whole = (costs + max(training, costs)) / (1 - MEASURING)
     # Measuring may have taken longer than it should, with steps of a minute each.
     needed = max(whole, fixed.paid_s + fixed.rest_s + training)
-    return needed + reserve_s(needed, fixed.import_s + times.start_s)
+    spent_s = fixed.paid_s + END_S
+    again = max(
+        NOISE * whole,
+        (spent_s + NOISE * (costs + training)) / (1 - MEASURING),
+        2 * spent_s + NOISE * (fixed.rest_s + training),
+    )
+    restart_s = fixed.import_s + times.start_s
+    return needed + reserve_s(needed, restart_s), again + reserve_s(again, restart_s)
 
 
 def choose(
@@ -154,9 +182,9 @@ def choose(
     if "eval_every_epochs" not in given and times.evaluation_s > tolerance_s(total_s) / 3:
         # One such evaluation more or less would already miss the end.
         base = dataclasses.replace(base, eval_every_epochs=0)
-    needed = least_s(base, steps_per_epoch, times, fixed)
+    needed, again = least_s(base, steps_per_epoch, times, fixed)
     if total_s < needed:
-        raise ValueError(too_little(cfg, needed, fixed))
+        raise ValueError(too_little(cfg, again, fixed))
     most_epochs = int(given.get("epochs", STRETCHED * base.epochs))
     most_steps = most_epochs * steps_per_epoch
     seconds = (
@@ -209,10 +237,7 @@ def longer_recipe(base: TrainConfig, steps_per_epoch: int, times: HostTimes, sec
     """
     taken_s, name = whole_s(base, steps_per_epoch, times, base) * STRETCHED, ""
     for other, recipe in RECIPES.items():
-        try:
-            there = TrainConfig(**recipe.settings)
-        except ValueError:  # it needs settings that it does not bring along
-            continue
+        there = TrainConfig(**recipe.settings)
         if not is_like(there, base):
             continue
         needed_s = whole_s(there, steps_per_epoch, times, base)
@@ -223,7 +248,7 @@ def longer_recipe(base: TrainConfig, steps_per_epoch: int, times: HostTimes, sec
 
 def is_like(one: TrainConfig, other: TrainConfig) -> bool:
     """Whether two recipes train the same network for pictures of about the same size."""
-    same = all(getattr(one, key) == getattr(other, key) for key in ("layers", "width"))
+    same = all(getattr(one, key) == getattr(other, key) for key in SAME_NETWORK)
     return same and 0.5 <= one.image_size / other.image_size <= 2
 
 

@@ -15,7 +15,7 @@ from resnet50.data.splits import Splits
 from resnet50.records import run_folder
 from resnet50.records.metrics import clock, dollars
 from resnet50.records.paid_clock import PaidClock
-from resnet50.run import budget_plan, measure
+from resnet50.run import budget_plan, consistency, measure
 from resnet50.run.budget import Controller
 from resnet50.run.budget_plan import Choice, Fixed
 from resnet50.system.interruption import Interrupted, Interruption
@@ -24,7 +24,6 @@ from resnet50.training.distributed import Ranks
 from resnet50.training.host_times import HostTimes, slowest
 from resnet50.training.plan import Plan, make_plan
 
-MEASURING_S = 60.0  # the most, and no more than a tenth of the budget
 INTERRUPTED = "asked to stop"  # in place of what a rank measured
 
 
@@ -52,7 +51,7 @@ def prepare(
         return cfg, record
     import_s = paid_clock.attempt_s if paid_clock else 0.0
     paid_s = paid_clock.paid_s if paid_clock else 0.0
-    seconds = min(budget_plan.MEASURING * cfg.budget_s, MEASURING_S)
+    seconds = budget_plan.measuring_s(cfg)
     say(f"{purse_line(cfg, paid_s)}; measuring this machine for up to {seconds:.0f} s")
     times = measured_by_all(cfg, ranks, splits, seconds, stop)
     words = {"import_s": import_s, "paid_s": paid_clock.paid_s if paid_clock else 0.0}
@@ -60,6 +59,7 @@ def prepare(
     fixed = budget_plan.fixed_costs(cfg, times, words["paid_s"], words["import_s"])
     steps_per_epoch = make_plan(cfg, len(splits.train), ranks.world_size).steps_per_epoch
     choice = budget_plan.choose(cfg, given, steps_per_epoch, times, fixed)
+    consistency.check_steps(choice.cfg.num_steps, ranks)
     for line in lines_of(cfg, choice, times, fixed, steps_per_epoch):
         say(line)
     before = {name: getattr(cfg, name) for name in budget_plan.CHANGED}
@@ -124,13 +124,14 @@ def lines_of(
     """What was measured, what will happen, and when it will be over."""
     steps = ", ".join(f"{seconds:.3g} s at {size} px" for size, seconds in times.step_s.items())
     restart_s = fixed.import_s + times.start_s
-    epochs = choice.likely_steps / steps_per_epoch
+    number = f"{choice.likely_steps / steps_per_epoch:.3g}"
+    epochs = f"{number} epoch{'s' if number != '1' else ''}"
     own = RECIPES[cfg.recipe].settings if cfg.recipe in RECIPES else {}
     recipes = f", where {cfg.recipe} has {own['epochs']}" if own else ""
     lines = [
         f"measured: a step takes {steps}, an evaluation {times.evaluation_s:.3g} s, a checkpoint "
         f"{times.save_s:.3g} s, another start {restart_s:.0f} s",
-        f"it buys about {choice.likely_steps:,} steps, {epochs:.3g} epochs{recipes}",
+        f"it buys about {choice.likely_steps:,} steps, {epochs}{recipes}",
     ]
     if choice.cfg.num_steps > choice.likely_steps:
         lines.append(
@@ -156,8 +157,13 @@ def lines_of(
 
 def left_over(cfg: TrainConfig, choice: Choice) -> str:
     """What is not spent, and what would spend it."""
-    longer = f", or --recipe {choice.fits}, which would fit" if choice.fits else ""
+    more = []
+    if choice.affordable_epochs > choice.cfg.epochs:  # or less than an epoch is left
+        more.append(f"more, such as --epochs {choice.affordable_epochs}")
+    if choice.fits:
+        more.append(f"--recipe {choice.fits}, which would fit")
+    epochs = "1 epoch is" if choice.cfg.epochs == 1 else f"{choice.cfg.epochs} epochs are"
     return (
-        f"{as_budget(cfg, choice.left_s)} are left over: {choice.cfg.epochs} epochs are the most "
-        f"here. Give more, such as --epochs {choice.affordable_epochs}{longer}"
+        f"{as_budget(cfg, choice.left_s)} are left over: {epochs} the most here"
+        f"{'. Give ' if more else ''}{', or '.join(more)}"
     )

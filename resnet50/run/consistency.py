@@ -19,7 +19,8 @@ from resnet50.training.distributed import Ranks
 # NFS may hide another host's new files for this long, its default acdirmax.
 PATIENCE_S = 60.0
 POLL_S = 0.2
-MAY_DIFFER = ("data_dir", "run_dir", "price_per_hour")  # settings, from host to host
+# Settings, from host to host; but a price that turns dollars into a schedule's time may not.
+MAY_DIFFER = ("data_dir", "run_dir", "price_per_hour")
 
 
 def check(cfg: TrainConfig, ranks: Ranks, attempt: str, data: Splits, saved_step: int) -> int:
@@ -30,11 +31,10 @@ def check(cfg: TrainConfig, ranks: Ranks, attempt: str, data: Splits, saved_step
     """
     if ranks.world_size == 1:
         return saved_step
-    settings = cfg.to_json()
     mine = {
         "host": socket.gethostname(),
         "attempt": attempt,
-        "settings": {name: settings[name] for name in settings if name not in MAY_DIFFER},
+        "settings": compared(cfg),
         "data": {"train": fingerprint(data.train), "val": fingerprint(data.val)},
         "step": saved_step,
     }
@@ -60,6 +60,28 @@ def check(cfg: TrainConfig, ranks: Ranks, attempt: str, data: Splits, saved_step
         f"--run_dir {run_dir} is not the same folder on all hosts: it must be on a file system "
         f"that they share. Newest checkpoint there: {found}"
     )
+
+
+def compared(cfg: TrainConfig) -> dict[str, object]:
+    """The settings that must be the same on every host."""
+    return {
+        name: value
+        for name, value in cfg.to_json().items()
+        if name not in MAY_DIFFER or (name == "price_per_hour" and cfg.budget_usd)
+    }
+
+
+def check_steps(num_steps: int, ranks: Ranks) -> None:
+    """All ranks must have planned a run of the same length. Every rank of a run with a budget must
+    call this. Raises the same ValueError on all ranks.
+
+    Options that change nothing may do so here: --epochs, if it is the recipe's, limits the plan.
+    """
+    mine = {"host": socket.gethostname(), "settings": {"num_steps": num_steps}}
+    theirs = exchange(mine, ranks)
+    for rank, other in enumerate(theirs):
+        who = f"rank {rank} on {other['host']}"
+        refuse_other_settings(who, other["settings"], theirs[0]["settings"])
 
 
 def run_of_rank_0(cfg: TrainConfig, run: str, ranks: Ranks) -> str:

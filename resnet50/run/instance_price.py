@@ -31,16 +31,32 @@ def settled(cfg: "TrainConfig", given: Mapping[str, object]) -> tuple["TrainConf
     given: options that were given by hand. Raises ValueError for a budget in dollars without a
     price. That of a run that resumes was turned into time once, and keeps the price of then.
     """
-    is_asked = given.get("price_per_hour") == AUTO
-    if not is_asked or (cfg.budget_usd and cfg.price_per_hour != AUTO):
+    if given.get("price_per_hour") != AUTO:
         return cfg, ""
     price, text = find()
+    if cfg.budget_usd and cfg.price_per_hour != AUTO:
+        return cfg, f"--price_per_hour auto: {kept(cfg, price, text)}"
     if cfg.budget_usd and not price:
         raise ValueError(
             f"--budget_usd {cfg.budget_usd:g} needs the price of this machine. --price_per_hour "
             f"auto: {text}"
         )
     return dataclasses.replace(cfg, price_per_hour=price), f"--price_per_hour auto: {text}"
+
+
+def kept(cfg: "TrainConfig", price: float, text: str) -> str:
+    """What a resume says of the price that its dollars were turned into time with. price, text: of
+    the machine that it runs on now."""
+    plan = f"the run's plan counts with ${cfg.price_per_hour:g}"
+    if not price:
+        return f"{plan} an hour, as when it began"
+    if price == cfg.price_per_hour:
+        return text
+    more_or_less = "more" if price > cfg.price_per_hour else "less"
+    return (
+        f"{text}; {plan}, so its {cfg.budget_s / 3600:.3g} hours stay, and all of them would cost "
+        f"{more_or_less} than ${cfg.budget_usd:g} here"
+    )
 
 
 def find() -> tuple[float, str]:

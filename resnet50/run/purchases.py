@@ -13,13 +13,11 @@ from resnet50.config.recipes import IMAGENET, RECIPES
 from resnet50.config.train_config import TrainConfig
 from resnet50.records.metrics import dollars
 from resnet50.run import budget_plan
-from resnet50.run.budget_start import MEASURING_S
 from resnet50.training.host_times import HostTimes
 
 USD = (5.0, 10.0, 20.0)
 IMAGENET_IMAGES = 1_000_000  # at least: some copies lack hundreds
 SAME_FAMILY = ("schedule", "optimizer", "loss", "total_batch_size", "max_lr")
-SAME_NETWORK = ("layers", "width", "base_width")
 
 
 def purchases(
@@ -43,7 +41,9 @@ def purchases(
     rows = []
     for name in names:
         cfg = recipe_settings(name, measured)
-        is_same = all(getattr(cfg, key) == getattr(measured, key) for key in SAME_NETWORK)
+        is_same = all(
+            getattr(cfg, key) == getattr(measured, key) for key in budget_plan.SAME_NETWORK
+        )
         if is_same and num_train >= cfg.total_batch_size:
             rows += [row(cfg, x, measured, times, import_s, num_train) for x in usd]
     return rows
@@ -71,8 +71,8 @@ def row(
     scaled = times.faster(measured.total_batch_size / cfg.total_batch_size)
     area = (cfg.eval_crop / measured.eval_crop) ** 2
     scaled = replace(scaled, evaluation_s=times.evaluation_s * area)
-    measuring_s = min(budget_plan.MEASURING * cfg.budget_s, MEASURING_S)
-    fixed = budget_plan.fixed_costs(cfg, scaled, import_s + measuring_s, import_s)
+    paid_s = import_s + budget_plan.measuring_s(cfg)
+    fixed = budget_plan.fixed_costs(cfg, scaled, paid_s, import_s)
     steps_per_epoch = num_train // cfg.total_batch_size
     values: dict[str, object] = {"recipe": cfg.recipe, "budget_usd": usd}
     try:

@@ -103,8 +103,8 @@ def with_price(cfg: TrainConfig, request: Request, ranks: Ranks) -> TrainConfig:
 
     Raises ValueError on several hosts, of which each knows its own price only.
     """
-    cfg, said = instance_price.settled(cfg, request.settings)
-    if said and ranks.world_size > ranks.local_world_size:
+    before, (cfg, said) = cfg, instance_price.settled(cfg, request.settings)
+    if cfg != before and ranks.world_size > ranks.local_world_size:
         raise ValueError(
             "--price_per_hour auto knows the price of one host: give the sum of all hosts' prices"
         )

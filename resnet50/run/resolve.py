@@ -50,24 +50,18 @@ def resolve(request: Request, world_size: int = 0) -> TrainConfig:
         own = recipe_settings(name, settings)
         cfg = TrainConfig(**{**own, **settings, "recipe": name, "run_dir": run_dir})
     else:
-        given = not_planned(settings, stored, run_folder.read_budget(Path(run_dir)))
+        given = not_planned(settings, run_folder.read_budget(Path(run_dir)))
         cfg = resumed(stored_config(stored, run_dir), given)
     if cfg.tensorboard:
         tensorboard_log.check_installed()
     return cfg if world_size == 0 else with_batch_norm_group(cfg, world_size)
 
 
-def not_planned(
-    given: Mapping[str, object], stored: Mapping[str, object], budget: Mapping[str, object]
-) -> dict[str, object]:
+def not_planned(given: Mapping[str, object], budget: Mapping[str, object]) -> dict[str, object]:
     """Settings without those that a budget's plan has changed since: by the same command, they are
-    no change. stored, budget: settings and budget of the run's config.json."""
+    no change. budget: of the run's config.json."""
     before = budget.get("before", {})
-    left = {key: value for key, value in given.items() if before.get(key) != value}
-    # `auto` found no price this time: the plan has the one that its dollars were counted with.
-    if stored.get("budget_usd") and left.get("price_per_hour") == 0:
-        del left["price_per_hour"]
-    return left
+    return {key: value for key, value in given.items() if before.get(key) != value}
 
 
 def stored_config(stored: Mapping[str, object], run_dir: str) -> TrainConfig:

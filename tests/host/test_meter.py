@@ -1,6 +1,7 @@
 """The host ends with the purse: a shutdown that is scheduled as setup begins, moved at each start
 of the training, shown by --status, and canceled by --stop. The shutdown is a stand-in."""
 
+import json
 import os
 import signal
 import subprocess
@@ -38,8 +39,8 @@ case $1 in
         } >SCHEDULED ;;
 esac
 """
-TWO_HOURS_AND_LATE = "-h +129 "  # 120 minutes, 3% of them, and 5
-ONE_HOUR_LEFT = "-h +69 "
+TWO_HOURS_AND_LATE = "-h +140 "  # 120 minutes, 3% of them, and 16
+ONE_HOUR_LEFT = "-h +80 "
 
 
 class Meter:
@@ -84,6 +85,13 @@ def install(folder: Path, calls: Path, scheduled: Path) -> str:
     return f"{folder}:{os.environ['PATH']}"
 
 
+def store(run_dir: Path, **settings: object) -> None:
+    """As a run does that was planned."""
+    run_dir.mkdir(exist_ok=True)
+    budget = {"budget_usd": 0.0, "budget_hours": 0.0, "price_per_hour": 0.0}
+    (run_dir / status.CONFIG).write_text(json.dumps({"settings": budget | settings}))
+
+
 @pytest.fixture
 def host(in_process, tmp_path) -> Meter:
     return Meter(in_process, tmp_path)
@@ -101,11 +109,36 @@ def test_it_is_scheduled_before_training_and_moved_by_what_was_paid(host):
     host.restart()
     assert host.asked()[2].startswith(ONE_HOUR_LEFT)
     host.paid(9999)  # a purse that is empty: what it takes to save and to tell
-    assert "SHUT DOWN" in host.restart().out and host.asked()[3].startswith("-h +9 ")
+    assert "SHUT DOWN" in host.restart().out and host.asked()[3].startswith("-h +20 ")
     shown = host("status")
     assert shown.code == 2 and "no run in" in shown.err
     (host.run_dir / "status.json").write_text('{"state": "interrupted", "attempt": "a"}')
     assert "this host is SHUT DOWN at 20" in host("status").out
+
+
+def test_another_purse_moves_it(host):
+    host.begin("--budget_hours=1")
+    host.begin("--budget_hours=1")
+    assert len(host.asked()) == 1 and host.asked()[0].endswith(", purse 3600 s)")
+    assert "SHUT DOWN" in host.begin("--budget_hours=2").out
+    assert [call[:8] for call in host.asked()[1:]] == [TWO_HOURS_AND_LATE]
+    assert host("stop").code == 0 and host.asked()[-1] == "-c"
+
+
+def test_a_run_that_is_there_has_the_purse_that_it_was_planned_with(host):
+    """Whatever this host costs, and whether or not the budget is given again."""
+    store(host.run_dir, budget_usd=5.0, price_per_hour=2.5)
+    host.begin("--budget_usd=5", "--price_per_hour=20")
+    assert host("meter", "--then=stop-host").code == 0
+    assert [call[:8] for call in host.asked()] == [TWO_HOURS_AND_LATE]
+    host("meter", "--then=stop-host", "--purse_s=60")
+    assert host.asked()[1].startswith(TWO_HOURS_AND_LATE)
+    for settings in ({"budget_hours": 2.0}, {"budget_hours": 2.0, "price_per_hour": 9.0}):
+        store(host.run_dir, **settings)
+        assert meter.stored_purse_s(host.run_dir) == 7200
+    for text in ("", "[]", "{", '{"settings": [3]}', '{"settings": {"budget_usd": 5}}'):
+        (host.run_dir / status.CONFIG).write_text(text)
+        assert meter.stored_purse_s(host.run_dir) == 0
 
 
 def test_stop_cancels_it_even_where_training_never_began(host):
@@ -172,7 +205,7 @@ def test_without_systemd_it_says_that_it_cannot(host, tmp_path):
 
 def test_a_dry_run_schedules_nothing(host):
     said = host.begin("--budget_hours=2", "--dry_run")
-    assert "shutdown -h +129 'the budget of the training in" in said.out and not host.asked()
+    assert "shutdown -h +140 'the budget of the training in" in said.out and not host.asked()
 
 
 def test_unit_and_shell_schedule_it_before_each_start(host, tmp_path, monkeypatch):

@@ -7,9 +7,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support import purses
 
+from resnet50.config import size_stages
 from resnet50.config.recipes import RECIPES
 from resnet50.config.train_config import TrainConfig
-from resnet50.run import budget_plan
+from resnet50.run import budget_plan, budget_start
 from resnet50.run.budget import FASTER, Controller, tolerance_s
 from resnet50.training.host_times import HostTimes, sizes_to_measure, slowest
 from resnet50.training.plan import epoch_sizes, make_plan
@@ -95,6 +96,22 @@ def test_no_more_than_twice_the_recipe_and_the_rest_is_left_over():
     assert chosen("fast16", 7.0).fits not in ("", "fast88")  # which would take longer
 
 
+def test_what_is_left_over_names_no_more_epochs_than_it_buys():
+    choice = chosen("fast16", 10.0)
+    text = budget_start.left_over(choice.cfg, choice)
+    assert (
+        f"32 epochs are the most here. Give more, such as --epochs {choice.affordable_epochs}"
+        in text
+    )
+    less_than_one = replace(choice, affordable_epochs=choice.cfg.epochs, fits="")
+    text = budget_start.left_over(choice.cfg, less_than_one)
+    assert text.endswith("are left over: 32 epochs are the most here")
+    cfg = replace(choice.cfg, epochs=1, num_steps=9)
+    one = replace(less_than_one, cfg=cfg, affordable_epochs=1, fits="fast32")
+    text = budget_start.left_over(choice.cfg, one)
+    assert text.endswith("1 epoch is the most here. Give --recipe fast32, which would fit")
+
+
 def test_a_warm_up_gets_shorter_and_no_longer_and_a_plateau_goes():
     assert chosen("mild28", 0.5).cfg.warmup_epochs < 8
     assert chosen("mild28", 5.0).cfg.warmup_epochs == 8
@@ -128,11 +145,40 @@ def test_the_least_that_is_named_would_do(name, total_s, steps_per_epoch, step_s
         assert f"is too little for {name} on this machine" in str(error)
         least = float(str(error).rpartition("--budget_hours ")[2])
         assert least > cfg.budget_hours
-        choice = budget_plan.choose(
-            replace(cfg, budget_hours=least), {}, steps_per_epoch, times, FIXED
-        )
+        # The next start pays for the one that was refused, and measures again, a little slower.
+        enough, slower = replace(cfg, budget_hours=least), times.faster(1 / 1.03)
+        measuring_s = max(budget_plan.MEASURING * enough.budget_s, FIXED.paid_s - FIXED.import_s)
+        paid_s = FIXED.paid_s + 1 + 1.03 * FIXED.import_s + measuring_s
+        again = replace(FIXED, paid_s=paid_s)
+        choice = budget_plan.choose(enough, {}, steps_per_epoch, slower, again)
         most = 2 * RECIPES[name].settings["epochs"] * steps_per_epoch
         assert choice.cfg.num_steps >= min(budget_plan.LEAST_STEPS - 1, most)
+
+
+@pytest.mark.parametrize("stages", ["96:20,192:80", "96:5,128:20,192:75"])
+def test_with_stages_each_keeps_an_epoch(stages):
+    """Refused or planned, but never for a run so short that a stage would have none."""
+    changes = {"size_stages": stages, "start_image_size": 0}
+    for hours in (0.05, 0.5, 2.0):
+        try:
+            cfg = chosen("fast16", hours, **changes).cfg
+        except ValueError as error:
+            assert "is too little for fast16" in str(error)
+            least = float(str(error).rpartition("--budget_hours ")[2])
+            cfg = chosen("fast16", least, **changes).cfg
+        assert len(set(epoch_sizes(cfg))) == stages.count(":")
+
+
+def test_from_the_fewest_epochs_on_no_stage_is_without_one():
+    for text in ("224:100", "96:20,192:80", "96:50,160:25,224:25", "64:1,96:98.5,128:0.5"):
+        stages = size_stages.parse(text)
+        fewest = size_stages.fewest_epochs(stages)
+        has_all = [
+            {side for side, _ in stages} == set(size_stages.epoch_sizes(stages, epochs))
+            for epochs in range(max(fewest - 1, 1), fewest + 300)
+        ]
+        assert all(has_all[fewest > 1 :]) and (fewest == 1 or not has_all[0])
+    assert size_stages.fewest_epochs([]) == 0
 
 
 def test_sizes_between_measured_ones_are_interpolated_by_area():

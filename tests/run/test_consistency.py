@@ -9,6 +9,8 @@ from support.commands import PROGRAM_PATH, PROGRAMS, Result, run, tiny_flags, to
 from support.pictures import make_folder
 from support.runs import status_of
 
+from resnet50.config.recipes import RECIPES
+from resnet50.config.train_config import TrainConfig
 from resnet50.run import consistency
 
 pytestmark = pytest.mark.usefixtures("no_leftovers")
@@ -58,6 +60,24 @@ def test_what_one_rank_alone_finds_ends_all(image_folder, tmp_path):
     result = train_apart(tmp_path, tiny_flags(image_folder, run_dir), "--data_dir=nowhere")
     assert "rank 1 on" in status_of(run_dir)["message"]
     assert_refused(result, run_dir, "--data_dir nowhere: no such folder")
+
+
+def test_with_a_budget_in_dollars_the_price_must_be_the_same(image_folder, tmp_path):
+    """It becomes the time, and so the length, of the schedule."""
+    run_dir, other = tmp_path / "run", "--price_per_hour=4"
+    flags = [*tiny_flags(image_folder, run_dir), "--price_per_hour=3"]
+    result = train_apart(tmp_path, [*flags, "--budget_usd=0.05"], other)
+    assert_refused(result, run_dir, "--price_per_hour 4.0 (rank 0: 3.0)")
+    assert "price_per_hour" not in consistency.compared(TrainConfig(price_per_hour=3.0))
+
+
+def test_ranks_that_plan_runs_of_other_lengths_are_refused(image_folder, tmp_path):
+    """The recipe's own --epochs changes no setting, but the most that a budget may buy."""
+    run_dir = tmp_path / "run"
+    flags = ["--recipe=tiny", f"--data_dir={image_folder}", f"--run_dir={run_dir}"]
+    epochs = f"--epochs={RECIPES['tiny'].settings['epochs']}"
+    result = train_apart(tmp_path, [*flags, "--budget_hours=0.025"], epochs)
+    assert_refused(result, run_dir, "rank 1 on ", "--num_steps ")
 
 
 def test_other_settings_are_named():

@@ -127,6 +127,8 @@ def test_several_hosts_have_several_prices(asks):
     given = TrainConfig(price_per_hour=2.0, epochs=3)
     ranks = Ranks(world_size=4, local_world_size=2)
     assert with_price(given, Request({"price_per_hour": 2.0}), ranks) == given
+    budget = TrainConfig(price_per_hour=2.0, budget_usd=5.0)  # one that resumes keeps its own
+    assert with_price(budget, request, ranks) == budget
 
 
 def test_a_budget_needs_the_price_and_keeps_that_of_its_start(asks):
@@ -138,5 +140,13 @@ def test_a_budget_needs_the_price_and_keeps_that_of_its_start(asks):
     on_ec2(asks)
     planned, said = instance_price.settled(cfg, given)
     assert planned.budget_s == pytest.approx(3600 * 5 / 1.624) and PRICED in said
-    on_ec2(asks, "g6.xlarge")
-    assert instance_price.settled(planned, given) == (planned, "")
+    for kind, text in (
+        ("g5.4xlarge", PRICED),
+        ("g6.xlarge", "the run's plan counts with $1.624, so its 3.08 hours stay, and all of them"),
+        ("g6.xlarge", "would cost less than $5 here"),
+        ("p5.48xlarge", "would cost more than $5 here"),
+        ("m5.large", "the run's plan counts with $1.624 an hour, as when it began"),
+    ):
+        on_ec2(asks, kind)
+        resumed, said = instance_price.settled(planned, given)
+        assert resumed == planned and text in said and "no price" not in said

@@ -52,10 +52,11 @@ def test_a_budget_may_not_change_and_the_same_command_resumes(tmp_path):
     run_folder.write_config(tmp_path, planned.to_json(), [], "cpu", "fp32", record)
     assert resolve(Request(words | budget)) == planned
     assert resolve(Request({"run_dir": str(tmp_path)})) == planned
-    assert resolve(Request(words | budget | {"price_per_hour": 0.0})) == planned  # auto found none
+    assert resolve(Request(words | budget | {"price_per_hour": "auto"})) == planned
     for change, texts in (
         ({"budget_usd": 6.0}, ["--budget_usd 6.0 (the run has 3.0)", "2:00:00", "after 4:00:00"]),
         ({"price_per_hour": 3.0}, ["--price_per_hour 3.0 (the run has 1.5)", "after 1:00:00"]),
+        ({"price_per_hour": 0.0}, ["--price_per_hour 0.0 (the run has 1.5)"]),
         ({"epochs": 41}, ["--epochs 41 (the run has 19)"]),
         ({"max_minutes": 3.0}, ["--max_minutes 3 would end the run", "--budget_usd 3"]),
     ):
