@@ -14,6 +14,7 @@ from support.commands import finish, start, tiny_flags, train_words
 from support.in_process import run_here
 from support.needs import needs_root
 
+from host import service
 from resnet50.records import ownership, status
 from resnet50.run import mirror_lock, mirror_start
 from resnet50.run.mirror_lock import LOCK, MirrorLock
@@ -93,6 +94,12 @@ def test_so_does_a_start_that_is_refused_after_it_was_restored(place, monkeypatc
     assert result.code == 2 and "restored from" in result.out, result.out + result.err
     assert "no price is known" in result.err
     assert not (place / "mirror" / LOCK).exists()
+
+
+def test_setup_begins_again_for_a_run_that_is_done_and_has_a_new_mirror(place, in_process):
+    question = ["is_settled", f"--run_dir={place / 'run'}"]
+    for mirror, code in (("", 0), (f"--mirror={place / 'mirror'}", 0), ("--mirror=s3://b/run", 10)):
+        assert in_process(service, *question, *filter(None, [mirror])).code == code
 
 
 def test_told_to_stop_while_it_waits_it_ends_as_resumable(image_folder, tmp_path):
