@@ -119,8 +119,22 @@ def check_place(cfg: TrainConfig) -> None:
         )
 
 
+def is_on_same_disk(cfg: TrainConfig) -> bool:
+    """Whether the mirror is a folder on the run folder's disk, as when its own is not mounted."""
+    if "://" in cfg.mirror:
+        return False
+    places = (Path(cfg.mirror).resolve(), Path(cfg.run_dir).resolve())
+    there, here = (next(p for p in (place, *place.parents) if p.exists()) for place in places)
+    return there.stat().st_dev == here.stat().st_dev
+
+
 def _prepare(start: Start, say: Say) -> bool:
     store = open_store(start.cfg.mirror, OPTION)
+    if is_on_same_disk(start.cfg):
+        say(
+            f"warning: --mirror {store.url} lies on the same disk as --run_dir {start.run_dir}, "
+            "and is lost with it"
+        )
     lock = MirrorLock(store, start.owner, start.pid)
     _patiently(lambda: lock.claim(say), say)
     try:

@@ -63,6 +63,7 @@ def test_a_disk_too_small_for_the_run_is_named(place, small_disk):
     result = run_here(words, place, as_rank=False)
     assert result.code == 2 and "Traceback" not in result.err, result.err
     assert f"--run_dir {small_disk / 'run'}: [Errno 28]" in result.err
+    assert "the same disk" not in result.out
     assert not (place / "mirror" / LOCK).exists()
 
 
@@ -72,6 +73,7 @@ def test_the_data_may_lie_elsewhere_on_the_next_machine(place, monkeypatch):
     monkeypatch.setattr("dataset_paths.find_data_dir", lambda: place / "other")
     result = run_here(words_of(place, "new", "--max_steps=6"), place)
     assert result.code == 0 and "restored from" in result.out, result.err
+    assert f"lies on the same disk as --run_dir {place / 'new'}, and is lost" in result.out
     settings = json.loads((place / "new/config.json").read_text())["settings"]
     assert settings["data_dir"] == str(place / "other")
 
@@ -107,7 +109,8 @@ def test_told_to_stop_while_it_waits_it_ends_as_resumable(image_folder, tmp_path
     held_elsewhere(store)
     words = words_of(tmp_path, "run", f"--data_dir={image_folder}")
     process = start(words, tmp_path)
-    assert "waiting up to" in process.stdout.readline()
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert "the same disk" in lines[0] and "waiting up to" in lines[1]
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     result = finish(process)
