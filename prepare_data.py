@@ -224,8 +224,8 @@ def open_source(args: argparse.Namespace, work_dir: Path) -> tuple[Source, Calla
         return fashion_mnist.source(args.source_dir), fashion_mnist.read
     if "://" in args.source:
         raise ValueError(
-            f"{args.source}: give a folder or an archive. For packs in a bucket or on a server: "
-            "python -m resnet50.packing.fetch --data_from URL --data_dir DIR"
+            f"{args.source.partition('://')[0]}://...: give a folder or an archive. For packs in a "
+            "bucket or on a server: python -m resnet50.packing.fetch --data_from URL --data_dir DIR"
         )
     path = Path(args.source)
     if is_by_name(args):

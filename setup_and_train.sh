@@ -285,8 +285,23 @@ parse() {
     fi
 }
 
+# URLs are printed, logged, and stand in the unit of systemd: none may hold a secret.
+refuse_secrets() {
+    local option=$1 url=$2
+    [[ $url != *://*@* ]] ||
+        die "$option: no user, password or key in a URL: they would be shown and logged"
+    [[ $url != *://*\?* ]] || die "$option: no ? in a URL: what follows it would be shown and logged"
+}
+
 # Folders are relative to the user's current one; everything else, to this clone.
 resolve_folders() {
+    local word before=""
+    refuse_secrets --mirror "$mirror"
+    refuse_secrets --data_from "$data_from"
+    for word in "${train_words[@]}"; do
+        if [[ $before == --mirror || $word == --mirror=* ]]; then refuse_secrets --mirror "$word"; fi
+        before=$word
+    done
     data_dir=${data_dir:+$(realpath -m -- "$data_dir")} run_dir=${run_dir:+$(realpath -m -- "$run_dir")}
     if [[ -n $data_from && $data_from != *://* ]]; then data_from=$(realpath -m -- "$data_from"); fi
     if [[ -n $mirror && $mirror != *://* ]]; then mirror=$(realpath -m -- "$mirror"); fi

@@ -42,6 +42,14 @@ def end_of(run_dir: Path) -> str:
     return str(state) if state in status.ENDED else ""
 
 
+def lacks_copy(run_dir: Path, mirror: str) -> bool:
+    """Whether a run that is done is to be copied to a place that it was not copied to."""
+    if not mirror or status.read_status(run_dir).get("state") != status.DONE:
+        return False
+    settings = files.read_json(run_dir / status.CONFIG).get("settings") or {}
+    return settings.get("mirror") != mirror
+
+
 def refuse_another(run_dir: Path, recipe: str | None, data_dir: Path | None) -> None:
     """Raise ValueError if the folder's run, which stays as it is, is not the one asked for.
 

@@ -123,6 +123,8 @@ def is_settled(args: argparse.Namespace) -> int:
     if status.read_status(args.run_dir).get("state") not in status.ENDED:
         return NO
     runs.refuse_another(args.run_dir, args.recipe, args.data_dir)
+    if runs.lacks_copy(args.run_dir, args.mirror):
+        return NO
     show_ended(args.run_dir, args.then)
     print("give a new --run_dir to train another one")
     return 0
@@ -348,6 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--way", choices=(SYSTEMD, TMUX, SETSID), help="how to keep it running [the best one here]")
     add("--recipe", help="refuse a run that is training or has ended with another one")
     add("--data_dir", **folder, help="the same for its data")
+    add("--mirror", default="", help="for is_settled: where a run that has ended is to be copied")
     add("--before", default="", metavar="LINE", help="command to run before each start")
     add(
         "--then",

@@ -113,7 +113,7 @@ is_settled() {
         question=is_training
     fi
     "$host_python" -m host.service "$question" --run_dir "$run_dir" "${service_flags[@]}" \
-        "${recipe[@]}" ${data_dir:+--data_dir "$data_dir"} || code=$?
+        "${recipe[@]}" ${data_dir:+--data_dir "$data_dir"} ${mirror:+--mirror "$mirror"} || code=$?
     # 10 is no; anything else is no answer, as from a Python that does not work.
     case $code in
         0) return 0 ;;

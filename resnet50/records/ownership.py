@@ -130,8 +130,9 @@ def remove_run(run_dir: Path) -> None:
 def _written(run_dir: Path) -> Iterator[Path]:
     """The files there with names that a run writes."""
     names = [*FILES, *IN_RANGE_TEST, *NUMBERS]
-    # Not status.json's: rank 0 may be writing its first one while another rank looks.
-    partial = [f"{name}.partial" for name in FILES if name != status.FILE]
+    # Not of these two: rank 0 may be writing its first status.json, or the config.json of a run
+    # that it restores, while another rank looks.
+    partial = [f"{name}.partial" for name in FILES if name not in (CONFIG, status.FILE)]
     yield from filter(_exists, (run_dir / name for name in (*names, *partial)))
     yield from checkpoint.files_in(run_dir / CHECKPOINTS)
     yield from checkpoint.partial_in(run_dir / CHECKPOINTS)

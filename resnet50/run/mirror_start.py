@@ -35,6 +35,7 @@ from resnet50.run.resolve import not_planned, resumed, stored_config
 from resnet50.system import apart, files
 from resnet50.system.apart import Say
 from resnet50.system.folder_store import GUARD
+from resnet50.system.interruption import Interrupted
 from resnet50.system.store import Store, StoreError, open_store
 
 OPTION = "--mirror"
@@ -42,6 +43,7 @@ OPTION = "--mirror"
 OWNER = "TRAIN_MIRROR_OWNER"
 BLOCK_BYTES = 8 << 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 15.0
+RELEASE_S = 5.0
 T = TypeVar("T")
 
 
@@ -83,6 +85,21 @@ def prepare(
     return apart.run_apart(lambda say: _prepare(start, say), say, should_stop)
 
 
+def release(cfg: TrainConfig, owner: str) -> None:
+    """Free the mirror for other machines, if this start has its lock; within a few seconds, since
+    elsewhere it counts as dead in a minute by itself."""
+    if cfg.mirror == NO_MIRROR:
+        return
+    until_s = time.monotonic() + RELEASE_S
+
+    def free(say: Say) -> bool:
+        MirrorLock(open_store(cfg.mirror, OPTION), owner, os.getpid()).release()
+        return True
+
+    with suppress(ValueError, OSError, RuntimeError, Interrupted):
+        apart.run_apart(free, lambda text: None, lambda: time.monotonic() > until_s)
+
+
 def state_after(error: Exception) -> str:
     """The state (records/status.py) of a start that ended with this error."""
     is_passing = isinstance(error, StoreError) and error.is_passing
@@ -102,26 +119,48 @@ def check_place(cfg: TrainConfig) -> None:
         )
 
 
+def is_on_same_disk(cfg: TrainConfig) -> bool:
+    """Whether the mirror is a folder on the run folder's disk, as when its own is not mounted."""
+    if "://" in cfg.mirror:
+        return False
+    places = (Path(cfg.mirror).resolve(), Path(cfg.run_dir).resolve())
+    there, here = (next(p for p in (place, *place.parents) if p.exists()) for place in places)
+    return there.stat().st_dev == here.stat().st_dev
+
+
 def _prepare(start: Start, say: Say) -> bool:
     store = open_store(start.cfg.mirror, OPTION)
+    if is_on_same_disk(start.cfg):
+        say(
+            f"warning: --mirror {store.url} lies on the same disk as --run_dir {start.run_dir}, "
+            "and is lost with it"
+        )
     lock = MirrorLock(store, start.owner, start.pid)
     _patiently(lambda: lock.claim(say), say)
     try:
         return _patiently(lambda: _fill(store, start, say), say)
-    except BaseException:
+    except BaseException as error:
         with suppress(StoreError):
             lock.release()
+        if isinstance(error, OSError) and not isinstance(error, StoreError):
+            raise ValueError(
+                f"--run_dir {start.run_dir}: {error}, while the run in --mirror {store.url} was "
+                "copied here: is the disk full, or read-only?"
+            ) from error
         raise
 
 
 def _patiently(ask: Callable[[], T], say: Say) -> T:
     """What ask() returns; asked again while a server is away or overloaded, for a while."""
-    until_s, pause_s = time.monotonic() + PATIENCE_S, FIRST_PAUSE_S
+    until_s, pause_s = None, FIRST_PAUSE_S
     while True:
         try:
             return ask()
         except StoreError as error:
-            if not error.is_passing or time.monotonic() > until_s:
+            now_s = time.monotonic()
+            # From its first failure on: before that it may have copied for an hour.
+            until_s = now_s + PATIENCE_S if until_s is None else until_s
+            if not error.is_passing or now_s > until_s:
                 raise
             if pause_s == FIRST_PAUSE_S:
                 say(f"warning: --mirror: {error}: trying for {PATIENCE_S:.0f} s")

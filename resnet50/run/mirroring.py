@@ -15,7 +15,7 @@ from resnet50.records import ownership, run_folder, status
 from resnet50.run import consistency, mirror, mirror_start
 from resnet50.run.mirror import Mirror
 from resnet50.system import processes
-from resnet50.system.interruption import Interruption
+from resnet50.system.interruption import Interrupted, Interruption
 from resnet50.system.locking import FolderLock
 from resnet50.training.distributed import Ranks
 
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from resnet50.run.start import Run
 
 
-def restored(cfg: TrainConfig, request: Request, ranks: Ranks, stop: Interruption) -> bool:
+def restored(
+    cfg: TrainConfig, request: Request, ranks: Ranks, stop: Interruption, attempt: str
+) -> bool:
     """Have rank 0 do what a supervisor would have done for a run with a mirror; returns whether the
-    run's folder has changed. Every rank must call it, and waits. Raises what `prepare` raises."""
+    run's folder has changed. Every rank must call it, and waits. Raises what `prepare` raises, of
+    which status.json then tells launch/slurm.sbatch."""
     if cfg.mirror == NO_MIRROR:
         return False
     run_dir, run = Path(cfg.run_dir), ""
@@ -35,9 +38,18 @@ def restored(cfg: TrainConfig, request: Request, ranks: Ranks, stop: Interruptio
         lock = FolderLock(run_dir)
         os.environ[mirror_start.OWNER] = owner = mirror_start.new_owner()
         say = functools.partial(print, flush=True)
-        if mirror_start.prepare(cfg, request, owner, say, lambda: stop.requested):
-            run = run_folder.read_id(run_dir)
-        lock.release()
+        try:
+            if mirror_start.prepare(cfg, request, owner, say, lambda: stop.requested):
+                run = run_folder.read_id(run_dir)
+        except (ValueError, OSError) as error:
+            state, text = mirror_start.state_after(error), str(error)
+            status.write_status(run_dir, state=state, attempt=attempt, message=text)
+            raise
+        except Interrupted:
+            status.write_status(run_dir, state=status.INTERRUPTED, attempt=attempt, message="")
+            raise
+        finally:
+            lock.release()
     run = consistency.run_of_rank_0(cfg, run, ranks)
     # A network file system may take a while to show another host's new files.
     until_s = time.monotonic() + consistency.PATIENCE_S

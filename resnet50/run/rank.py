@@ -1,5 +1,6 @@
 """One rank, as torchrun starts it: it trains, and leaves the outcome in status.json."""
 
+import dataclasses
 import faulthandler
 import os
 import signal
@@ -41,7 +42,7 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     lock = paid_clock = None
     try:
         ranks = distributed.read_ranks(use_gpus=request.device != CPU)
-        cfg = settled(request, ranks, stop)
+        cfg = settled(request, ranks, stop, attempt)
         run_dir = Path(cfg.run_dir)
         if ranks.is_main:
             check_folder(run_dir, request, ranks)
@@ -63,6 +64,7 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
             print(text, flush=True)
             status.write_status(run_dir, state=status.INTERRUPTED, attempt=attempt)
         say_last(text, ranks)
+        distributed.report_problem(Interrupted(text), ranks)
         traceback.clear_frames(interrupted.__traceback__)  # which may hold the wrapped model
         distributed.disconnect()
         return exit_code(status.INTERRUPTED)
@@ -89,12 +91,13 @@ def run_rank(request: Request, train: Callable[[Run], str]) -> int:
     return exit_code(state)
 
 
-def settled(request: Request, ranks: Ranks, stop: Interruption) -> TrainConfig:
+def settled(request: Request, ranks: Ranks, stop: Interruption, attempt: str) -> TrainConfig:
     """The settings of the run that is there, or is restored from its mirror, or begins."""
     cfg = with_data(resolve(request, ranks.world_size))
     is_alone = processes.SUPERVISOR_PID not in os.environ
-    if is_alone and mirroring.restored(cfg, request, ranks, stop):
-        cfg = with_data(resolve(request, ranks.world_size))
+    if is_alone and mirroring.restored(cfg, request, ranks, stop, attempt):
+        # The data that were compared with the run's, and not its folder on another machine.
+        cfg = dataclasses.replace(resolve(request, ranks.world_size), data_dir=cfg.data_dir)
     return with_price(cfg, request, ranks)
 
 

@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 crashed, 2 the user must change something, 3 diverged, 75 
 resumable.
 """
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -57,6 +58,8 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
 
     A run that is done is left alone, unless new limits let it continue.
     """
+    # As a pod's first process it would otherwise ignore the signal.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         start = check(request)
     except (ValueError, OSError) as error:
@@ -64,8 +67,11 @@ def supervise(request: Request, argv: Sequence[str], script: str) -> int:
         return status.EXIT_CODES[mirror_start.state_after(error)]
     except KeyboardInterrupt:  # while it waits for a mirror
         return status.EXIT_CODES[status.INTERRUPTED]
+    finally:
+        signal.signal(signal.SIGTERM, before)
     cfg, run_dir = start.cfg, Path(start.cfg.run_dir)
     if start.paid_clock is None:
+        mirror_start.release(cfg, start.mirror_owner)
         say_done(cfg, status.known_status(run_dir))
         if request.on_end:  # in case that a kill came before it was told
             on_end.tell(request.on_end, cfg, 0, say=_say)
@@ -113,10 +119,23 @@ def check(request: Request) -> Start:
     lock = FolderLock(run_dir, status.SUPERVISOR_LOCK)
     FolderLock(run_dir).release()  # a plain torchrun may be training there
     mirror_owner = mirror_start.new_owner()
-    if mirror_start.prepare(cfg, request, mirror_owner, _say):
-        cfg = with_data(resolve(request))  # those of the run that is there now
-        if not may_use_cpu:
-            run_folder.refuse_cpu(run_dir)
+    try:
+        if mirror_start.prepare(cfg, request, mirror_owner, _say):
+            # Those of the run that is there now; the data's folder may be another one there.
+            cfg = dataclasses.replace(resolve(request), data_dir=cfg.data_dir)
+            if not may_use_cpu:
+                run_folder.refuse_cpu(run_dir)
+        return check_run(cfg, request, lock, num_gpus, mirror_owner)
+    except BaseException:
+        mirror_start.release(cfg, mirror_owner)
+        raise
+
+
+def check_run(
+    cfg: TrainConfig, request: Request, lock: FolderLock, num_gpus: int, mirror_owner: str
+) -> Start:
+    """The rest of `check`, with the settings of a run that may have been restored."""
+    run_dir = Path(cfg.run_dir)
     cfg, said_of_price = instance_price.settled(cfg, request.settings)
     if request.fresh:
         run_folder.make_room(run_dir, request.overwrite)

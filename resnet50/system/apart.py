@@ -20,8 +20,8 @@ Say = Callable[[str], None]
 def run_apart(work: Callable[[Say], bool], say: Say, should_stop: Callable[[], bool]) -> bool:
     """What work(say) returns; `say` is called here.
 
-    Raises its ValueError or StoreError, RuntimeError if it ends otherwise, and Interrupted, having
-    ended it, when should_stop() turns true.
+    Raises its ValueError or StoreError, a passing StoreError if it is killed, RuntimeError if it
+    ends otherwise, and Interrupted, having ended it, when should_stop() turns true.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -31,7 +31,8 @@ def run_apart(work: Callable[[Say], bool], say: Say, should_stop: Callable[[], b
     try:
         return _outcome(receiver, say, should_stop)
     except EOFError:
-        raise RuntimeError("the process that works with the mirror was killed") from None
+        reason = "the process that works with it was killed, perhaps for lack of memory"
+        raise StoreError("--mirror", reason, is_passing=True) from None
     finally:
         child.kill()
         child.join()

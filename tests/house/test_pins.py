@@ -10,6 +10,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from support.commands import REPOSITORY
 
+from resnet50.system.bucket_store import PACKAGE
+
 # A wheel of torch names the exact versions of these by itself; each build has others.
 TORCHS_OWN = ("nvidia-", "cuda-", "triton")
 
@@ -65,3 +67,12 @@ def test_the_pins_agree_with_the_requirements_on_every_python(python):
         for needed in requirements_of(name):
             assert f"=={pinned[canonicalize_name(needed.name)]}" == str(needed.specifier)
     assert not [name for name in pinned if name.startswith(TORCHS_OWN)]
+
+
+def test_the_client_for_buckets_has_one_version_wherever_it_is_named():
+    name, _, version = PACKAGE.partition("==")
+    assert pins("3.12")[name] == version
+    (needed,) = (one for one in requirements_of("requirements-dev.txt") if one.name == name)
+    assert str(needed.specifier) == f"=={version}"
+    for path in (REPOSITORY / "docs").glob("*.md"):
+        assert set(re.findall(rf"{name}==([\w.]+)", path.read_text())) <= {version}, path

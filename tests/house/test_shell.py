@@ -56,6 +56,24 @@ def test_mistakes_end_with_2_and_do_nothing(tmp_path, flags, message):
 
 
 @pytest.mark.parametrize(
+    "flags",
+    [
+        ["--mirror=s3://key:SECRET@bucket/run"],
+        ["--mirror", "s3://bucket/run?key=SECRET"],
+        ["--data_from=https://user:SECRET@host/imagenet"],
+        ["--", "--mirror", "s3://key:SECRET@bucket/run"],
+        ["--", "--mirror=s3://key:SECRET@bucket/run"],
+    ],
+)
+def test_a_secret_in_a_url_is_refused_before_anything_shows_it(tmp_path, flags):
+    folder = clone(tmp_path)
+    result = call(folder, "--data_dir=.", *flags)
+    assert result.returncode == 2 and " in a URL: " in result.stderr
+    assert "SECRET" not in result.stdout + result.stderr
+    assert not (folder / ".setup.log").exists()
+
+
+@pytest.mark.parametrize(
     "code, said", [(0, "settled\n"), (10, "goes on\n"), (1, ""), (2, ""), (127, "")]
 )
 def test_only_an_answer_says_that_nothing_trains(tmp_path, code, said):

@@ -89,6 +89,46 @@ def test_training_has_the_gpus_of_its_job(tmp_path, options, gpus):
         assert f"GPUs {gpus}: train.py --run_dir={tmp_path / 'run'}\n" in slurm.log(job)
 
 
+def in_script(words: str, folder: Path, **more: str) -> subprocess.CompletedProcess:
+    """Bash with the script's functions, and programs of the test's own in `folder`."""
+    script = f'source <(sed "/^main /d" {SCRIPT}); {words}'
+    path = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    return subprocess.run(
+        ["bash", "-c", script],
+        cwd=folder,
+        env=os.environ | path | more,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_controller_that_is_away_for_a_moment_does_not_cost_the_requeue(tmp_path):
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\n[ $1 != show ]\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    assert in_script("requeue", tmp_path).returncode == 0
+    assert (tmp_path / "calls").read_text().splitlines() == ["show job 7", "requeue 7"]
+
+
+@pytest.mark.parametrize(
+    ("before", "flags", "restarts", "is_progress"),
+    [
+        ("", "", "3", True),
+        ("", "--mirror=s3://b/run", "0", True),
+        ("", "--mirror=s3://b/run", "1", False),  # it may have been restored from there
+        ("checkpoints/step_000000003.pt", "--mirror s3://b/run", "1", True),
+        ("checkpoints/step_000000004.pt", "", "0", False),
+    ],
+)
+def test_a_restored_checkpoint_is_no_progress(tmp_path, before, flags, restarts, is_progress):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step_000000004.pt").touch()
+    before = before and f"./{before}"
+    words = f"run_dir=. before={before}; if made_progress {flags}; then echo yes; fi"
+    result = in_script(words, tmp_path, SLURM_RESTART_COUNT=restarts)
+    assert (result.stdout, result.stderr) == ("yes\n" if is_progress else "", "")
+
+
 def straight_run(image_folder: Path, folder: Path) -> Path:
     """A run that nothing interrupts; one rank has the bits of two (test_ranks.py)."""
     result = run_here(train_words(*tiny_flags(image_folder, folder / "straight")), folder)

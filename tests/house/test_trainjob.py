@@ -107,13 +107,16 @@ def test_what_runs_there_saves_when_its_pod_is_evicted(image_folder: Path, tmp_p
     python = folder / ".venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    (folder / "setup_and_train.sh").write_text("exit 0\n")  # the environment is there
+    setup = folder / "setup_and_train.sh"
 
     def pod(*flags: str) -> subprocess.Popen:
         script = trainer["args"][0].replace("/volume", str(volume)).rstrip()
         variables = {one["name"]: one["value"] for one in trainer["env"]} | {"RECIPE": "tiny"}
         return start([*trainer["command"], " ".join([script, *flags])], tmp_path, **variables)
 
+    setup.write_text("exit 1\n")  # no network: no rule of the job's knows 70, so it is tried again
+    assert finish(pod()).code == 70 and not run_dir.exists()
+    setup.write_text("exit 0\n")  # the environment is there
     first = pod("--epochs=5000", "--save_every_steps=0", "--log_every_steps=1")
     wait_for(lambda: len(steps_logged(run_dir)) > 3)
     first.send_signal(signal.SIGTERM)

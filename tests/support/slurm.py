@@ -203,11 +203,13 @@ def cluster(gpus: int = 0) -> Iterator[Cluster]:
     (folder / "hosts").write_text("127.0.0.1 localhost " + " ".join(NODES) + "\n")
     for name in ("state", "local"):
         (folder / name).mkdir()
-    subprocess.run(["mungekey", "--create", f"--keyfile={folder}/munge.key"], check=True)
     files = [f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket"]
     files += [f"--{name}-file={folder}/munge.{name}" for name in ("log", "pid", "seed")]
-    daemons = [ours.start_daemon(["munged", "--foreground", "--force", *files])]
+    daemons = []
     try:
+        words = ["mungekey", "--create", f"--keyfile={folder}/munge.key"]
+        subprocess.run(words, check=True, timeout=COMMAND_S)
+        daemons.append(ours.start_daemon(["munged", "--foreground", "--force", *files]))
         wait_for((folder / "munge.socket").exists, 20, "munged")
         daemons.append(ours.start_daemon(["slurmctld", "-D", "-c"]))
         for name in NODES:

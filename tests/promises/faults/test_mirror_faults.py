@@ -49,7 +49,7 @@ def mirrored(folder: Path) -> dict:
 def test_a_server_in_trouble_is_said_once_and_caught_up_with(image_folder, tmp_path):
     """Meanwhile training goes on, step after step."""
     run_dir = tmp_path / "run"
-    flags = [*tiny_flags(image_folder, run_dir), "--epochs=400", "--num_workers=0"]
+    flags = [*tiny_flags(image_folder, run_dir), "--epochs=5000", "--num_workers=0"]
     words = train_words(*flags, f"--mirror=s3://{BUCKET}/run")
 
     def warnings() -> list[str]:
