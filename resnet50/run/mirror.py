@@ -104,16 +104,18 @@ class Mirror:
         """For status.json: the step that is safe there, and for how long a newer one is not."""
         return {"mirrored_step": self._manifest.step, "mirror_behind_s": round(self._behind_s())}
 
-    def finish(self, limit_s: float, beat: Callable[[], None]) -> bool:
+    def finish(self, limit_s: Callable[[], float], beat: Callable[[], None]) -> bool:
         """Copy what is left, within so many seconds; returns whether the store has everything.
 
+        limit_s: seconds from now on, asked again and again: a signal may shorten the wait.
         beat: called while waiting. Removes the lock, so that the next start need not wait.
         """
         self._hurry.set()
         self._ask()
-        until_s = time.monotonic() + limit_s
+        until_s = time.monotonic() + limit_s()
         while not (self._is_taken or self._idle.wait(0.1)) and time.monotonic() < until_s:
             beat()
+            until_s = min(until_s, time.monotonic() + limit_s())
         self._end.set()
         self._wake.set()
         if self._is_taken or not self._idle.is_set():

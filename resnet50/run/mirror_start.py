@@ -236,6 +236,7 @@ def restore(store: Store, manifest: Manifest, run_dir: Path, say: Say) -> None:
     copy = download_newest(store, manifest, folder, say)
     if best is not None and best.step == copy.step:
         checkpoint.mark_best(checkpoint.step_path(folder, copy.step))
+    correct_status(run_dir, copy.step)
     text = f"restored from {store.url}: step {copy.step}, run {manifest.run[:8]}"
     now = run_folder.commit()
     if manifest.commit != now:
@@ -243,6 +244,18 @@ def restore(store: Store, manifest: Manifest, run_dir: Path, say: Say) -> None:
     say(text)
     with open(run_dir / ownership.LOG, "a") as file:
         file.write(json.dumps({"kind": "event", "step": copy.step, "text": text}) + "\n")
+
+
+def correct_status(run_dir: Path, step: int) -> None:
+    """Have the restored status.json say what is true of the checkpoint of this step beside it."""
+    restored = status.known_status(run_dir)
+    if "state" not in restored:
+        return
+    # It was copied before the last checkpoint was: a machine that was lost in between leaves a run
+    # that is done without its end, which must be trained again.
+    is_short = restored["state"] == status.DONE and restored.get("step") != step
+    state = status.INTERRUPTED if is_short else restored["state"]
+    status.write_status(run_dir, state=state, mirrored_step=step)
 
 
 def download_newest(store: Store, manifest: Manifest, folder: Path, say: Say) -> Copy:

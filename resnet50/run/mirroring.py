@@ -73,7 +73,11 @@ def finish(run: "Run", state: str) -> str:
     if run.mirror is None:
         return state
     step, is_over = run.parts.state.step, state in status.ENDED
-    limit_s = mirror.ENDED_S if is_over and not run.interruption.requested else mirror.STOPPED_S
+
+    def limit_s() -> float:
+        has_time = is_over and not run.interruption.requested
+        return mirror.ENDED_S if has_time else mirror.STOPPED_S
+
     has_all = run.mirror.finish(limit_s, lambda: run.heartbeat.beat(step))
     run.mirror.report(run.log, step)
     if has_all:
