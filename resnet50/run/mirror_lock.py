@@ -27,7 +27,7 @@ LOCK = "lock.json"
 BEAT_S = 10.0
 DEAD_S = 60.0  # six beats: a store that is slow for a while costs nobody the lock
 PATIENCE_S = 90.0
-POLL_S = 2.0
+POLL_S, RETRY_S = 2.0, 0.2
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 OURS = "ours"  # why a lock may be taken over without a word
 
@@ -50,19 +50,20 @@ class MirrorLock:
         url, until_s, has_said = self.store.url, time.monotonic() + PATIENCE_S, False
         while not self._create():
             holder, version = self._read()
-            if not version:
-                continue  # it was released meanwhile
-            if reason := self._why_dead(holder):
-                if self._replace(version):
-                    if reason != OURS:
-                        say(f"{url}: taken over from {name_of(holder)}, {reason}")
-                    break
-                continue  # somebody was quicker, or it is alive after all
+            reason = self._why_dead(holder) if version else ""
+            if reason and self._replace(version):
+                if reason != OURS:
+                    say(f"{url}: taken over from {name_of(holder)}, {reason}")
+                break
             if time.monotonic() > until_s:
                 raise ValueError(
                     f"--mirror {url} is in use by {name_of(holder)}, which is alive: wait for it, "
                     "stop it, or give another --mirror"
                 )
+            # It was released meanwhile, or somebody was quicker, or it is alive after all.
+            if reason or not version:
+                time.sleep(RETRY_S)
+                continue
             if not has_said:
                 has_said = True
                 say(
@@ -127,7 +128,9 @@ class MirrorLock:
         if holder.get("owner") == self.owner:
             return OURS
         mine = described(os.getpid())
-        if all(holder.get(key) == mine[key] for key in ("boot_id", "pid_namespace")):
+        # A machine that tells no boot id may be any other one.
+        keys = ("boot_id", "pid_namespace")
+        if mine["boot_id"] and all(holder.get(key) == mine[key] for key in keys):
             pid = holder.get("pid")
             # The number may belong to another process by now: the time of its start tells.
             started = processes.started(pid) if isinstance(pid, int) else 0

@@ -152,6 +152,22 @@ def test_of_many_that_take_over_one_wins(store, quick, monkeypatch):
     assert sorted(results)[:-1] == [""] * 5 and sorted(results)[-1] == owner_of(store)
 
 
+def test_machines_that_tell_no_boot_id_are_not_the_same_one(store, quick, monkeypatch, tmp_path):
+    monkeypatch.setattr(mirror_lock, "BOOT_ID", tmp_path / "none")
+    held_by(store, pid=ended_process())
+    began = time.monotonic()
+    assert "no sign of life" in claim(store)[-1] and time.monotonic() - began >= 0.4
+
+
+def test_a_dead_lock_that_cannot_be_taken_over_is_tried_for_so_long_only(store, quick, monkeypatch):
+    held_by(store, pid=ended_process())
+    tries = []
+    monkeypatch.setattr(store, "replace", lambda *words: tries.append(words))
+    with pytest.raises(ValueError, match="is in use by"):
+        claim(store)
+    assert 2 < len(tries) < 10
+
+
 def test_a_record_that_nobody_can_read_is_judged_by_its_age(store, quick):
     store.put(LOCK, b"{")
     assert "an unknown host" in claim(store)[0] and owner_of(store) == "me"
