@@ -24,7 +24,7 @@ from typing import BinaryIO, NoReturn
 from resnet50.records import checkpoint, ownership, run_folder
 from resnet50.records.log import RunLog
 from resnet50.run import mirror_manifest
-from resnet50.run.mirror_lock import BEAT_S, MirrorLock
+from resnet50.run.mirror_lock import BEAT_S, LOCK, MirrorLock
 from resnet50.run.mirror_manifest import COPY_NAME, POINTER, SMALL_FILES, Copy, Manifest
 from resnet50.system.store import Store, StoreError, open_store
 
@@ -70,6 +70,7 @@ class Mirror:
         self._mutex = threading.Lock()  # of the two events above: what is new, and all is done
         self._threads: list[threading.Thread] = []
         self._is_taken, self._complaint = False, ""
+        self._is_tested = False  # whether the store's conditional writes are known to work or not
 
     def start(self, step: int, best_step: int) -> None:
         """Start copying. step: of the newest checkpoint in the folder, -1 without one."""
@@ -142,13 +143,13 @@ class Mirror:
 
     def _beat_for_ever(self) -> None:
         lock = self._lock(self._store)
-        has_adopted = False
         while not self._end.is_set() and not self._is_taken:
-            lock.store = self._store
+            # `adopt` reads whose it is before it writes: until it is known that the store heeds the
+            # condition of a write, a beat might take the lock from another start.
+            is_tested, lock.store = self._is_tested, self._store
             try:
-                if not (lock.beat() if has_adopted else lock.adopt()):
+                if not (lock.beat() if is_tested else lock.adopt()):
                     self._stop_copying()
-                has_adopted = True
             except Exception:  # the other thread says what is wrong
                 self._end.wait(FIRST_PAUSE_S)
             self._end.wait(BEAT_S)
@@ -217,12 +218,19 @@ class Mirror:
     def _reopen(self) -> None:
         """With credentials that may have been renewed meanwhile."""
         try:
-            self._store = open_store(self.url, OPTION)
+            store = open_store(self.url, OPTION)
         except ValueError as error:
             self._complain(error)
+            return
+        store.is_conditional = self._store.is_conditional
+        self._store = store
 
     def _begin(self) -> None:
         """Read the pointer, or make the first one. Raises TakenError if it is another run's."""
+        if not self._lock(self._store).is_ours():
+            raise TakenError
+        self._store.test_conditions(LOCK)  # the start did so in another process
+        self._is_tested = True
         found, self._version = mirror_manifest.read(self._store)
         if found is not None and found.run == self._run:
             self._manifest = found

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from support import s3_server
 
-from resnet50.run import mirror_lock
+from resnet50.run import mirror, mirror_lock
 from resnet50.run.mirror_lock import LOCK, MirrorLock
+from resnet50.run.mirror_manifest import POINTER, Manifest
 from resnet50.system.apart import run_apart
 from resnet50.system.store import Store, open_store
 
@@ -205,3 +206,32 @@ def test_a_bucket_has_it_too_and_a_server_without_conditions_is_warned_of(
     warnings = [text for text in said if text.startswith("warning")]
     assert len(warnings) == (0 if mode == "fine" else 2)
     assert all("no conditional writes: start only one" in text for text in warnings)
+
+
+def test_a_server_without_conditions_is_known_to_the_ranks_too(tmp_path, monkeypatch):
+    """Their store is another one than that of the process that took the lock."""
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "config.json").write_text(json.dumps({"run": "ab" * 16, "settings": {}}))
+    with s3_server.serve(tmp_path) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        server.tell("ignore")
+
+        def work(say) -> bool:
+            store = open_store(url := f"s3://{s3_server.BUCKET}/run", "--mirror")
+            MirrorLock(store, "before", os.getpid()).claim(say)
+            of_rank = mirror.Mirror(url, run_dir, owner="before", pid=os.getpid(), keep=2, data={})
+            of_rank._begin()
+            of_rank._reopen()
+            assert not of_rank._store.is_conditional
+            pointer = store.get(POINTER)
+            held_by(store)
+            lock = of_rank._lock(of_rank._store)
+            assert not lock.adopt() and not lock.beat() and owner_of(store) == "other"
+            store.put(POINTER, pointer[0] + b" ")
+            with pytest.raises(mirror.TakenError):
+                of_rank._write_pointer(Manifest("ab" * 16, "", best_step=3))
+            return store.get(POINTER)[0] == pointer[0] + b" "
+
+        assert run_apart(work, print, lambda: False)
