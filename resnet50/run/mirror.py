@@ -231,6 +231,7 @@ class Mirror:
             raise TakenError
         self._store.test_conditions(LOCK)  # the start did so in another process
         self._is_tested = True
+        self._small.clear()  # another writer may have replaced or removed them
         found, self._version = mirror_manifest.read(self._store)
         if found is not None and found.run == self._run:
             self._manifest = found
@@ -276,14 +277,17 @@ class Mirror:
     def _copy_checkpoint(self, step: int) -> Copy | None:
         """Copy one checkpoint; None if it is not in the run's folder any more."""
         folder = run_folder.checkpoints_dir(self._run_dir)
+        best = folder / checkpoint.BEST
         paths = [checkpoint.step_path(folder, step)]
         if step == self._best_step:
-            paths.append(folder / checkpoint.BEST)
+            paths.append(best)
         for path in paths:
             try:
                 # An open file stays readable when the writer prunes it.
                 with open(path, "rb") as file:
-                    return self._put_checkpoint(step, file)
+                    # A better one may have replaced it meanwhile, before or after it was opened.
+                    if path != best or _step_of(best) == step:
+                        return self._put_checkpoint(step, file)
             except FileNotFoundError:
                 continue
         return None
@@ -330,8 +334,10 @@ class Mirror:
         """Somebody else wrote the pointer: one who has the lock, or one who has lost it to us."""
         if not self._lock(self._store).is_ours():
             raise TakenError
+        is_gone = self._store.get(POINTER) is None
         self._begin()
-        reason = "a start that has lost this place wrote there once more"
+        late = "a start that has lost this place wrote there once more"
+        reason = "its files are gone: copying all again" if is_gone else late
         raise StoreError(self.url, reason, is_passing=True)
 
     def _remove_old(self) -> None:
@@ -339,3 +345,12 @@ class Mirror:
         for name in self._store.list(ownership.CHECKPOINTS):
             if COPY_NAME.fullmatch(name) and name not in kept:
                 self._store.delete(name)
+
+
+def _step_of(path: Path) -> object:
+    """The step of a checkpoint; None if it is damaged or not there."""
+    try:
+        checkpoint.verify(path)
+        return checkpoint.read_value(path, "step")
+    except (checkpoint.DamagedCheckpointError, FileNotFoundError):
+        return None

@@ -225,10 +225,15 @@ def restore(store: Store, manifest: Manifest, run_dir: Path, say: Say) -> None:
     # config.json is the first of them: from then on, this folder belongs to the run.
     for name in (*SMALL_FILES, *(name for name in events if name.count("/") == 1)):
         found = None if had_run and name == CONFIG else store.get(name)
+        if had_run and name == ownership.PAID and is_less_paid(found, run_dir):
+            continue
         if found is not None:
             (run_dir / name).parent.mkdir(exist_ok=True)
             with files.replaced(run_dir / name, "wb", sync=True) as file:
                 file.write(found[0])
+        elif had_run and name == ownership.BUDGET_EVENTS:
+            # The run went on without these: they would contradict its newer checkpoint.
+            (run_dir / name).unlink(missing_ok=True)
     best = manifest.copy_of(manifest.best_step)
     if best is not None and best.step != manifest.step:
         with suppress(checkpoint.DamagedCheckpointError):
@@ -244,6 +249,13 @@ def restore(store: Store, manifest: Manifest, run_dir: Path, say: Say) -> None:
     say(text)
     with open(run_dir / ownership.LOG, "a") as file:
         file.write(json.dumps({"kind": "event", "step": copy.step, "text": text}) + "\n")
+
+
+def is_less_paid(found: tuple[bytes, str] | None, run_dir: Path) -> bool:
+    """Whether the file of the paid clock there knows of less time than the folder's own: it is
+    copied now and then, and this one was written every second."""
+    text = found[0].strip() if found else b""
+    return not text.isdigit() or int(text) < 1000 * status.kept_paid_s(run_dir)
 
 
 def correct_status(run_dir: Path, step: int) -> None:

@@ -291,15 +291,21 @@ def test_a_damaged_checkpoint_there_costs_only_itself(started, tmp_path):
     assert checkpoint.steps_in(tmp_path / "new/checkpoints") == [3]
 
 
-def test_an_older_folder_of_the_run_is_brought_up_to_date(started, tmp_path):
+@pytest.mark.parametrize("paid, kept", [(7000, 8000), (9000, 9000)])
+def test_an_older_folder_of_the_run_is_brought_up_to_date(started, tmp_path, paid, kept):
     """A disk that was left behind, and is mounted again after the run went on elsewhere."""
     assert started._idle.wait(20)
     restored(started._store, tmp_path / "old")
+    (tmp_path / "old/.paid_ms").write_text("8000\n")
+    started._store.put(".paid_ms", b"%d\n" % paid)
+    (tmp_path / "old/budget_events.jsonl").write_text('{"step": 5}\n')
     write(started._run_dir, 6)
     started.note(6, is_best=False)
     assert started._idle.wait(20)
     assert restored(started._store, tmp_path / "old") == 6
     assert checkpoint.steps_in(tmp_path / "old/checkpoints") == [3, 6]
+    assert status.kept_paid_s(tmp_path / "old") == kept / 1000
+    assert not (tmp_path / "old/budget_events.jsonl").exists(), "the run went on without it"
 
 
 def test_a_signal_shortens_the_last_wait(started):
@@ -334,3 +340,31 @@ def test_a_run_that_is_done_and_not_copied_is_not_left_alone():
     assert not supervisor.is_mirrored(cfg, {"step": 6})
     assert supervisor.is_mirrored(cfg, {"step": 6, "mirrored_step": 6})
     assert supervisor.is_mirrored(TrainConfig(), {"step": 6})
+
+
+def test_files_that_were_removed_meanwhile_are_copied_again(started, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "FIRST_PAUSE_S", 0.05)
+    assert started._idle.wait(20)
+    for name in started._store.list():
+        if name != LOCK:
+            started._store.delete(name)
+    write(started._run_dir, 6)
+    started.note(6, is_best=False)
+    assert started._idle.wait(20)
+    assert "its files are gone: copying all again" in started._messages[0]
+    assert restored(started._store, tmp_path / "new") == 6
+
+
+def test_a_newer_best_checkpoint_is_not_taken_for_an_older_one(run_dir, tmp_path):
+    store = Watched(tmp_path / "mirror")
+    copying = mirror_of(run_dir, store)
+    copying._begin()
+    for step in (3, 6, 9):
+        write(run_dir, step, keep=1)
+    folder = run_folder.checkpoints_dir(run_dir)
+    checkpoint.mark_best(checkpoint.step_path(folder, 9))
+    copying._best_step = 6
+    assert copying._copy_checkpoint(6) is None, "it is gone, and best.pt is that of step 9"
+    copying._best_step = 9
+    checkpoint.step_path(folder, 9).unlink()
+    assert copying._copy_checkpoint(9).step == 9
