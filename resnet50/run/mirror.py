@@ -150,6 +150,8 @@ class Mirror:
             try:
                 if not (lock.beat() if is_tested else lock.adopt()):
                     self._stop_copying()
+                elif self._version:  # no file before the pointer
+                    self._copy_small_file(ownership.PAID)  # a lost machine's time was paid, too
             except Exception:  # the other thread says what is wrong
                 self._end.wait(FIRST_PAUSE_S)
             self._end.wait(BEAT_S)
@@ -305,15 +307,19 @@ class Mirror:
         events = sorted(self._run_dir.glob(f"tensorboard/{ownership.EVENTS}"))
         names = [*SMALL_FILES, *(path.relative_to(self._run_dir).as_posix() for path in events)]
         for name in names:
-            try:
-                stat = (self._run_dir / name).stat()
-                data = (self._run_dir / name).read_bytes()
-            except OSError:
-                continue  # not there, or not now
-            seen = stat.st_mtime_ns, stat.st_size
-            if self._small.get(name) != seen:
-                self._store.put(name, data)
-                self._small[name] = seen
+            self._copy_small_file(name)
+
+    def _copy_small_file(self, name: str) -> None:
+        """Copy it if it has changed."""
+        try:
+            stat = (self._run_dir / name).stat()
+            data = (self._run_dir / name).read_bytes()
+        except OSError:
+            return  # not there, or not now
+        seen = stat.st_mtime_ns, stat.st_size
+        if self._small.get(name) != seen:
+            self._store.put(name, data)
+            self._small[name] = seen
 
     def _write_pointer(self, manifest: Manifest) -> None:
         """Raises TakenError if it was changed by another writer."""

@@ -368,3 +368,11 @@ def test_a_newer_best_checkpoint_is_not_taken_for_an_older_one(run_dir, tmp_path
     copying._best_step = 9
     checkpoint.step_path(folder, 9).unlink()
     assert copying._copy_checkpoint(9).step == 9
+
+
+def test_the_paid_time_is_copied_between_two_checkpoints(started, monkeypatch):
+    monkeypatch.setattr(mirror, "BEAT_S", 0.05)
+    assert started._idle.wait(20)
+    (started._run_dir / ".paid_ms").write_text("5000\n")
+    wait_until(lambda: started._store.get(".paid_ms"))
+    assert mirror_manifest.read(started._store)[0].step == 3
