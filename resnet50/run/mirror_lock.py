@@ -28,6 +28,7 @@ BEAT_S = 10.0
 DEAD_S = 60.0  # six beats: a store that is slow for a while costs nobody the lock
 PATIENCE_S = 90.0
 POLL_S, RETRY_S = 2.0, 0.2
+ADOPT_TRIES = 3
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 OURS = "ours"  # why a lock may be taken over without a word
 
@@ -80,15 +81,28 @@ class MirrorLock:
 
     def adopt(self) -> bool:
         """Go on with the lock that an earlier process of this start took; False if it is taken."""
-        holder, version = self._read()
-        if not version:
-            return self._create()
-        return holder.get("owner") == self.owner and self._replace(version)
+        for _ in range(ADOPT_TRIES):
+            holder, version = self._read()
+            if version and holder.get("owner") != self.owner:
+                return False
+            if self._replace(version) if version else self._create():
+                return True
+            # Somebody wrote in between: another start, or this one's own keeper.
+        return False
 
     def beat(self) -> bool:
         """Show that the owner lives; False if somebody else has the lock."""
         # A version that is not the last one known: the answer to an earlier beat was lost.
-        return self._replace(self._version) or self.adopt()
+        return (bool(self._version) and self._replace(self._version)) or self.adopt()
+
+    def version_if_ours(self) -> str:
+        """Of the lock, if this start holds it; else empty."""
+        holder, version = self._read()
+        return version if holder.get("owner") == self.owner else ""
+
+    def renew(self, version: str) -> bool:
+        """Beat, if the lock is still this version."""
+        return self._replace(version)
 
     def is_ours(self) -> bool:
         """Whether nobody else has the lock."""

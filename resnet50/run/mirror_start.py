@@ -28,7 +28,7 @@ from resnet50.config.train_flags import Request
 from resnet50.data.splits import fingerprint, open_dataset
 from resnet50.records import checkpoint, ownership, run_folder, status
 from resnet50.records.ownership import CONFIG
-from resnet50.run import mirror_manifest
+from resnet50.run import mirror_keeper, mirror_manifest
 from resnet50.run.mirror_lock import LOCK, PATIENCE_S, MirrorLock
 from resnet50.run.mirror_manifest import POINTER, SMALL_FILES, Copy, Manifest
 from resnet50.run.resolve import not_planned, resumed, stored_config
@@ -80,7 +80,12 @@ def prepare(
     if cfg.mirror == NO_MIRROR:
         return False
     start = Start(cfg, request, owner, os.getpid())
-    return apart.run_apart(lambda say: _prepare(start, say), say, should_stop)
+    mirror_keeper.keep(cfg.mirror, OPTION, owner)
+    try:
+        return apart.run_apart(lambda say: _prepare(start, say), say, should_stop)
+    except BaseException:
+        mirror_keeper.stop()
+        raise
 
 
 def state_after(error: Exception) -> str:

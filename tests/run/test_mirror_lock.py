@@ -6,12 +6,13 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support import s3_server
 
-from resnet50.run import mirror, mirror_lock
+from resnet50.run import mirror, mirror_keeper, mirror_lock
 from resnet50.run.mirror_lock import LOCK, MirrorLock
 from resnet50.run.mirror_manifest import POINTER, Manifest
 from resnet50.system.apart import run_apart
@@ -235,3 +236,54 @@ def test_a_server_without_conditions_is_known_to_the_ranks_too(tmp_path, monkeyp
             return store.get(POINTER)[0] == pointer[0] + b" "
 
         assert run_apart(work, print, lambda: False)
+
+
+@pytest.fixture
+def keeping(store, monkeypatch) -> Iterator[None]:
+    """The keeper of "me" at work, a hundred times as quick; its beats are the only ones."""
+    monkeypatch.setattr(mirror_keeper, "BEAT_S", 0.1)
+    monkeypatch.setattr(mirror_keeper, "QUIET_S", 0.15)
+    mirror_keeper.keep(store.url, "--mirror", "me")
+    yield
+    mirror_keeper.stop()
+    assert not mirror_keeper._kept
+
+
+def versions(store: Store, seconds: float) -> set[str]:
+    """The versions of the lock that were seen meanwhile; "" for none."""
+    seen, until_s = set(), time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        found = store.get(LOCK)
+        seen.add(found[1] if found else "")
+        time.sleep(0.02)
+    return seen
+
+
+def test_between_its_claim_and_the_first_beat_of_a_rank_it_is_kept(store, keeping):
+    assert versions(store, 0.5) == {""}, "a keeper makes no lock"
+    claim(store)
+    assert len(versions(store, 1.5)) >= 3 and owner_of(store) == "me"
+    rank = MirrorLock(store, "me", os.getpid())
+    assert all(rank.beat() or rank.adopt() for _ in range(50)), "the two do not dispute it"
+    rank.release()
+    assert versions(store, 0.5) == {""}
+
+
+def test_a_keeper_leaves_the_lock_of_another_start_alone(store, keeping):
+    held_by(store, boot_id="another")
+    assert len(versions(store, 0.6)) == 1 and owner_of(store) == "other"
+
+
+def test_a_lock_that_changes_while_a_rank_adopts_it_is_still_its_own(store, monkeypatch):
+    claim(store)
+    rank, keeper = (MirrorLock(store, "me", os.getpid()) for _ in range(2))
+    replace, left = store.replace, [2]
+
+    def replace_late(name: str, data: bytes, version: str) -> str | None:
+        if left[0]:
+            left[0] -= 1
+            replace(name, data + b" ", keeper.version_if_ours())
+        return replace(name, data, version)
+
+    monkeypatch.setattr(store, "replace", replace_late)
+    assert rank.adopt() and not left[0]
