@@ -24,7 +24,7 @@ from typing import BinaryIO, NoReturn
 from resnet50.records import checkpoint, ownership, run_folder
 from resnet50.records.log import RunLog
 from resnet50.run import mirror_manifest
-from resnet50.run.mirror_lock import BEAT_S, MirrorLock
+from resnet50.run.mirror_lock import BEAT_S, LOCK, MirrorLock
 from resnet50.run.mirror_manifest import COPY_NAME, POINTER, SMALL_FILES, Copy, Manifest
 from resnet50.system.store import Store, StoreError, open_store
 
@@ -70,6 +70,7 @@ class Mirror:
         self._mutex = threading.Lock()  # of the two events above: what is new, and all is done
         self._threads: list[threading.Thread] = []
         self._is_taken, self._complaint = False, ""
+        self._is_tested = False  # whether the store's conditional writes are known to work or not
 
     def start(self, step: int, best_step: int) -> None:
         """Start copying. step: of the newest checkpoint in the folder, -1 without one."""
@@ -104,16 +105,18 @@ class Mirror:
         """For status.json: the step that is safe there, and for how long a newer one is not."""
         return {"mirrored_step": self._manifest.step, "mirror_behind_s": round(self._behind_s())}
 
-    def finish(self, limit_s: float, beat: Callable[[], None]) -> bool:
+    def finish(self, limit_s: Callable[[], float], beat: Callable[[], None]) -> bool:
         """Copy what is left, within so many seconds; returns whether the store has everything.
 
+        limit_s: seconds from now on, asked again and again: a signal may shorten the wait.
         beat: called while waiting. Removes the lock, so that the next start need not wait.
         """
         self._hurry.set()
         self._ask()
-        until_s = time.monotonic() + limit_s
+        until_s = time.monotonic() + limit_s()
         while not (self._is_taken or self._idle.wait(0.1)) and time.monotonic() < until_s:
             beat()
+            until_s = min(until_s, time.monotonic() + limit_s())
         self._end.set()
         self._wake.set()
         if self._is_taken or not self._idle.is_set():
@@ -140,13 +143,15 @@ class Mirror:
 
     def _beat_for_ever(self) -> None:
         lock = self._lock(self._store)
-        has_adopted = False
         while not self._end.is_set() and not self._is_taken:
-            lock.store = self._store
+            # `adopt` reads whose it is before it writes: until it is known that the store heeds the
+            # condition of a write, a beat might take the lock from another start.
+            is_tested, lock.store = self._is_tested, self._store
             try:
-                if not (lock.beat() if has_adopted else lock.adopt()):
+                if not (lock.beat() if is_tested else lock.adopt()):
                     self._stop_copying()
-                has_adopted = True
+                elif self._version:  # no file before the pointer
+                    self._copy_small_file(ownership.PAID)  # a lost machine's time was paid, too
             except Exception:  # the other thread says what is wrong
                 self._end.wait(FIRST_PAUSE_S)
             self._end.wait(BEAT_S)
@@ -215,12 +220,20 @@ class Mirror:
     def _reopen(self) -> None:
         """With credentials that may have been renewed meanwhile."""
         try:
-            self._store = open_store(self.url, OPTION)
+            store = open_store(self.url, OPTION)
         except ValueError as error:
             self._complain(error)
+            return
+        store.is_conditional = self._store.is_conditional
+        self._store = store
 
     def _begin(self) -> None:
         """Read the pointer, or make the first one. Raises TakenError if it is another run's."""
+        if not self._lock(self._store).is_ours():
+            raise TakenError
+        self._store.test_conditions(LOCK)  # the start did so in another process
+        self._is_tested = True
+        self._small.clear()  # another writer may have replaced or removed them
         found, self._version = mirror_manifest.read(self._store)
         if found is not None and found.run == self._run:
             self._manifest = found
@@ -266,14 +279,17 @@ class Mirror:
     def _copy_checkpoint(self, step: int) -> Copy | None:
         """Copy one checkpoint; None if it is not in the run's folder any more."""
         folder = run_folder.checkpoints_dir(self._run_dir)
+        best = folder / checkpoint.BEST
         paths = [checkpoint.step_path(folder, step)]
         if step == self._best_step:
-            paths.append(folder / checkpoint.BEST)
+            paths.append(best)
         for path in paths:
             try:
                 # An open file stays readable when the writer prunes it.
                 with open(path, "rb") as file:
-                    return self._put_checkpoint(step, file)
+                    # A better one may have replaced it meanwhile, before or after it was opened.
+                    if path != best or _step_of(best) == step:
+                        return self._put_checkpoint(step, file)
             except FileNotFoundError:
                 continue
         return None
@@ -291,15 +307,19 @@ class Mirror:
         events = sorted(self._run_dir.glob(f"tensorboard/{ownership.EVENTS}"))
         names = [*SMALL_FILES, *(path.relative_to(self._run_dir).as_posix() for path in events)]
         for name in names:
-            try:
-                stat = (self._run_dir / name).stat()
-                data = (self._run_dir / name).read_bytes()
-            except OSError:
-                continue  # not there, or not now
-            seen = stat.st_mtime_ns, stat.st_size
-            if self._small.get(name) != seen:
-                self._store.put(name, data)
-                self._small[name] = seen
+            self._copy_small_file(name)
+
+    def _copy_small_file(self, name: str) -> None:
+        """Copy it if it has changed."""
+        try:
+            stat = (self._run_dir / name).stat()
+            data = (self._run_dir / name).read_bytes()
+        except OSError:
+            return  # not there, or not now
+        seen = stat.st_mtime_ns, stat.st_size
+        if self._small.get(name) != seen:
+            self._store.put(name, data)
+            self._small[name] = seen
 
     def _write_pointer(self, manifest: Manifest) -> None:
         """Raises TakenError if it was changed by another writer."""
@@ -320,8 +340,10 @@ class Mirror:
         """Somebody else wrote the pointer: one who has the lock, or one who has lost it to us."""
         if not self._lock(self._store).is_ours():
             raise TakenError
+        is_gone = self._store.get(POINTER) is None
         self._begin()
-        reason = "a start that has lost this place wrote there once more"
+        late = "a start that has lost this place wrote there once more"
+        reason = "its files are gone: copying all again" if is_gone else late
         raise StoreError(self.url, reason, is_passing=True)
 
     def _remove_old(self) -> None:
@@ -329,3 +351,12 @@ class Mirror:
         for name in self._store.list(ownership.CHECKPOINTS):
             if COPY_NAME.fullmatch(name) and name not in kept:
                 self._store.delete(name)
+
+
+def _step_of(path: Path) -> object:
+    """The step of a checkpoint; None if it is damaged or not there."""
+    try:
+        checkpoint.verify(path)
+        return checkpoint.read_value(path, "step")
+    except (checkpoint.DamagedCheckpointError, FileNotFoundError):
+        return None

@@ -27,8 +27,8 @@ LOCK = "lock.json"
 BEAT_S = 10.0
 DEAD_S = 60.0  # six beats: a store that is slow for a while costs nobody the lock
 PATIENCE_S = 90.0
-POLL_S = 2.0
-RETRY_S = 0.2  # after a write that somebody else's came before
+POLL_S, RETRY_S = 2.0, 0.2
+ADOPT_TRIES = 3
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 OURS = "ours"  # why a lock may be taken over without a word
 
@@ -51,23 +51,20 @@ class MirrorLock:
         url, until_s, has_said = self.store.url, time.monotonic() + PATIENCE_S, False
         while not self._create():
             holder, version = self._read()
-            is_late = time.monotonic() > until_s
-            if not (version or is_late):
-                time.sleep(RETRY_S)
-                continue  # it was released meanwhile
-            if reason := self._why_dead(holder):
-                if self._replace(version):
-                    if reason != OURS:
-                        say(f"{url}: taken over from {name_of(holder)}, {reason}")
-                    break
-                if not is_late:
-                    time.sleep(RETRY_S)
-                    continue  # somebody was quicker, or it is alive after all
-            if is_late:
+            reason = self._why_dead(holder) if version else ""
+            if reason and self._replace(version):
+                if reason != OURS:
+                    say(f"{url}: taken over from {name_of(holder)}, {reason}")
+                break
+            if time.monotonic() > until_s:
                 raise ValueError(
                     f"--mirror {url} is in use by {name_of(holder)}, which is alive: wait for it, "
                     "stop it, or give another --mirror"
                 )
+            # It was released meanwhile, or somebody was quicker, or it is alive after all.
+            if reason or not version:
+                time.sleep(RETRY_S)
+                continue
             if not has_said:
                 has_said = True
                 say(
@@ -84,15 +81,28 @@ class MirrorLock:
 
     def adopt(self) -> bool:
         """Go on with the lock that an earlier process of this start took; False if it is taken."""
-        holder, version = self._read()
-        if not version:
-            return self._create()
-        return holder.get("owner") == self.owner and self._replace(version)
+        for _ in range(ADOPT_TRIES):
+            holder, version = self._read()
+            if version and holder.get("owner") != self.owner:
+                return False
+            if self._replace(version) if version else self._create():
+                return True
+            # Somebody wrote in between: another start, or this one's own keeper.
+        return False
 
     def beat(self) -> bool:
         """Show that the owner lives; False if somebody else has the lock."""
         # A version that is not the last one known: the answer to an earlier beat was lost.
-        return self._replace(self._version) or self.adopt()
+        return (bool(self._version) and self._replace(self._version)) or self.adopt()
+
+    def version_if_ours(self) -> str:
+        """Of the lock, if this start holds it; else empty."""
+        holder, version = self._read()
+        return version if holder.get("owner") == self.owner else ""
+
+    def renew(self, version: str) -> bool:
+        """Beat, if the lock is still this version."""
+        return self._replace(version)
 
     def is_ours(self) -> bool:
         """Whether nobody else has the lock."""
@@ -132,7 +142,9 @@ class MirrorLock:
         if holder.get("owner") == self.owner:
             return OURS
         mine = described(os.getpid())
-        if all(holder.get(key) == mine[key] for key in ("boot_id", "pid_namespace")):
+        # A machine that tells no boot id may be any other one.
+        keys = ("boot_id", "pid_namespace")
+        if mine["boot_id"] and all(holder.get(key) == mine[key] for key in keys):
             pid = holder.get("pid")
             # The number may belong to another process by now: the time of its start tells.
             started = processes.started(pid) if isinstance(pid, int) else 0

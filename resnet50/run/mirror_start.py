@@ -28,7 +28,7 @@ from resnet50.config.train_flags import Request
 from resnet50.data.splits import fingerprint, open_dataset
 from resnet50.records import checkpoint, ownership, run_folder, status
 from resnet50.records.ownership import CONFIG
-from resnet50.run import mirror_manifest
+from resnet50.run import mirror_keeper, mirror_manifest
 from resnet50.run.mirror_lock import LOCK, PATIENCE_S, MirrorLock
 from resnet50.run.mirror_manifest import POINTER, SMALL_FILES, Copy, Manifest
 from resnet50.run.resolve import not_planned, resumed, stored_config
@@ -82,7 +82,12 @@ def prepare(
     if cfg.mirror == NO_MIRROR:
         return False
     start = Start(cfg, request, owner, os.getpid())
-    return apart.run_apart(lambda say: _prepare(start, say), say, should_stop)
+    mirror_keeper.keep(cfg.mirror, OPTION, owner)
+    try:
+        return apart.run_apart(lambda say: _prepare(start, say), say, should_stop)
+    except BaseException:
+        mirror_keeper.stop()
+        raise
 
 
 def release(cfg: TrainConfig, owner: str) -> None:
@@ -264,10 +269,15 @@ def restore(store: Store, manifest: Manifest, run_dir: Path, say: Say) -> None:
     # config.json is the first of them: from then on, this folder belongs to the run.
     for name in (*SMALL_FILES, *(name for name in events if name.count("/") == 1)):
         found = None if had_run and name == CONFIG else store.get(name)
+        if had_run and name == ownership.PAID and is_less_paid(found, run_dir):
+            continue
         if found is not None:
             (run_dir / name).parent.mkdir(exist_ok=True)
             with files.replaced(run_dir / name, "wb", sync=True) as file:
                 file.write(found[0])
+        elif had_run and name == ownership.BUDGET_EVENTS:
+            # The run went on without these: they would contradict its newer checkpoint.
+            (run_dir / name).unlink(missing_ok=True)
     best = manifest.copy_of(manifest.best_step)
     if best is not None and best.step != manifest.step:
         with suppress(checkpoint.DamagedCheckpointError):
@@ -275,6 +285,7 @@ def restore(store: Store, manifest: Manifest, run_dir: Path, say: Say) -> None:
     copy = download_newest(store, manifest, folder, say)
     if best is not None and best.step == copy.step:
         checkpoint.mark_best(checkpoint.step_path(folder, copy.step))
+    correct_status(run_dir, copy.step)
     text = f"restored from {store.url}: step {copy.step}, run {manifest.run[:8]}"
     now = run_folder.commit()
     if manifest.commit != now:
@@ -282,6 +293,25 @@ def restore(store: Store, manifest: Manifest, run_dir: Path, say: Say) -> None:
     say(text)
     with open(run_dir / ownership.LOG, "a") as file:
         file.write(json.dumps({"kind": "event", "step": copy.step, "text": text}) + "\n")
+
+
+def is_less_paid(found: tuple[bytes, str] | None, run_dir: Path) -> bool:
+    """Whether the file of the paid clock there knows of less time than the folder's own: it is
+    copied now and then, and this one was written every second."""
+    text = found[0].strip() if found else b""
+    return not text.isdigit() or int(text) < 1000 * status.kept_paid_s(run_dir)
+
+
+def correct_status(run_dir: Path, step: int) -> None:
+    """Have the restored status.json say what is true of the checkpoint of this step beside it."""
+    restored = status.known_status(run_dir)
+    if "state" not in restored:
+        return
+    # It was copied before the last checkpoint was: a machine that was lost in between leaves a run
+    # that is done without its end, which must be trained again.
+    is_short = restored["state"] == status.DONE and restored.get("step") != step
+    state = status.INTERRUPTED if is_short else restored["state"]
+    status.write_status(run_dir, state=state, mirrored_step=step)
 
 
 def download_newest(store: Store, manifest: Manifest, folder: Path, say: Say) -> Copy:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from resnet50.config.train_config import NO_MIRROR, TrainConfig
 from resnet50.config.train_flags import Request
 from resnet50.records import ownership, run_folder, status
-from resnet50.run import consistency, mirror, mirror_start
+from resnet50.run import consistency, mirror, mirror_keeper, mirror_start
 from resnet50.run.mirror import Mirror
 from resnet50.system import processes
 from resnet50.system.interruption import Interrupted, Interruption
@@ -85,7 +85,12 @@ def finish(run: "Run", state: str) -> str:
     if run.mirror is None:
         return state
     step, is_over = run.parts.state.step, state in status.ENDED
-    limit_s = mirror.ENDED_S if is_over and not run.interruption.requested else mirror.STOPPED_S
+
+    def limit_s() -> float:
+        has_time = is_over and not run.interruption.requested
+        return mirror.ENDED_S if has_time else mirror.STOPPED_S
+
+    mirror_keeper.stop()  # of a torchrun by hand; the ranks beat
     has_all = run.mirror.finish(limit_s, lambda: run.heartbeat.beat(step))
     run.mirror.report(run.log, step)
     if has_all:

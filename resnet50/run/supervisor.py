@@ -140,13 +140,20 @@ def check_run(
     if request.fresh:
         run_folder.make_room(run_dir, request.overwrite)
     ended, stored = status.known_status(run_dir), run_folder.read_settings(run_dir)
-    is_done = ended.get("state") == status.DONE and stored is not None
+    is_done = ended.get("state") == status.DONE and stored is not None and is_mirrored(cfg, ended)
     paid_clock = None
     if not is_done or is_prolonged(cfg, stored, ended.get("step", 0)):
         run_folder.refuse_lost_checkpoints(run_dir)
         paid_clock = PaidClock.begin(run_dir, request.fresh)
         paid_clock.keep()
     return Start(cfg, lock, num_gpus, mirror_owner, said_of_price, paid_clock)
+
+
+def is_mirrored(cfg: TrainConfig, ended: Mapping[str, object]) -> bool:
+    """Whether nothing is left to copy: a kill may have come after the run's end and before its last
+    checkpoint was in the mirror. ended: the run's status.json."""
+    known = status.numbers(ended)
+    return cfg.mirror == NO_MIRROR or known.get("mirrored_step", -1) >= known.get("step", 0)
 
 
 def say_done(cfg: TrainConfig, ended: Mapping[str, object]) -> None:

@@ -14,8 +14,8 @@ from support.needs import needs_root
 from support.runs import newest_checkpoint
 
 from resnet50.config.train_config import TrainConfig
-from resnet50.records import checkpoint, run_folder
-from resnet50.run import mirror, mirror_manifest, mirror_start
+from resnet50.records import checkpoint, run_folder, status
+from resnet50.run import mirror, mirror_manifest, mirror_start, supervisor
 from resnet50.run.mirror import Mirror
 from resnet50.run.mirror_lock import LOCK, MirrorLock
 from resnet50.run.mirror_manifest import POINTER
@@ -186,13 +186,12 @@ def test_a_store_that_hangs_holds_up_nobody(started):
     assert started._idle.wait(20)
     started._store.before = hang
     write(started._run_dir, 6)
-    began = time.monotonic()
     started.note(6, is_best=False)
     assert has_come.wait(20)
     began = time.monotonic()
     started.note(9, is_best=False)
     assert started.status()["mirrored_step"] == 3
-    assert not started.finish(0.0, lambda: None) and "has step 3 of 9" in started.standing()
+    assert not started.finish(lambda: 0.0, lambda: None) and "has step 3 of 9" in started.standing()
     assert time.monotonic() - began < 0.5
     gate.set()
 
@@ -208,7 +207,7 @@ def test_checkpoints_that_come_while_it_copies_are_passed_over(started):
     assert started._idle.wait(20)
     manifest, _ = mirror_manifest.read(started._store)
     assert manifest.step == 15 and len(manifest.copies) == 2
-    assert started.finish(20, lambda: None) and started._store.get(LOCK) is None
+    assert started.finish(lambda: 20.0, lambda: None) and started._store.get(LOCK) is None
 
 
 def test_another_start_takes_over_and_this_one_stops_copying_and_says_so(started, monkeypatch):
@@ -227,7 +226,7 @@ def test_another_start_takes_over_and_this_one_stops_copying_and_says_so(started
     before = started._store.get(POINTER)
     write(started._run_dir, 9)
     started.note(9, is_best=False)
-    assert started.finish(20, lambda: None), "nothing more is to be done"
+    assert started.finish(lambda: 20.0, lambda: None), "nothing more is to be done"
     assert started._store.get(POINTER) == before
     assert [text for text in started._messages if "another start has taken over" in text]
     assert len(started._messages) == 1
@@ -250,7 +249,7 @@ def test_one_who_wrote_late_does_not_stop_the_one_who_has_the_lock(started, monk
     assert started._idle.wait(20) and not started._is_taken
     assert mirror_manifest.read(started._store)[0].step == 6
     assert "wrote there once more" in started._messages[0] and len(started._messages) == 2
-    assert started.finish(20, lambda: None)
+    assert started.finish(lambda: 20.0, lambda: None)
 
 
 @needs_root
@@ -267,10 +266,10 @@ def test_a_full_disk_is_said_once_and_caught_up_with(run_dir, tmp_path, monkeypa
         write(run_dir, 3)
         copying = mirror_of(run_dir, open_store(str(disk / "mirror"), "--mirror"))
         copying.start(3, -1)
-        time.sleep(1)
+        wait_until(lambda: copying._messages)
         assert not copying._idle.is_set()
         (disk / "filler").unlink()
-        assert copying.finish(20, lambda: None)
+        assert copying.finish(lambda: 20.0, lambda: None)
         first, last = copying._messages
         assert "No space left on device" in first and "minutes behind" in first
         assert last.endswith("has caught up: step 3")
@@ -292,12 +291,88 @@ def test_a_damaged_checkpoint_there_costs_only_itself(started, tmp_path):
     assert checkpoint.steps_in(tmp_path / "new/checkpoints") == [3]
 
 
-def test_an_older_folder_of_the_run_is_brought_up_to_date(started, tmp_path):
+@pytest.mark.parametrize("paid, kept", [(7000, 8000), (9000, 9000)])
+def test_an_older_folder_of_the_run_is_brought_up_to_date(started, tmp_path, paid, kept):
     """A disk that was left behind, and is mounted again after the run went on elsewhere."""
     assert started._idle.wait(20)
     restored(started._store, tmp_path / "old")
+    (tmp_path / "old/.paid_ms").write_text("8000\n")
+    started._store.put(".paid_ms", b"%d\n" % paid)
+    (tmp_path / "old/budget_events.jsonl").write_text('{"step": 5}\n')
     write(started._run_dir, 6)
     started.note(6, is_best=False)
     assert started._idle.wait(20)
     assert restored(started._store, tmp_path / "old") == 6
     assert checkpoint.steps_in(tmp_path / "old/checkpoints") == [3, 6]
+    assert status.kept_paid_s(tmp_path / "old") == kept / 1000
+    assert not (tmp_path / "old/budget_events.jsonl").exists(), "the run went on without it"
+
+
+def test_a_signal_shortens_the_last_wait(started):
+    gate, limits_s = threading.Event(), [600.0]
+    assert started._idle.wait(20)
+    started._store.before = lambda what: gate.wait(20) and None
+    write(started._run_dir, 6)
+    started.note(6, is_best=False)
+    threading.Timer(0.3, lambda: limits_s.append(0.1)).start()
+    began = time.monotonic()
+    assert not started.finish(lambda: limits_s[-1], lambda: None)
+    assert time.monotonic() - began < 10
+    gate.set()
+
+
+@pytest.mark.parametrize("step, state", [(3, "done"), (6, "interrupted")])
+def test_a_run_that_is_done_is_so_elsewhere_only_with_its_last_checkpoint(
+    started, tmp_path, step, state
+):
+    """status.json is copied before the checkpoint."""
+    assert started._idle.wait(20)
+    ended = {"state": "done", "step": step, "attempt": "a", "stop_step": step, "mirrored_step": 0}
+    started._store.put("status.json", json.dumps(ended).encode())
+    restored(started._store, tmp_path / "new")
+    found = status.read_status(tmp_path / "new")
+    assert found == ended | {"state": state, "mirrored_step": 3}
+
+
+def test_a_run_that_is_done_and_not_copied_is_not_left_alone():
+    cfg = TrainConfig(mirror="s3://bucket/run")
+    assert not supervisor.is_mirrored(cfg, {"step": 6, "mirrored_step": 3})
+    assert not supervisor.is_mirrored(cfg, {"step": 6})
+    assert supervisor.is_mirrored(cfg, {"step": 6, "mirrored_step": 6})
+    assert supervisor.is_mirrored(TrainConfig(), {"step": 6})
+
+
+def test_files_that_were_removed_meanwhile_are_copied_again(started, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "FIRST_PAUSE_S", 0.05)
+    assert started._idle.wait(20)
+    for name in started._store.list():
+        if name != LOCK:
+            started._store.delete(name)
+    write(started._run_dir, 6)
+    started.note(6, is_best=False)
+    assert started._idle.wait(20)
+    assert "its files are gone: copying all again" in started._messages[0]
+    assert restored(started._store, tmp_path / "new") == 6
+
+
+def test_a_newer_best_checkpoint_is_not_taken_for_an_older_one(run_dir, tmp_path):
+    store = Watched(tmp_path / "mirror")
+    copying = mirror_of(run_dir, store)
+    copying._begin()
+    for step in (3, 6, 9):
+        write(run_dir, step, keep=1)
+    folder = run_folder.checkpoints_dir(run_dir)
+    checkpoint.mark_best(checkpoint.step_path(folder, 9))
+    copying._best_step = 6
+    assert copying._copy_checkpoint(6) is None, "it is gone, and best.pt is that of step 9"
+    copying._best_step = 9
+    checkpoint.step_path(folder, 9).unlink()
+    assert copying._copy_checkpoint(9).step == 9
+
+
+def test_the_paid_time_is_copied_between_two_checkpoints(started, monkeypatch):
+    monkeypatch.setattr(mirror, "BEAT_S", 0.05)
+    assert started._idle.wait(20)
+    (started._run_dir / ".paid_ms").write_text("5000\n")
+    wait_until(lambda: started._store.get(".paid_ms"))
+    assert mirror_manifest.read(started._store)[0].step == 3

@@ -29,6 +29,8 @@ from support.runs import (
 )
 from support.s3_server import BUCKET
 
+from resnet50.records import status
+
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 # What the server is told, and what the run's one warning then says. The answer to a HEAD has no
 # body, and so no code of the error.
@@ -145,3 +147,32 @@ def test_a_mirror_that_is_new_to_a_run_that_has_ended_gets_all_of_it(image_folde
     assert mirrored(tmp_path / "mirror")["copies"] == []
     assert run_here([*words, f"--mirror={tmp_path / 'mirror'}"], tmp_path).code == 0
     assert [copy["step"] for copy in mirrored(tmp_path / "mirror")["copies"]] == [4]
+
+
+def lose_last_copy(mirror: Path) -> None:
+    """Leave what a kill leaves that comes after status.json and before the last checkpoint."""
+    pointer = mirrored(mirror)
+    (mirror / pointer["copies"].pop()["name"]).unlink()
+    (mirror / "mirror.json").write_text(json.dumps(pointer))
+
+
+def test_a_run_lost_between_its_end_and_its_last_copy_goes_on(image_folder, tmp_path):
+    """On the same disk it is copied, on an empty one trained to its end."""
+    mirror = tmp_path / "mirror"
+    more = "--max_steps=4", "--save_every_steps=2", f"--mirror={mirror}"
+    first, second = (
+        train_words(*tiny_flags(image_folder, tmp_path / name), *more) for name in ("1", "2")
+    )
+    assert run_here(first, tmp_path).code == 0
+    lose_last_copy(mirror)
+    status.write_status(tmp_path / "1", mirrored_step=2)
+    assert run(first, tmp_path).code == 0
+    assert mirrored(mirror)["copies"][-1]["step"] == 4
+    lose_last_copy(mirror)
+    assert status_of(mirror)["state"] == "done"
+    result = run(second, tmp_path)
+    assert result.code == 0 and f"restored from {mirror}: step 2" in result.out, result.err
+    assert mirrored(mirror)["copies"][-1]["step"] == status_of(tmp_path / "2")["step"] == 4
+    assert_same_end(tmp_path / "1", tmp_path / "2")
+    result = run(second, tmp_path)
+    assert result.code == 0 and "is done at step 4" in result.out
