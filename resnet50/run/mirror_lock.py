@@ -9,6 +9,8 @@ at once. Any other owner is dead when its beat is 60 s old, by the store's own c
 taken with a conditional write, so that of two starts one wins, and an owner that was away for a
 minute (a suspended machine, a cut cable) learns at its next beat that it has lost.
 
+The ranks beat (mirror.py), and while none does, mirror_keeper.py.
+
 A store without conditional writes is found out and warned of. There the lock is read before it is
 written: two starts within one round trip of each other may both believe that they have it.
 """
