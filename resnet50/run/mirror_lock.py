@@ -9,6 +9,8 @@ at once. Any other owner is dead when its beat is 60 s old, by the store's own c
 taken with a conditional write, so that of two starts one wins, and an owner that was away for a
 minute (a suspended machine, a cut cable) learns at its next beat that it has lost.
 
+The ranks beat (mirror.py), and while none does, mirror_keeper.py.
+
 A store without conditional writes is found out and warned of. There the lock is read before it is
 written: two starts within one round trip of each other may both believe that they have it.
 """
@@ -27,10 +29,12 @@ LOCK = "lock.json"
 BEAT_S = 10.0
 DEAD_S = 60.0  # six beats: a store that is slow for a while costs nobody the lock
 PATIENCE_S = 90.0
-POLL_S, RETRY_S = 2.0, 0.2
-ADOPT_TRIES = 3
+POLL_S = 2.0
+RETRY_S = 0.2  # after a write that somebody else's came before
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 OURS = "ours"  # why a lock may be taken over without a word
+# Of one that this start holds: another process of it may write in between.
+ADOPT_TRIES = 3
 
 
 class MirrorLock:
@@ -51,20 +55,23 @@ class MirrorLock:
         url, until_s, has_said = self.store.url, time.monotonic() + PATIENCE_S, False
         while not self._create():
             holder, version = self._read()
-            reason = self._why_dead(holder) if version else ""
-            if reason and self._replace(version):
-                if reason != OURS:
-                    say(f"{url}: taken over from {name_of(holder)}, {reason}")
-                break
-            if time.monotonic() > until_s:
+            is_late = time.monotonic() > until_s
+            if not (version or is_late):
+                time.sleep(RETRY_S)
+                continue  # it was released meanwhile
+            if reason := self._why_dead(holder):
+                if self._replace(version):
+                    if reason != OURS:
+                        say(f"{url}: taken over from {name_of(holder)}, {reason}")
+                    break
+                if not is_late:
+                    time.sleep(RETRY_S)
+                    continue  # somebody was quicker, or it is alive after all
+            if is_late:
                 raise ValueError(
                     f"--mirror {url} is in use by {name_of(holder)}, which is alive: wait for it, "
                     "stop it, or give another --mirror"
                 )
-            # It was released meanwhile, or somebody was quicker, or it is alive after all.
-            if reason or not version:
-                time.sleep(RETRY_S)
-                continue
             if not has_said:
                 has_said = True
                 say(
