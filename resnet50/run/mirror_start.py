@@ -240,7 +240,7 @@ def check_settings(store: Store, manifest: Manifest, start: Start) -> TrainConfi
             f"{error}. Update this one, or give another --mirror"
         ) from None
     given = {name: value for name, value in start.request.settings.items() if name != "run_dir"}
-    given = not_planned(given, settings, budget)
+    given = not_planned(given, budget)
     cfg = resumed(stored, given, where=store.url, option=OPTION)
     return dataclasses.replace(cfg, data_dir=start.cfg.data_dir)
 
