@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,6 +161,7 @@ class Machine:
         """Until the bucket has a checkpoint of this step or a later one."""
 
         def has_step() -> bool:
+            time.sleep(0.2)  # the server has the machine's own requests to answer
             return newest_step(server) >= step or self.process.poll() is not None
 
         wait_for(has_step, what=f"step {step} in the bucket")

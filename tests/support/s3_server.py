@@ -7,6 +7,7 @@ of a PUT it has right, a file that is gone included.
 
 import os
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -52,15 +53,23 @@ class Server:
 
     def get(self, name: str) -> bytes:
         """A file of the bucket; empty if there is none."""
-        try:
-            # moto looks for no signature, but for this header.
-            headers = {"Authorization": "AWS KEY-OF-TESTS:any"}
-            request = urllib.request.Request(self._url_of(name), headers=headers)
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.read()
-        except urllib.error.HTTPError as error:
-            assert error.code == 404, error
-            return b""
+        # moto looks for no signature, but for this header.
+        headers = {"Authorization": "AWS KEY-OF-TESTS:any"}
+        request = urllib.request.Request(self._url_of(name), headers=headers)
+        for tries_left in reversed(range(5)):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return answer.read()
+            except urllib.error.HTTPError as error:
+                if error.code == 404:
+                    return b""
+                # moto may fail while the file is being replaced, or be too busy to answer.
+                assert tries_left and error.code >= 500, error
+            except OSError:
+                if not tries_left:
+                    raise
+            time.sleep(0.5)
+        return b""
 
     def _url_of(self, name: str) -> str:
         return f"{self.environment['AWS_ENDPOINT_URL']}/{BUCKET}/{name}"
