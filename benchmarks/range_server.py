@@ -70,6 +70,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # 40 ms a request
 
     def do_GET(self) -> None:
+        """Send the file, or the range of it that was asked for."""
         settings, name = self.settings, self.path.strip("/")
         path = settings.folder / name
         if settings.error or not path.is_file():

@@ -68,6 +68,7 @@ def look_at(source: PackSource, split: str, give_up_s: float) -> Wanted:
     url = source.url_of(name)
 
     def look() -> Wanted:
+        """What is there now; asked again while the source does not answer."""
         there = source.size_of(name)
         header = b"".join(source.read(name, 0, pack.HEADER.size))
         if len(header) < min(pack.HEADER.size, there):

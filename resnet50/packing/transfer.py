@@ -131,7 +131,7 @@ class Transfer:
                     self._fetch(file, item)
                 self._events.put(Event(done=item, was_there=is_there))
         except Stopped:
-            pass
+            pass  # whoever has stopped this thread knows why
         except BaseException as error:  # the caller's thread raises it
             self._events.put(error)
         self._events.put(None)

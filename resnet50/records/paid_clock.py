@@ -88,7 +88,7 @@ class PaidClock:
         try:
             os.pwrite(file, text, 0)
         except OSError:
-            pass
+            pass  # a full disk; the next write may find room
         finally:
             os.close(file)
 
