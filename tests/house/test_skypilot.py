@@ -29,6 +29,8 @@ from support.pictures import STEPS_PER_EPOCH
 from support.runs import assert_same_end, steps_logged
 from support.s3_server import BUCKET, Server
 
+from resnet50.system import processes
+
 YAML = REPOSITORY / "launch" / "skypilot.yaml"
 EPOCHS = 40  # long enough for a signal to come before the end
 PYTHON = os.environ.get("SKYPILOT_PYTHON", "")
@@ -179,9 +181,13 @@ class Machine:
     def trainer(self) -> int:
         """Id of the process that SkyPilot started train.py as."""
         begin = f"{sys.executable}\0train.py\0".encode()
-        lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in self.processes()}
-        (pid,) = (pid for pid, line in lines.items() if line.startswith(begin))
-        return pid
+        ours = []
+        for pid in self.processes():
+            with contextlib.suppress(OSError):  # it has ended
+                if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(begin):
+                    ours.append(pid)
+        # The oldest: a child that it starts has its command line, too, until it executes another.
+        return min(ours, key=processes.started)
 
     def vanish(self) -> None:
         """All processes and the disk are gone at once."""

@@ -23,7 +23,14 @@ from support.commands import (
 )
 from support.in_process import run_here
 from support.pictures import make_folder
-from support.runs import assert_same_end, events_of, newest_checkpoint, status_of, steps_logged
+from support.runs import (
+    assert_same_end,
+    events_of,
+    newest_checkpoint,
+    saved_steps,
+    status_of,
+    steps_logged,
+)
 
 from resnet50.records import ownership, paid_clock
 from resnet50.run.budget import tolerance_s
@@ -75,7 +82,7 @@ def test_a_minute_is_spent_though_it_is_killed_and_its_replay_has_the_same_bits(
     run_dir = tmp_path / "run"
     words = words_of(photos, run_dir, "--budget_usd=0.05", "--price_per_hour=3")
     first = start(words, tmp_path)
-    wait_for(lambda: last_step(run_dir) > 300 or first.poll() is not None, 60)
+    wait_for(lambda: paid_clock.read(run_dir) > 25 and saved_steps(run_dir))
     kill(first)
     again = run(words, tmp_path)
     assert again.code == 0, again.err
