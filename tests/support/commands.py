@@ -130,13 +130,28 @@ def processes_mentioning(text: str) -> list[int]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            command = command_line(entry)
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue  # it ended meanwhile
         if text in command and state != "Z":
             found.append(int(entry.name))
     return found
+
+
+def command_line(entry: Path) -> str:
+    """Of a process's folder in /proc; empty for a zombie, or a thread of the kernel.
+
+    While one program takes the place of another (execve), the kernel shows none for a moment, and
+    a shell that has just been started would go unseen.
+    """
+    while not (command := (entry / "cmdline").read_bytes()):
+        try:
+            (entry / "exe").readlink()
+        except OSError:  # it has no program
+            break
+        time.sleep(0.001)
+    return command.decode(errors="replace")
 
 
 def kill(process) -> None:
