@@ -207,6 +207,16 @@ def as_python(words: list[str]) -> list[str]:
     return words
 
 
+def check_training(flags: list[str]) -> None:
+    """Plan a run on as many images as ImageNet has."""
+    presets = {name: preset.summary for name, preset in RECIPES.items()}
+    settings = train_flags.parse(train_flags.build_parser(presets, ""), flags).settings
+    preset = RECIPES[settings.get("recipe", "onecycle50")].settings
+    size = settings.get("total_batch_size", preset["total_batch_size"])
+    settings = {**preset, **settings, "device_batch_size": size}
+    make_plan(TrainConfig(**settings), 10**6)
+
+
 def check(words: list[str]) -> None:
     """Read a command's flags with the parser of its script; ends the program on an unknown one."""
     words = as_python(words)
@@ -229,12 +239,7 @@ def check(words: list[str]) -> None:
             command = " ".join(["kaggle", *words[:-2]])  # without the folder to write to
             assert command in dataset_paths.HOW_TO_GET_IMAGENET
         case ["python", "train.py", *flags]:
-            presets = {name: preset.summary for name, preset in RECIPES.items()}
-            settings = train_flags.parse(train_flags.build_parser(presets, ""), flags).settings
-            preset = RECIPES[settings.get("recipe", "onecycle50")].settings
-            size = settings.get("total_batch_size", preset["total_batch_size"])
-            settings = {**preset, **settings, "device_batch_size": size}
-            make_plan(TrainConfig(**settings), 10**6)
+            check_training(flags)
         case ["tmux", "new-session", "-d", "-s", _, inner]:
             check(shlex.split(inner))
         case ["python", "prepare_data.py", *flags]:

@@ -229,8 +229,8 @@ def test_as_a_user_with_sudo_and_under_systemd(host):
         uid = int(host.call("id", "--user", "trainer").stdout)
         subprocess.run(["chown", "--recursive", f"{uid}:{uid}", setup.clone], check=True)
         become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--init-groups"]
-        setup.words = [*become, *setup.words, "--way=systemd", "--then=stop-host"]
-        setup.words += ["--budget_hours=4"]
+        more = "--way=systemd", "--then=stop-host", "--budget_hours=4"
+        setup.words = [*become, *setup.words, *more]
         path = f"{stubs}:{os.environ['PATH']}"
 
         def start(*flags: str, **more: str) -> tuple[int, str]:
@@ -242,12 +242,12 @@ def test_as_a_user_with_sudo_and_under_systemd(host):
         assert code == 0 and "SHUT DOWN" in out, out
         listed = host.call("find", MOUNT, str(setup.clone), "-not", "-user", "trainer")
         assert listed.stdout.split() == [f"{MOUNT}/lost+found"]
-        unit = setup.path("/etc/systemd/system/resnet50-training.service")
+        unit_name = "resnet50-training.service"
+        unit = setup.path(f"/etc/systemd/system/{unit_name}")
         assert "User=trainer" in unit.read_text() and unit.stat().st_uid == 0
         asked = [line for line in calls.read_text().splitlines() if "is-active" not in line]
         # The volume's mount, then the units.
         reload = "0 systemctl daemon-reload"
-        unit_name = "resnet50-training.service"
         at_the_latest = f"0 -h +264 the budget of the training in {RUN} is spent"  # 4 h and 24 min
         asked = [line.partition(" (resnet50-")[0] for line in asked]
         assert [line for line in asked if line != reload] == [
