@@ -142,10 +142,6 @@ def save_is_due(run: Run) -> bool:
     # A resume begins at a saved step, which need not be saved again.
     if cfg.save_every_steps and step % cfg.save_every_steps == 0 and step != run.saved_step:
         return True
-    # Once the schedule has begun to go faster, so that a resume need not go back before that.
-    events = run.parts.plan.events
-    if events and step == events[-1].step + 1 and step != run.saved_step:
-        return True
     # On a slow disk the previous save may still be running, and a new one would wait for it.
     return time.monotonic() >= run.save_due_s and not run.writer.is_busy
 

@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class CheckpointWriter:
         self.folder, self.keep, self.written_step = folder, keep, written_step
         # Told of each finished file, in the thread: its step, and whether it is the best so far.
         self.on_written: Callable[[int, bool], None] = lambda step, is_best: None
+        # Of the last file: when it was begun, on the monotonic clock, and how long it took.
+        self.begun_s, self.took_s = -float("inf"), 0.0
         self._thread: threading.Thread | None = None
         # Several, for on a slow disk the next save begins before the loop has asked about the last.
         self._failures: deque[Failure] = deque()
@@ -53,6 +56,7 @@ class CheckpointWriter:
         as soon as this returns.
         """
         self.wait()
+        self.begun_s = time.monotonic()
         words = (step, on_host(state), is_best)
         # Not a daemon: unless it is killed, the program ends only after this file is written.
         self._thread = threading.Thread(target=self._write, args=words, name="checkpoint")
@@ -83,6 +87,7 @@ class CheckpointWriter:
             self._failures.append(Failure(step, error))
         except BaseException as error:
             self._bug = error  # raised in the loop, where it ends the run as any other would
+        self.took_s = time.monotonic() - self.begun_s
 
 
 def make_room(folder: Path, state: dict) -> None:

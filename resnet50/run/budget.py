@@ -25,7 +25,7 @@ BLOCK, LEAST_BLOCK_S = 0.01, 1.0  # of the budget: the speed is measured in such
 RECENT_BLOCKS, LEAST_BLOCKS = 6, 3  # the speed now is the median of so many
 RECENT_EVALUATIONS = 5
 PATIENCE = 0.1  # of the budget: a start with more left waits for its own blocks
-TRUSTED = 0.8  # of the budget: until then a host may still come up to what was planned
+TRUSTED = 0.9  # of the budget: until then a host may still come up to what was planned
 # A schedule's end can be brought forward, but not put off. So it is planned for a host this much
 # faster than measured, and the run's own speed says what it really is.
 FASTER = 1.1

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EVERY_S = 2.0
 WARN_EVERY_S = 60.0
+SAVING_SHARE = 0.05  # of the time: what checkpoints may take that are made since an end has moved
 
 
 class Controller(Protocol):
@@ -61,6 +62,7 @@ def steer(run: "Run") -> None:
         return
     parts.bend(event)
     log.replan(parts.plan)
+    run.save_sooner(SAVING_SHARE)  # a resume that goes back before it may be too late to be in time
     why = f" ({event.why})" if event.why else ""
     log.event(
         parts.state.step,

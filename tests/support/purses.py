@@ -35,6 +35,7 @@ class History:
     stalls: tuple[tuple[float, float], ...]
     evaluation: float  # of an epoch's time
     start_s: float
+    save_s: float  # by which a checkpoint holds up the steps, as on one core
     save_every_s: float
 
 
@@ -66,6 +67,7 @@ def histories(draw: st.DrawFn) -> History:
         stalls=tuple(sorted(draw(st.lists(stalls, max_size=2)))),
         evaluation=draw(st.floats(0, 0.1)),
         start_s=draw(st.floats(1, min(most_s / 2, 20))),
+        save_s=draw(st.floats(0.1, min(most_s / 10, 5))),
         save_every_s=draw(st.floats(30, 300)),
     )
 
@@ -99,7 +101,7 @@ class Purse:
 
     def run(self) -> Outcome:
         step, saved, skipped = 0, (0, None), []
-        save_due_s, controller = 0.0, self._start()
+        save_due_s, begun_s, controller = 0.0, -float("inf"), self._start()
         self.paid_s += self.times.start_s
         while True:
             if self._is_killed():
@@ -112,14 +114,17 @@ class Purse:
             if all(event.step <= step for event in self.plan.events):
                 event = self._decide(controller, step)
                 if event:
-                    self.plan, save_due_s = self.plan.bent(event), 0.0
+                    self.plan = self.plan.bent(event)
+                    sooner_s = begun_s + self.times.save_s / steering.SAVING_SHARE
+                    save_due_s = min(save_due_s, sooner_s)
             if self.plan.evaluates_at(step, self.cfg.eval_every_epochs):
                 self.paid_s += self.times.evaluation_s * 1.1
             if step >= self.plan.stop_step:
                 break
             if self.paid_s >= save_due_s or self.plan.ends_epoch(step):
-                saved = step, controller.to_json()
+                saved, begun_s = (step, controller.to_json()), self.paid_s
                 save_due_s = self.paid_s + self.history.save_every_s
+                self.paid_s += self.times.save_s
             del skipped[step:]
             skipped.append(self.plan.course.skipped(step))
             self._take(step)
@@ -169,7 +174,7 @@ def measured(cfg: TrainConfig, history: History) -> HostTimes:
     return HostTimes(
         {size: step_s * share for size, share in work.items()},
         evaluation_s=history.evaluation * step_s * history.steps_per_epoch,
-        save_s=0.3,
+        save_s=history.save_s,
         start_s=history.start_s,
     )
 
