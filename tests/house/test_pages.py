@@ -76,7 +76,7 @@ BY_HAND = [
     f"benchmarks/{name}.py"
     for name in (
         *("save_and_resume", "start_up", "empty_disk", "progress_picture", "methods"),
-        "fashion_part",
+        *("fashion_part", "budget_or_limit"),
     )
 ]
 
