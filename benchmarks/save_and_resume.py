@@ -221,9 +221,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     resume = json.loads(told.splitlines()[-1])
     cost = resume["start"] + resume["first step"] - resume["model"] - resume["a later step"]
     print(
-        f"resume at step {RESUME_AT:,} of {run.plan.steps_per_epoch:,}: "
+        f"resume at step {RESUME_AT:,} of {run.parts.plan.steps_per_epoch:,}: "
         + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in resume.items())
-        + f"; without model and step {cost:.2f} s\n{run.precision.name}, "
+        + f"; without model and step {cost:.2f} s\n{run.parts.precision.name}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     return 0

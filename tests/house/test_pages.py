@@ -294,6 +294,21 @@ def test_the_time_to_accuracy_is_measured(tmp_path):
 
 
 @pytest.mark.long
+def test_saves_and_starts_are_measured(packs, tmp_path):
+    """A change of what they measure must not break what is run by hand."""
+    quick = [f"--data_dir={packs}", "--steps=1", "--rounds=1", f"--mirror={tmp_path}"]
+    out = run_benchmark("benchmarks/save_and_resume.py", *quick)
+    assert "one that is copied to --mirror" in out and "resume at step 4,000 of 5,004" in out
+    assert not list(tmp_path.iterdir())
+    out = run_benchmark("benchmarks/empty_disk.py", f"--data_dir={packs}", "--gb=0.02")
+    assert "| from an empty disk to the first step | " in out
+    quick = ["--recipe=tiny", "--minutes=0.7", "--seeds=0", f"--results={tmp_path / 'results'}"]
+    for _ in range(2):  # the second time from the results
+        out = run_benchmark("benchmarks/budget_or_limit.py", f"--data_dir={packs}", *quick)
+        assert "| 0.7 | 0 | " in out and "points" in out
+
+
+@pytest.mark.long
 def test_the_picture_of_the_progress_is_made(tmp_path):
     photos, path = make_folder(tmp_path / "photos", 400, 2), tmp_path / "out.png"
     words = [f"--data_dir={photos}", f"--out={path}", "--recipe=tiny", "--percent=5"]
