@@ -28,6 +28,7 @@ from resnet50.records import status
 
 REPOSITORY = Path(__file__).parent.parent
 BUDGET, LIMIT = "budget", "limit"
+SLACK_S = 600.0  # that a run may take beside its minutes
 
 
 def flags_of(kind: str, minutes: float) -> str:
@@ -49,24 +50,42 @@ def run_pair(args: argparse.Namespace, minutes: float, seed: int) -> dict[str, d
     cores = sorted(os.sched_getaffinity(0))
     halves = cores[: len(cores) // 2] or cores, cores[len(cores) // 2 :]
     with tempfile.TemporaryDirectory() as name:
-        processes = {}
-        for number, kind in enumerate(keys):
+        commands = {}
+        for number, (kind, key) in enumerate(keys.items()):
             half = halves[(number + seed) % 2]
             words = [f"--data_dir={args.data_dir}", f"--run_dir={name}/{kind}", f"--seed={seed}"]
-            with open(f"{name}/{kind}.txt", "w") as out:
-                processes[kind] = subprocess.Popen(
-                    [sys.executable, "train.py", *words, *keys[kind]["flags"]],
-                    cwd=REPOSITORY,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    preexec_fn=lambda half=half: os.sched_setaffinity(0, half),
-                )
-        for kind, process in processes.items():
-            if process.wait():
-                raise RuntimeError(Path(f"{name}/{kind}.txt").read_text()[-2000:])
+            commands[kind] = words + key["flags"], half
+        train_both(commands, Path(name), 60 * minutes + SLACK_S)
         for kind, key in keys.items():
             found[kind] = results_file.append(args.results, key, result_of(Path(name, kind)))
     return found
+
+
+def train_both(
+    commands: dict[str, tuple[list[str], list[int]]], folder: Path, limit_s: float
+) -> None:
+    """Run train.py with both lists of flags, each on its cores. Raises RuntimeError if one fails,
+    and ends the other one then."""
+    processes = {}
+    try:
+        for kind, (flags, cores) in commands.items():
+            with (folder / f"{kind}.txt").open("w") as out:
+                processes[kind] = subprocess.Popen(
+                    [sys.executable, "train.py", *flags],
+                    cwd=REPOSITORY,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    preexec_fn=lambda cores=cores: os.sched_setaffinity(0, cores),
+                )
+        for kind, process in processes.items():
+            if process.wait(limit_s):
+                raise RuntimeError((folder / f"{kind}.txt").read_text()[-2000:])
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"train.py has not ended after {error.timeout:.0f} s") from None
+    finally:
+        for process in processes.values():
+            process.terminate()  # it saves and ends
+            process.wait(SLACK_S)
 
 
 def result_of(run_dir: Path) -> dict[str, float]:
@@ -103,26 +122,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    results_file.add_options(parser, "budget_or_limit.jsonl")
     add = parser.add_argument
-    add("--data_dir", type=Path, required=True, metavar="DIR", help="packed, or a folder")
     add("--recipe", default="small", help="[small]")
     add("--epochs", type=int, default=30, metavar="N", help="of the run that is cut off [30]")
     add("--minutes", type=float, nargs="+", default=[3, 6], metavar="X", help="[3 6]")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="[0 1 2]")
-    add("--flags", nargs="*", default=[], metavar="WORD", help="more flags of train.py, without --")
-    add("--results", type=Path, default=Path("runs/budget_or_limit.jsonl"), metavar="FILE")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, print the table."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if not args.data_dir.is_dir():
-        parser.error(f"--data_dir {args.data_dir}: no such folder")
-    args.data_dir = args.data_dir.resolve()
-    args.flags = [f"--{word}" for word in args.flags]
-    args.machine = results_file.machine()
+    args = results_file.parse(build_parser(), argv)
     pairs = {}
     try:
         for seed in args.seeds:

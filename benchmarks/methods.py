@@ -119,29 +119,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    results_file.add_options(parser, "methods.jsonl")
     add = parser.add_argument
-    add("--data_dir", type=Path, required=True, metavar="DIR", help="packed, or a folder")
     add("--recipe", choices=list(METHODS), default="small", help="[small]")
     names = [f"of {recipe}: {'; '.join(methods)}" for recipe, (_, methods) in METHODS.items()]
     add("--only", nargs="+", metavar="NAME", help=f"[all] {'. '.join(names)}")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="[0 1 2]")
-    add("--flags", nargs="*", default=[], metavar="WORD", help="more flags of train.py, without --")
-    add("--results", type=Path, default=Path("runs/methods.jsonl"), metavar="FILE")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing, print the table."""
     parser = build_parser()
-    args = parser.parse_args(argv)
-    if not args.data_dir.is_dir():
-        parser.error(f"--data_dir {args.data_dir}: no such folder")
+    args = results_file.parse(parser, argv)
     methods = METHODS[args.recipe][1]
     if unknown := [name for name in args.only or () if name not in methods]:
         parser.error(f"--only {unknown[0]!r}: the methods of {args.recipe} are in --help")
-    args.data_dir = args.data_dir.resolve()
-    args.flags = [f"--{word}" for word in args.flags]
-    args.machine = results_file.machine()
     args.results.parent.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys([BASELINE, *(args.only or methods)]))
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}

@@ -1,6 +1,7 @@
 """Results of benchmarks that take hours: one line of JSON a run, so that they go on where they
 stopped."""
 
+import argparse
 import json
 import math
 import statistics
@@ -25,6 +26,27 @@ def machine() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }
+
+
+def add_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """The options that all of them have. name: of the results file in runs."""
+    add = parser.add_argument
+    add("--data_dir", type=Path, required=True, metavar="DIR", help="packed, or a folder")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="[0 1 2]")
+    add("--flags", nargs="*", default=[], metavar="WORD", help="more flags of train.py, without --")
+    path = Path("runs") / name
+    add("--results", type=Path, default=path, metavar="FILE", help=f"[{path}]")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Their values, and `machine`; ends the program if there is no such data."""
+    args = parser.parse_args(argv)
+    if not args.data_dir.is_dir():
+        parser.error(f"--data_dir {args.data_dir}: no such folder")
+    args.data_dir = args.data_dir.resolve()
+    args.flags = [f"--{word}" for word in args.flags]
+    args.machine = machine()
+    return args
 
 
 def find(path: Path, key: dict[str, object]) -> dict[str, object] | None:

@@ -3,9 +3,9 @@
     python benchmarks/save_and_resume.py --data_dir DIR
     python benchmarks/save_and_resume.py --data_dir DIR --mirror /mnt/other
 
-Trains a ResNet50 of 1,000 classes with momentum and averaged weights (a checkpoint of 307 MB) on an
-index as large as ImageNet's, 1,281,167 entries in which the images of DIR's train.pack come again
-and again.
+Trains a ResNet50 with momentum and averaged weights (with ImageNet's 1,000 classes, a checkpoint of
+307 MB) on an index as large as ImageNet's, 1,281,167 entries in which the images of DIR's
+train.pack come again and again.
 First, saves: the seconds that the loop stands still for one, and how many seconds longer it and the
 steps during the writing take than the same number of steps without. With --mirror, every other save
 is copied to a folder in that one, too. Then, in a separate process, a resume at step 4,000 of an

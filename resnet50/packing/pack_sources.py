@@ -58,6 +58,7 @@ class StoreSource(PackSource):
         self._part_bytes = PART_BYTES
 
     def size_of(self, name: str) -> int:
+        """Bytes of a file; which of bucket and file is not there is told apart."""
         with _StoreErrors():
             found = self._store.entry(name)
             if found is None:
@@ -67,6 +68,7 @@ class StoreSource(PackSource):
             return found.num_bytes
 
     def read(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        """The bytes from start to end, in parts that get smaller where they come too slowly."""
         at = start
         while at < end:
             num_bytes = min(self._part_bytes, end - at)

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -121,20 +122,23 @@ class Transfer:
 
     def _work(self, file: int, waiting: Iterator[tuple[Range, bool]]) -> None:
         try:
-            while not self._stop.is_set():
-                with self._lock:
-                    item, is_there = next(waiting, (None, False))
-                if item is None:
-                    break
-                is_there = is_there and self._check(item) is None
-                if not is_there:
-                    self._fetch(file, item)
-                self._events.put(Event(done=item, was_there=is_there))
-        except Stopped:
-            pass  # whoever has stopped this thread knows why
+            with suppress(Stopped):  # whoever has stopped this thread knows why
+                self._fetch_waiting(file, waiting)
         except BaseException as error:  # the caller's thread raises it
             self._events.put(error)
         self._events.put(None)
+
+    def _fetch_waiting(self, file: int, waiting: Iterator[tuple[Range, bool]]) -> None:
+        """Take one range after another, as the other threads do. Raises what `_fetch` does."""
+        while not self._stop.is_set():
+            with self._lock:
+                item, is_there = next(waiting, (None, False))
+            if item is None:
+                return
+            is_there = is_there and self._check(item) is None
+            if not is_there:
+                self._fetch(file, item)
+            self._events.put(Event(done=item, was_there=is_there))
 
     def _fetch(self, file: int, item: Range) -> None:
         """Fetch a range until it is whole. Raises what `run` does, or Stopped."""

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from resnet50.records import ownership, status
@@ -81,16 +82,12 @@ class PaidClock:
     def write(self) -> None:
         """Write the file. A full disk costs at most what status.json, too, does not know of."""
         text = b"%*d\n" % (TEXT_BYTES - 1, round(1000 * self.paid_s))
-        try:
+        with suppress(OSError):  # a full disk; the next write may find room
             file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o666)
-        except OSError:
-            return
-        try:
-            os.pwrite(file, text, 0)
-        except OSError:
-            pass  # a full disk; the next write may find room
-        finally:
-            os.close(file)
+            try:
+                os.pwrite(file, text, 0)
+            finally:
+                os.close(file)
 
 
 def paid_before(run_dir: Path) -> float:

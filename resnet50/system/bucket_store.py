@@ -98,7 +98,7 @@ class BucketStore(Store):
             self._obstore.put(self._client, name, data, use_multipart=False)
 
     def put_file(self, name: str, file: BinaryIO) -> None:
-        # In parts, each with its own limit of time; S3 shows the whole file or none.
+        """In parts, each with its own limit of time; S3 shows the whole file or none."""
         with self._errors(name):
             self._obstore.put(
                 self._client,

@@ -49,6 +49,8 @@ class FolderStore(Store):
                 copy.write(block)
 
     def create(self, name: str, data: bytes) -> str | None:
+        """Atomic where the disk has hard links; elsewhere the name is taken before the bytes are
+        there."""
         path = self.folder / name
         beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
         with self._errors(name):
@@ -101,6 +103,7 @@ class FolderStore(Store):
             return Entry(stat.st_size, stat.st_mtime, _version_of(stat))
 
     def list(self, under: str = "", limit: int = 0) -> dict[str, Entry]:
+        """All files but the guard's, those of a writer under way included."""
         found = {}
         with self._errors(under):
             for path in (self.folder / under).rglob("*"):

@@ -231,10 +231,9 @@ def test_as_a_user_with_sudo_and_under_systemd(host):
         become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--init-groups"]
         more = "--way=systemd", "--then=stop-host", "--budget_hours=4"
         setup.words = [*become, *setup.words, *more]
-        path = f"{stubs}:{os.environ['PATH']}"
 
         def start(*flags: str, **more: str) -> tuple[int, str]:
-            process = setup.start(*flags, PATH=path, **more)
+            process = setup.start(*flags, PATH=f"{stubs}:{os.environ['PATH']}", **more)
             out, _ = process.communicate(timeout=240)
             return process.returncode, out
 

@@ -32,7 +32,7 @@ from support.s3_server import BUCKET, Server
 from resnet50.system import processes
 
 YAML = REPOSITORY / "launch" / "skypilot.yaml"
-EPOCHS = 24  # long enough for a signal to come before the end
+EPOCHS = 40  # long enough for a signal to come before the end
 PYTHON = os.environ.get("SKYPILOT_PYTHON", "")
 TIMEOUT_S = 120
 PARSE = """

@@ -20,7 +20,14 @@ from support.commands import (
     wait_for,
 )
 from support.in_process import run_here
-from support.runs import assert_same_end, events_of, newest_checkpoint, status_of, steps_logged
+from support.runs import (
+    assert_same_end,
+    events_of,
+    newest_checkpoint,
+    saved_steps,
+    status_of,
+    steps_logged,
+)
 
 from resnet50.records import checkpoint, ownership
 from resnet50.run import budget_events
@@ -98,6 +105,17 @@ def test_a_run_brought_forward_and_killed_equals_its_replay(image_folder, tmp_pa
     assert_on_course(run_dir, events)
     straight = replayed(image_folder, tmp_path / "straight", file_of(run_dir), "--num_workers=1")
     assert_same_end(straight, run_dir)
+
+
+def test_a_checkpoint_follows_an_event(image_folder, tmp_path):
+    """So a resume need not go back before it; nothing else asks for one within an epoch."""
+    run_dir = tmp_path / "run"
+    more = "--save_every_steps=0", "--keep_checkpoints=20"
+    # Before the first epoch's checkpoint: after one, its share of the time has to pass.
+    words = steered_words("1:24", image_folder, run_dir, "--num_workers=2", *more)
+    result = run(words, tmp_path, **ONE_RANK, **PROGRAM_PATH)
+    assert result.code == 0, result.err
+    assert [step for step in saved_steps(run_dir) if step % 4] == [2]
 
 
 def test_a_kill_between_the_line_and_its_effect_changes_nothing(image_folder, tmp_path):

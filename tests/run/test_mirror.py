@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -157,16 +158,16 @@ def test_ended_before_any_of_its_writes_it_has_the_newest_checkpoint_or_the_one_
         folder.mkdir()
         (folder / "config.json").write_bytes((run_dir / "config.json").read_bytes())
         store.before = end
-        try:
+        was_killed = True
+        with suppress(Killed):
             copying = mirror_of(folder, store)
             copying._begin()
             for step in range(3, 16, 3):
                 write(folder, step)
                 copying.note(step, is_best=True)
                 copying._copy_all()
-        except Killed:
-            pass
-        else:
+            was_killed = False
+        if not was_killed:
             break  # it has been ended before each of them
         store.before = lambda what: None
         whole = [int(name[17:26]) for name in store.list("checkpoints")]

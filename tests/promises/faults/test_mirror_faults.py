@@ -102,7 +102,6 @@ def test_a_signal_saves_the_step_there_too_and_frees_the_place(image_folder, tmp
     assert any("restored from" in text for text in events_of(tmp_path / "run"))
 
 
-@pytest.mark.long
 def test_a_machine_that_is_gone_goes_on_elsewhere_under_the_supervisor(image_folder, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     more = f"--mirror={tmp_path / 'mirror'}", "--num_workers=1"
