@@ -37,7 +37,7 @@ class Display:
         is_main: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """plan: may be replaced by one whose end was brought forward."""
+        """plan: may be replaced by one whose end was moved."""
         self._cfg, self.plan, self._is_main = cfg, plan, is_main
         self._has_bar = is_main and sys.stderr.isatty()
         self._bar: tqdm | None = None

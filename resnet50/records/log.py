@@ -150,7 +150,7 @@ class RunLog:
         self.say(metrics.epoch_line(row, self.plan.num_epochs))
 
     def replan(self, plan: Plan) -> None:
-        """Show a plan whose end was brought forward."""
+        """Show a plan whose end was moved."""
         self.plan = self.display.plan = plan
 
     @on_main_rank

@@ -1,12 +1,12 @@
-"""A budget while the run runs: when the schedule's end must be brought forward, and how far.
+"""A budget while the run runs: when the schedule's end must be moved, and how far.
 
-A plan meets a host that is slower than when it was measured: a restart, a neighbor, a slow disk.
+A plan meets a host that is not as fast as when it was measured: a restart, a neighbor, a slow disk.
 The controller compares what is left to do with what is left to spend, on rank 0, and answers with
 an event (training/course.py). It is a function of what it is told: it reads no clock.
 
-An end that was brought forward cannot be put off again. So a slow stretch is not taken to last: as
-long as most of the budget is left, the end is only moved by what has been lost for good, and by
-more as the end comes near.
+It brings the end forward when the money would be spent before, and puts it off again when some
+would be left: as long as the host is no faster than was planned for (FASTER), there are enough
+positions for that, since a run that keeps its end at that of the money passes over no more.
 """
 
 import statistics
@@ -25,11 +25,11 @@ BLOCK, LEAST_BLOCK_S = 0.01, 1.0  # of the budget: the speed is measured in such
 RECENT_BLOCKS, LEAST_BLOCKS = 6, 3  # the speed now is the median of so many
 RECENT_EVALUATIONS = 5
 PATIENCE = 0.1  # of the budget: a start with more left waits for its own blocks
-TRUSTED = 0.9  # of the budget: until then a host may still come up to what was planned
-# A schedule's end can be brought forward, but not put off. So it is planned for a host this much
-# faster than measured, and the run's own speed says what it really is.
-FASTER = 1.1
-BETTER = 1.02  # than in its fastest block so far a host may still do
+# Positions can be passed over, but not be added. So a schedule is planned for a host this much
+# faster than measured (beside a neighbor, or from a cold disk), and the run's own speed says what
+# it really is.
+FASTER = 2.0
+MOVED = 0.08  # of the time left: few large events rather than many small ones
 
 
 def tolerance_s(total_s: float) -> float:
@@ -47,7 +47,7 @@ def reserve_s(total_s: float, restart_s: float) -> float:
 
 
 class Controller:
-    """Decides when a run's schedule must end sooner. One for each attempt, on rank 0.
+    """Decides when a run's schedule must end sooner or later. One for each attempt, on rank 0.
 
     plan: of the run; total_s: the budget in seconds of machine time; times: of this host, as
     measured before the run; None, if that is lost: then only what the run itself shows counts;
@@ -64,7 +64,7 @@ class Controller:
     ) -> None:
         self._steps_per_epoch = plan.steps_per_epoch
         self._eval_every_steps = cfg.eval_every_epochs * plan.steps_per_epoch
-        self._total_s, self._is_measured = total_s, times is not None
+        self._total_s = total_s
         times = times or HostTimes({cfg.image_size: 1.0})
         self._save_s = times.save_s
         self._evaluations = deque([times.evaluation_s], maxlen=RECENT_EVALUATIONS)
@@ -72,7 +72,6 @@ class Controller:
         self._epoch_step_s = [times.step_at(size) for size in sizes]  # as measured
         self._target_s = total_s - reserve_s(total_s, restart_s)
         self._speeds: deque[float] = deque(maxlen=RECENT_BLOCKS)  # 1: as measured
-        self._fastest = 0.0
         self._block_planned_s = self._block_spent_s = 0.0
         self._last: tuple[int, float] | None = None  # step and paid_s of the last observation
         self._evaluates_now = False  # whether an evaluation follows the last observation
@@ -97,9 +96,7 @@ class Controller:
         self._block_planned_s += planned_s
         self._block_spent_s += spent_s
         if self._block_spent_s >= max(BLOCK * self._total_s, LEAST_BLOCK_S):
-            speed = self._block_planned_s / self._block_spent_s
-            self._speeds.append(speed)
-            self._fastest = max(self._fastest, speed)
+            self._speeds.append(self._block_planned_s / self._block_spent_s)
             self._block_planned_s = self._block_spent_s = 0.0
 
     def decide(self, step: int, course: Course, paid_s: float, first_step: int) -> Event | None:
@@ -114,22 +111,13 @@ class Controller:
         waits = len(self._speeds) < LEAST_BLOCKS and left_s > PATIENCE * self._total_s
         if waits or first + 1 >= end_step:
             return None
-        speed = statistics.median(self._speeds) if self._speeds else 1.0
-        best = BETTER * max(speed, self._best_speed(paid_s))
+        speed = self._speed()
         mean_step_s = self._mean_step_s(course.position(step), course.total_steps)
-        # What the host has shown that it can do, it may do again; so the end is not moved to where
-        # it would then come too early by more than a part of what is tolerated.
-        early_s = 0.4 * tolerance_s(self._total_s)
-        most = end_step - step
-        num_steps = max(
-            self._steps_within(left_s, mean_step_s / speed, step, most),
-            self._steps_within(left_s - early_s, mean_step_s / best, step, most),
-            first + 1 - step,
-        )
-        end = step + num_steps
+        most = first - step + course.total_steps - 1 - course.position(first - 1)
+        num_steps = self._steps_within(left_s, mean_step_s / speed, step, most)
+        end = step + max(num_steps, first + 1 - step)
         behind_s = (end_step - end) * mean_step_s / speed
-        # Few large events rather than many small ones; all that is left to move, near the end.
-        if end >= end_step or behind_s < max(0.08 * left_s, tolerance_s(self._total_s) / 20):
+        if abs(behind_s) < max(MOVED * left_s, tolerance_s(self._total_s) / 20):
             return None
         left_s = max(left_s, 0.0)
         why = f"the rest would take {clock(left_s + behind_s)}, and {clock(left_s)} are left for it"
@@ -139,7 +127,6 @@ class Controller:
         """What it has learned of the host, for the next attempt."""
         return {
             "speeds": list(self._speeds),
-            "fastest": self._fastest,
             "evaluations": list(self._evaluations),
         }
 
@@ -148,13 +135,16 @@ class Controller:
         and a host whose past is not known would be taken for a slow one."""
         self._speeds.extend(known["speeds"])
         self._evaluations.extend(known["evaluations"])
-        self._fastest = known["fastest"]
 
-    def _best_speed(self, paid_s: float) -> float:
-        """The speed that this host may come up to, relative to what was measured."""
-        if not self._is_measured or paid_s >= TRUSTED * self._total_s:
-            return self._fastest
-        return max(self._fastest, FASTER)
+    def _speed(self) -> float:
+        """Of the host now, relative to what was measured.
+
+        A slow stretch is believed when half of the recent blocks show it, a fast one at once: what
+        is passed over while it is not yet noticed is lost.
+        """
+        if not self._speeds:
+            return 1.0
+        return max(statistics.median(self._speeds), self._speeds[-1])
 
     def _step_s(self, position: int) -> float:
         """Seconds that a step at a position of the schedule takes as measured."""

@@ -1,4 +1,4 @@
-"""budget_events.jsonl: the events that brought the end of a run forward (training/course.py).
+"""budget_events.jsonl: the events that moved the end of a run (training/course.py).
 
     {"step": 412, "end_step": 930, "paid_s": 131.5, "why": "..."}    a line each, the oldest first
 

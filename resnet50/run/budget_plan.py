@@ -194,8 +194,12 @@ def choose(
     num_steps = longest(base, steps_per_epoch, times.faster(FASTER), seconds, most_steps)
     if base.schedule == "onecycle" and base.pct_start * num_steps == 1:
         num_steps -= 1  # torch's OneCycleLR divides by zero there
-    chosen = stretched(base, num_steps, steps_per_epoch)
     likely_cfg = stretched(base, likely, steps_per_epoch)
+    # As long as in the likely run, which passes over some of the positions.
+    warmup_epochs = round(likely_cfg.warmup_epochs * num_steps / max(likely, 1), 6)
+    chosen = dataclasses.replace(
+        stretched(base, num_steps, steps_per_epoch), warmup_epochs=warmup_epochs
+    )
     end_s = fixed.paid_s + fixed.rest_s + plan_s(likely_cfg, steps_per_epoch, times)
     left_s = max(total_s - end_s, 0.0) if likely == most_steps else 0.0
     if not left_s:

@@ -136,7 +136,7 @@ def lines_of(
     if choice.cfg.num_steps > choice.likely_steps:
         lines.append(
             f"the schedule has {choice.cfg.num_steps:,} steps, for this machine may prove faster "
-            "than measured; its end comes forward to where the time ends"
+            "than measured; its end is moved to where the time ends"
         )
     if choice.cfg.eval_every_epochs != cfg.eval_every_epochs:
         lines.append("evaluated at the end only: more would take too much of the time")

@@ -238,7 +238,7 @@ def log_start(run: Run) -> None:
     log.say(parts.plan.describe())
     if events := parts.plan.events:
         log.say(
-            f"{len(events)} times the schedule was made to end sooner: at step "
+            f"the schedule's end was moved {len(events)} times: it ends at step "
             f"{events[-1].end_step} instead of {parts.plan.total_steps}"
         )
     log.say(

@@ -1,4 +1,4 @@
-"""A run with a budget, on its way: now and then the controller looks whether the money suffices.
+"""A run with a budget, on its way: now and then the controller looks how long the money lasts.
 
 All ranks take the same course: rank 0 decides, puts the event on the disk, and tells the others. It
 takes effect at a step that no rank's loaders have begun, so that no image is decoded twice.
@@ -21,7 +21,7 @@ SAVING_SHARE = 0.05  # of the time: what checkpoints may take that are made sinc
 
 
 class Controller(Protocol):
-    """Decides when the end of a run has to be brought forward."""
+    """Decides when the end of a run has to be moved."""
 
     def observe(self, step: int, course: Course, paid_s: float) -> None:
         """Called at every step, before anything else happens there."""
@@ -63,10 +63,11 @@ def steer(run: "Run") -> None:
     parts.bend(event)
     log.replan(parts.plan)
     run.save_sooner(SAVING_SHARE)  # a resume that goes back before it may be too late to be in time
+    pace = "faster" if event.end_step < before.end_step else "slower"
     why = f" ({event.why})" if event.why else ""
     log.event(
         parts.state.step,
-        f"budget: from step {event.step} on the schedule goes faster, to end at step "
+        f"budget: from step {event.step} on the schedule goes {pace}, to end at step "
         f"{event.end_step} instead of {before.end_step}{why}",
     )
 

@@ -53,7 +53,7 @@ class Parts:
         return StepContext(self.cfg, self.precision, self.ranks, self.network)
 
     def bend(self, event: Event) -> None:
-        """Bring the schedule's end forward; the event is at keys.next_step of all ranks or later,
+        """Move the schedule's end; the event is at keys.next_step of all ranks or later,
         so that neither the images nor the rate of a batch that has begun would be others."""
         assert event.step >= self.keys.next_step, f"batch {event.step} has begun"
         self.plan = self.keys.plan = self.plan.bent(event)
@@ -71,8 +71,8 @@ def set_up(
     """Fork the loaders, join the other ranks, build the model: the only order that works.
 
     first_step: the loaders start to work on it at once; None: they wait for another request.
-    weights: those of --init_from, without fc.* for a fresh classifier. events: that have brought
-    the schedule's end forward. Raises ValueError if the user must change something.
+    weights: those of --init_from, without fc.* for a fresh classifier. events: that have moved
+    the schedule's end. Raises ValueError if the user must change something.
     """
     # Mistakes are reported first, before any process is started or GPU memory is allocated.
     plan = make_plan(cfg, len(splits.train), ranks.world_size).bent(*events)

@@ -4,6 +4,7 @@
 schedule (learning rate, size of the images) reads `position(step)`, which is the step itself until
 something slows the run down and its money would end before the schedule does. An event then makes
 the positions go faster, so that the last batch that can be paid for gets the schedule's last rate.
+If the money lasts longer after all, another one makes them go slower again, down to one a batch.
 Positions never go back and skipped ones are never caught up, so the rate never jumps up.
 """
 
@@ -29,7 +30,7 @@ class Course:
     """The position of every batch in a schedule of total_steps positions; never changed, but bent.
 
     Without events, position(step) is step. Raises ValueError for events that would change the past,
-    or end the run later than without them.
+    or give two batches one position.
     """
 
     def __init__(self, total_steps: int, events: Iterable[Event] = ()) -> None:
@@ -78,8 +79,9 @@ class Course:
             raise ValueError(f"{text} must be at step {last_step} or later")
         if event.end_step <= event.step:
             raise ValueError(f"{text} leaves no batch between the two")
-        if event.end_step > self.end_step:
+        latest = event.step + self.total_steps - 1 - self.position(event.step - 1)
+        if event.end_step > latest:
             raise ValueError(
-                f"{text} is later than step {self.end_step}, where it ends without: the learning "
-                "rate would have to rise again"
+                f"{text} is later than step {latest}, where the schedule ends with a batch for "
+                "each position that is left"
             )

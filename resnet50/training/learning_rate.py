@@ -2,8 +2,8 @@
 
 Time is optimizer steps; the rate of step s is the one that batch s, counted from 0, is taken with.
 A curve fixed in advance covers batches 0 to curve_steps - 1. If the run is longer, a plateau phase
-follows, in which the rate falls whenever validation stops improving. A course whose end was brought
-forward (training/course.py) reads the curve at positions ahead of the steps.
+follows, in which the rate falls whenever validation stops improving. A course whose end was moved
+(training/course.py) reads the curve at positions ahead of the steps.
 """
 
 import math

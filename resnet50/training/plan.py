@@ -1,8 +1,8 @@
 """The arithmetic of a run: steps, image sizes, and which images come when.
 
 Epochs become steps here, once; everywhere else time is measured in steps. `step` counts batches
-consumed, which is also the position in the schedule, unless a budget brings the schedule's end
-forward (training/course.py). A checkpoint of step 1200 continues with batch 1200 (counted from 0).
+consumed, which is also the position in the schedule, unless a budget moves the schedule's end
+(training/course.py). A checkpoint of step 1200 continues with batch 1200 (counted from 0).
 A step that gradient scaling skips still counts.
 """
 
@@ -31,9 +31,9 @@ class Plan:
     total_batch_size: int
     device_batch_size: int
     world_size: int
-    stop_step: int  # where this start ends: the course's end, or --max_steps if that is less
+    max_steps: int  # where this start ends at the latest: --max_steps, or all steps
     num_steps: int = 0  # of the schedule, the last epoch being a partial one; 0: whole epochs
-    events: tuple[Event, ...] = ()  # that brought the schedule's end forward
+    events: tuple[Event, ...] = ()  # that moved the schedule's end
 
     @functools.cached_property
     def course(self) -> Course:
@@ -43,7 +43,13 @@ class Plan:
     def bent(self, *events: Event) -> "Plan":
         """The plan with more events. Raises ValueError as Course does."""
         bent = replace(self, events=self.events + events)
-        return replace(bent, stop_step=min(self.stop_step, bent.course.end_step))
+        _ = bent.course  # raises now, not when it is asked for
+        return bent
+
+    @property
+    def stop_step(self) -> int:
+        """Where this start ends: the course's end, or --max_steps if that is less."""
+        return min(self.max_steps, self.course.end_step)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -74,7 +80,7 @@ class Plan:
     def evaluates_at(self, step: int, every_epochs: int, early_end: bool = True) -> bool:
         """Whether validation follows this step: every few epochs (0: never), and at the end.
 
-        early_end: whether an end by --max_steps, or one that was brought forward, counts as one.
+        early_end: whether an end by --max_steps, or one that a budget moved, counts as one.
         """
         if step == (self.stop_step if early_end else self.total_steps):
             return True
@@ -151,8 +157,8 @@ def make_plan(cfg: TrainConfig, num_images: int, world_size: int = 1) -> Plan:
         )
     check_num_steps(cfg, num_images // total)
     total_steps = cfg.num_steps or num_images // total * cfg.epochs
-    stop_step = min(cfg.max_steps, total_steps) if cfg.max_steps else total_steps
-    return Plan(num_images, cfg.epochs, total, device, world_size, stop_step, cfg.num_steps)
+    max_steps = cfg.max_steps or total_steps
+    return Plan(num_images, cfg.epochs, total, device, world_size, max_steps, cfg.num_steps)
 
 
 def check_num_steps(cfg: TrainConfig, steps_per_epoch: int) -> None:

@@ -1,5 +1,5 @@
-"""The promise of test_resume.py for a run whose end is brought forward: however it was killed, it
-ends with the bits of one that took the same course from its start on (--budget_events)."""
+"""The promise of test_resume.py for a run whose end is moved: however it was killed, it ends with
+the bits of one that took the same course from its start on (--budget_events)."""
 
 import json
 import signal
@@ -86,22 +86,27 @@ def assert_on_course(run_dir: Path, events: list[Event]) -> None:
     assert [Event(**values) for values in record["budget_events"]] == events
 
 
-def test_a_run_brought_forward_and_killed_equals_its_replay(image_folder, tmp_path):
-    """Twice forward, killed at its end's half; then resumed without a controller."""
+@pytest.mark.parametrize("script, ends", [("4:24,13:20", [24, 20]), ("4:20,9:23", [20, 23])])
+def test_a_run_whose_end_moved_and_that_was_killed_equals_its_replay(
+    image_folder, tmp_path, script, ends
+):
+    """Twice forward, or forward and back, then killed; then resumed without a controller."""
     run_dir = tmp_path / "run"
-    words = steered_words("4:24,13:20", image_folder, run_dir, "--num_workers=2")
+    words = steered_words(script, image_folder, run_dir, "--num_workers=2")
     process = start(words, tmp_path, **ONE_RANK, **PROGRAM_PATH)
     wait_for(lambda: len(steps_logged(run_dir)) >= 17 or process.poll() is not None)
     assert process.poll() is None, process.communicate()
     kill(process)
     events = budget_events.read(file_of(run_dir))
-    assert [event.end_step for event in events] == [24, 20]
+    assert [event.end_step for event in events] == ends
     # Two loaders and two spare slots: the images of two steps and a half were asked for.
     assert 5 < events[0].step <= 8 and events[0].paid_s > 0
     result = run_here(train_words(*flags_of(image_folder, run_dir)), tmp_path)
     assert result.code == 0 and "resuming at step" in result.out, result.err
-    assert "2 times the schedule was made to end sooner: at step 20 instead of 30" in result.out
-    assert any("to end at step 20 instead of 24 (as the" in text for text in events_of(run_dir))
+    moved = f"the schedule's end was moved 2 times: it ends at step {ends[1]} instead of 30"
+    assert moved in result.out
+    pace = f"{'faster' if ends[1] < ends[0] else 'slower'}, to end at step {ends[1]} instead of"
+    assert any(f"{pace} {ends[0]} (as the" in text for text in events_of(run_dir))
     assert_on_course(run_dir, events)
     straight = replayed(image_folder, tmp_path / "straight", file_of(run_dir), "--num_workers=1")
     assert_same_end(straight, run_dir)

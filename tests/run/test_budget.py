@@ -60,7 +60,7 @@ def test_whatever_happens_the_run_ends_with_its_budget():
 
 @pytest.mark.long
 def test_of_two_thousand_histories_99_percent_end_with_their_budget():
-    offs, missed = within_budget(2600)
+    offs, missed = within_budget(3000)
     assert len(offs) >= 2000
     assert len(missed) <= 0.01 * len(offs), missed
 
@@ -81,7 +81,7 @@ def test_the_schedule_takes_the_time_and_leaves_room_for_a_faster_machine():
         assert (cfg.grow_start_epoch, cfg.grow_end_epoch) == pytest.approx((11 * share, 13 * share))
         # A slower machine gets fewer steps, in the same shares of sizes.
         slower = budget_plan.choose(recipe("fast16", budget_hours=hours), {}, 300, SLOW, FIXED)
-        assert slower.cfg.num_steps < 0.8 * cfg.num_steps
+        assert slower.likely_steps < 0.8 * choice.likely_steps
 
 
 def test_no_more_than_twice_the_recipe_and_the_rest_is_left_over():
@@ -113,8 +113,12 @@ def test_what_is_left_over_names_no_more_epochs_than_it_buys():
 
 
 def test_a_warm_up_gets_shorter_and_no_longer_and_a_plateau_goes():
-    assert chosen("mild28", 0.5).cfg.warmup_epochs < 8
-    assert chosen("mild28", 5.0).cfg.warmup_epochs == 8
+    warmups = []
+    for hours in (0.5, 5.0):
+        choice = chosen("mild28", hours)
+        passed_over = choice.cfg.num_steps / choice.likely_steps
+        warmups.append(choice.cfg.warmup_epochs / passed_over)  # as the run will take it
+    assert warmups[0] < 8 and warmups[1] == pytest.approx(8)
     choice = chosen("onecycle_plateau", 2.0)
     assert choice.cfg.plateau_epochs == 0 and choice.cfg.num_steps > 0
 

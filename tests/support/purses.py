@@ -61,7 +61,7 @@ def histories(draw: st.DrawFn) -> History:
         recipe=draw(st.sampled_from(NAMES)),
         steps_per_epoch=draw(st.integers(30, 120)),
         fits=draw(st.floats(0.3, 1.8)),
-        speed=draw(st.floats(0.6, 1.08)),
+        speed=draw(st.floats(0.6, 1.8)),
         neighbors=tuple(draw(st.lists(neighbors, max_size=3))),
         kills=tuple(sorted(draw(st.lists(share, max_size=2)))),
         stalls=tuple(sorted(draw(st.lists(stalls, max_size=2)))),
@@ -188,10 +188,10 @@ def endings(each: Callable[[Outcome], None]) -> Callable[[History], None]:
         except ValueError:
             return
         # With all epochs that may be, a faster host ends with them, not with the money.
-        epochs = budget_plan.STRETCHED * RECIPES[history.recipe].settings["epochs"]
-        is_all = purse.cfg.num_steps == epochs * history.steps_per_epoch
+        likely, num_steps = purse.choice.likely_steps, purse.cfg.num_steps
+        has_room = num_steps >= 1.05 * history.speed * likely
         # With so few steps, a single one may be longer than what is tolerated.
-        if is_all or purse.cfg.num_steps < 150:
+        if not has_room or likely < 130:
             return
         each(purse.run())
 

@@ -1,9 +1,10 @@
-"""train.py as a rank whose controller brings the end forward at steps that are given.
+"""train.py as a rank whose controller moves the end at steps that are given.
 
 usage: steer_train.py SCRIPT [FLAGS of train.py]
 
 SCRIPT: "5:20,9:18" looks at every step, and asks for an end at batch 20 once 5 steps are done, and
-for one at 18 once 9 are. "5:20!" is killed, with its loaders, as soon as the event is on the disk.
+for one at 18 once 9 are; "5:20,9:24" puts it off again. "5:20!" is killed, with its loaders, as
+soon as the event is on the disk.
 """
 
 import os
@@ -26,10 +27,10 @@ class Scripted:
 
     def decide(self, step: int, course: Course, paid_s: float, first_step: int) -> Event | None:
         assert step < first_step < course.end_step and paid_s > 0
-        for at, end_step in wishes:
-            if step >= at and end_step < course.end_step:
-                return Event(first_step, end_step, why="as the script says")
-        return None
+        asked = [end_step for at, end_step in wishes if step >= at]
+        if not asked or asked[-1] == course.end_step:
+            return None
+        return Event(first_step, asked[-1], why="as the script says")
 
     def to_json(self) -> dict[str, object]:
         return {}
