@@ -29,7 +29,7 @@ PATIENCE = 0.1  # of the budget: a start with more left waits for its own blocks
 # faster than measured (beside a neighbor, or from a cold disk), and the run's own speed says what
 # it really is.
 FASTER = 2.0
-MOVED = 0.08  # of the time left: few large events rather than many small ones
+MOVED = 0.12  # of the time left: few large events rather than many small ones
 
 
 def tolerance_s(total_s: float) -> float:
@@ -139,12 +139,13 @@ class Controller:
     def _speed(self) -> float:
         """Of the host now, relative to what was measured.
 
-        A slow stretch is believed when half of the recent blocks show it, a fast one at once: what
-        is passed over while it is not yet noticed is lost.
+        A slow stretch is believed when half of the recent blocks show it, a fast one when the last
+        two do: what is passed over while it is not yet noticed is lost.
         """
         if not self._speeds:
             return 1.0
-        return max(statistics.median(self._speeds), self._speeds[-1])
+        recent = list(self._speeds)
+        return max(statistics.median(recent), min(recent[-2:]))
 
     def _step_s(self, position: int) -> float:
         """Seconds that a step at a position of the schedule takes as measured."""

@@ -3,7 +3,8 @@
     python train.py --mirror s3://my-bucket/runs/imagenet    # or a folder: /mnt/nfs/imagenet
 
 Two threads of rank 0: one copies, one shows that this writer lives (mirror_lock.py). Training never
-waits for them. They begin after the loaders were forked, since obstore has threads of its own.
+waits for them, and until its end they leave the CPU to it (system/paced_file.py). They begin after
+the loaders were forked, since obstore has threads of its own.
 
 The order of copying: the small files, the checkpoint, the pointer (mirror_manifest.py), and then
 old checkpoints are removed. So at any moment, what the pointer names is there and whole. While a
@@ -26,6 +27,7 @@ from resnet50.records.log import RunLog
 from resnet50.run import mirror_manifest
 from resnet50.run.mirror_lock import BEAT_S, LOCK, MirrorLock
 from resnet50.run.mirror_manifest import COPY_NAME, POINTER, SMALL_FILES, Copy, Manifest
+from resnet50.system.paced_file import PacedFile
 from resnet50.system.store import Store, StoreError, open_store
 
 OPTION = "--mirror"
@@ -300,7 +302,7 @@ class Mirror:
         there = self._store.entry(copy.name)
         # Whole if it is there at all: an attempt before this one was ended after it.
         if there is None or there.num_bytes != num_bytes:
-            self._store.put_file(copy.name, file)
+            self._store.put_file(copy.name, PacedFile(file, self._hurry))
         return copy
 
     def _copy_small_files(self) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,11 @@ def mirrored(folder: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {"copies": []}
 
 
-def test_a_server_in_trouble_is_said_once_and_caught_up_with(image_folder, tmp_path):
-    """Meanwhile training goes on, step after step."""
+@pytest.mark.parametrize("minutes", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_a_server_in_trouble_is_said_once_and_caught_up_with(image_folder, tmp_path, minutes):
+    """Meanwhile training goes on, step after step; in the long form, a minute of each trouble."""
     run_dir = tmp_path / "run"
-    flags = [*tiny_flags(image_folder, run_dir), "--epochs=5000", "--num_workers=0"]
+    flags = [*tiny_flags(image_folder, run_dir), "--epochs=100000", "--num_workers=0"]
     words = train_words(*flags, f"--mirror=s3://{BUCKET}/run")
 
     def warnings() -> list[str]:
@@ -71,7 +73,8 @@ def test_a_server_in_trouble_is_said_once_and_caught_up_with(image_folder, tmp_p
             assert re.search(f"{text}.*minutes behind; training goes on", warnings()[-1])
             reached = len(steps_logged(run_dir))
             wait_for(lambda reached=reached: len(steps_logged(run_dir)) > reached + 5)
-            assert process.poll() is None
+            time.sleep(60 * minutes)
+            assert process.poll() is None and len(warnings()) == number
             server.tell("fine")
             wait_for(lambda number=number: recoveries() == number)
         os.kill(process.pid, signal.SIGTERM)
