@@ -30,6 +30,7 @@ PATIENCE = 0.1  # of the budget: a start with more left waits for its own blocks
 # it really is.
 FASTER = 2.0
 MOVED = 0.12  # of the time left: few large events rather than many small ones
+DOUBTED, LEAST_SPEED = 0.9, 0.5  # share of the budget, and of the fastest block: see `_speed`
 
 
 def tolerance_s(total_s: float) -> float:
@@ -72,6 +73,7 @@ class Controller:
         self._epoch_step_s = [times.step_at(size) for size in sizes]  # as measured
         self._target_s = total_s - reserve_s(total_s, restart_s)
         self._speeds: deque[float] = deque(maxlen=RECENT_BLOCKS)  # 1: as measured
+        self._fastest = 0.0  # of all blocks
         self._block_planned_s = self._block_spent_s = 0.0
         self._last: tuple[int, float] | None = None  # step and paid_s of the last observation
         self._evaluates_now = False  # whether an evaluation follows the last observation
@@ -97,6 +99,7 @@ class Controller:
         self._block_spent_s += spent_s
         if self._block_spent_s >= max(BLOCK * self._total_s, LEAST_BLOCK_S):
             self._speeds.append(self._block_planned_s / self._block_spent_s)
+            self._fastest = max(self._fastest, self._speeds[-1])
             self._block_planned_s = self._block_spent_s = 0.0
 
     def decide(self, step: int, course: Course, paid_s: float, first_step: int) -> Event | None:
@@ -111,7 +114,7 @@ class Controller:
         waits = len(self._speeds) < LEAST_BLOCKS and left_s > PATIENCE * self._total_s
         if waits or first + 1 >= end_step:
             return None
-        speed = self._speed()
+        speed = self._speed(paid_s)
         mean_step_s = self._mean_step_s(course.position(step), course.total_steps)
         most = first - step + course.total_steps - 1 - course.position(first - 1)
         num_steps = self._steps_within(left_s, mean_step_s / speed, step, most)
@@ -127,6 +130,7 @@ class Controller:
         """What it has learned of the host, for the next attempt."""
         return {
             "speeds": list(self._speeds),
+            "fastest": self._fastest,
             "evaluations": list(self._evaluations),
         }
 
@@ -135,17 +139,22 @@ class Controller:
         and a host whose past is not known would be taken for a slow one."""
         self._speeds.extend(known["speeds"])
         self._evaluations.extend(known["evaluations"])
+        self._fastest = known["fastest"]
 
-    def _speed(self) -> float:
-        """Of the host now, relative to what was measured.
+    def _speed(self, paid_s: float) -> float:
+        """Of the host from now on, relative to what was measured.
 
         A slow stretch is believed when half of the recent blocks show it, a fast one when the last
-        two do: what is passed over while it is not yet noticed is lost.
+        two do: what is passed over while it is not yet noticed is lost. So a very slow one is taken
+        to be over soon, until little of the budget is left.
         """
         if not self._speeds:
             return 1.0
         recent = list(self._speeds)
-        return max(statistics.median(recent), min(recent[-2:]))
+        speed = max(statistics.median(recent), min(recent[-2:]))
+        if paid_s < DOUBTED * self._total_s:
+            speed = max(speed, LEAST_SPEED * self._fastest)
+        return speed
 
     def _step_s(self, position: int) -> float:
         """Seconds that a step at a position of the schedule takes as measured."""

@@ -200,11 +200,10 @@ class Mirror:
             self._end.wait(FIRST_PAUSE_S)
 
     def _complain(self, error: Exception) -> None:
-        """Once for each thing that is wrong; a server that is away may show in many ways."""
+        """Once for each thing that is wrong."""
         is_known = isinstance(error, StoreError | ValueError)
         text = str(error) if is_known else f"{type(error).__name__}: {error}"
-        is_passing = isinstance(error, StoreError) and error.is_passing
-        complaint = "away" if is_passing else getattr(error, "reason", text)
+        complaint = getattr(error, "trouble", text)
         if complaint == self._complaint:
             return
         self._complaint = complaint

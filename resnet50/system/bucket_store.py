@@ -217,10 +217,11 @@ def explained(error: Exception, where: str, bucket: str) -> StoreError:
         ("[Rr]edirect", "the bucket is in another region: set AWS_REGION"),
         (REFUSED, f"the server refuses these credentials ({said}): {CREDENTIALS}"),
     )
-    reason = next((reason for sign, reason in reasons if re.search(sign, text)), "")
+    sign, reason = next((pair for pair in reasons if re.search(pair[0], text)), ("", ""))
     if not reason and isinstance(error, FileNotFoundError):
         reason = "it is not there"
-    return StoreError(where, reason or said, is_passing=not reason)
+    # An answer to a HEAD has no code, so the reasons of one trouble differ in what was said.
+    return StoreError(where, reason or said, is_passing=not reason, trouble=sign)
 
 
 def _summary(text: str) -> str:

@@ -9,12 +9,15 @@ class StoreError(OSError):
     """A store did not do what it was asked; the text is one line with its place and a remedy.
 
     reason: the text without the place. is_passing: whether the same may work later without the
-    user: no answer, an overloaded server, a full disk.
+    user: no answer, an overloaded server, a full disk. trouble: the same for all reasons that come
+    from one trouble; the reason by default.
     """
 
-    def __init__(self, place: str, reason: str, *, is_passing: bool) -> None:
+    def __init__(self, place: str, reason: str, *, is_passing: bool, trouble: str = "") -> None:
         super().__init__(f"{place}: {reason}")
         self.place, self.reason, self.is_passing = place, reason, is_passing
+        # A server that is away, overloaded, or full may show it in many ways.
+        self.trouble = "away" if is_passing else trouble or reason
 
 
 class Entry(NamedTuple):

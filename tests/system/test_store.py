@@ -133,3 +133,12 @@ def test_errors_are_one_line_of_what_matters(text, said, is_passing):
     error = explained(RuntimeError(text), "s3://bucket/run", "bucket")
     assert said in str(error) and "\n" not in str(error) and error.is_passing == is_passing
     assert "AWSAccessKeyId" not in str(error)
+
+
+def test_one_trouble_is_one_whatever_the_server_says_of_it():
+    """An answer to a HEAD has no code."""
+    texts = "status code: 403 Forbidden: <Code>AccessDenied</Code>", "status code: 403 Forbidden: "
+    errors = [explained(RuntimeError(text), "s3://bucket/run", "bucket") for text in texts]
+    assert errors[0].reason != errors[1].reason and errors[0].trouble == errors[1].trouble
+    other = explained(RuntimeError("<Code>NoSuchBucket</Code>"), "s3://bucket/run", "bucket")
+    assert other.trouble != errors[0].trouble
