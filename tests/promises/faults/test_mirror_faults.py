@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -64,7 +65,10 @@ def test_a_server_in_trouble_is_said_once_and_caught_up_with(image_folder, tmp_p
 
     with s3_server.serve(tmp_path) as server:
         server.tell("delay 0.02")  # slow from the beginning: no reason to say anything
-        process = start(words, tmp_path, **ONE_RANK, **server.environment)
+        # A pipe that nobody reads would be full after a minute, and training would wait.
+        process = start(
+            words, tmp_path, stdout=subprocess.DEVNULL, **ONE_RANK, **server.environment
+        )
         wait_for(lambda: status_of(run_dir).get("mirrored_step", -1) > 0)
         assert not warnings()
         for number, (trouble, text) in enumerate(TROUBLES.items(), 1):
