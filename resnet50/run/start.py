@@ -237,9 +237,10 @@ def log_start(run: Run) -> None:
         log.say(f"warning: {missing}: results cannot be compared with published ones")
     log.say(parts.plan.describe())
     if events := parts.plan.events:
+        often = "once" if len(events) == 1 else f"{len(events)} times"
         log.say(
-            f"the schedule's end was moved {len(events)} times: it ends at step "
-            f"{events[-1].end_step} instead of {parts.plan.total_steps}"
+            f"the schedule's end was moved {often}: it ends at step {events[-1].end_step} instead "
+            f"of {parts.plan.total_steps}"
         )
     log.say(
         f"{parts.ranks.device.type}, {parts.precision.name}, learning rate up to {cfg.max_lr:g}, "
