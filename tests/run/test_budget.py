@@ -1,11 +1,12 @@
 """A budget is met: what is planned, and what happens when the host is not what was measured."""
 
+import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import purses
+from support.commands import PROGRAM_PATH, REPOSITORY, finish, program_words, start
 
 from resnet50.config import size_stages
 from resnet50.config.recipes import RECIPES
@@ -28,27 +29,10 @@ def recipe(name: str, **changes: object) -> TrainConfig:
 
 def within_budget(num_histories: int) -> tuple[list[float], list[float]]:
     """How far off the generated histories ended, and how far those that missed."""
-    offs = []
-
-    def note(outcome: purses.Outcome) -> None:
-        skipped = outcome.skipped
-        assert skipped == sorted(skipped)  # so the rate never jumps up
-        last = outcome.plan.stop_step - 1
-        assert outcome.plan.course.position(last) == outcome.plan.total_steps - 1
-        offs.append(outcome.off)
-
-    @settings(
-        max_examples=num_histories,
-        phases=[Phase.generate],
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(purses.histories())
-    def run(history: purses.History) -> None:
-        purses.endings(note)(history)
-
-    run()
+    words = program_words("end_histories", num_histories)
+    result = finish(start(words, REPOSITORY, **PROGRAM_PATH), timeout_s=1200)
+    assert result.code == 0, result.err
+    offs = json.loads(result.out)
     return offs, [off for off in offs if abs(off) > 1]
 
 
