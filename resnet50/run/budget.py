@@ -116,7 +116,7 @@ class Controller:
             return None
         speed = self._speed(paid_s)
         mean_step_s = self._mean_step_s(course.position(step), course.total_steps)
-        most = first - step + course.total_steps - 1 - course.position(first - 1)
+        most = course.latest_end(first) - step
         num_steps = self._steps_within(left_s, mean_step_s / speed, step, most)
         end = step + max(num_steps, first + 1 - step)
         behind_s = (end_step - end) * mean_step_s / speed

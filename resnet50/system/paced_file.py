@@ -1,8 +1,7 @@
 """An open file that holds back whoever reads it, so that a copy in the background stays there.
 
 On a CPU that trains with all its cores, a copy at full speed makes the steps beside it as much
-longer as it takes itself. With pauses it takes a quarter of that time from each, and four times as
-many steps.
+longer as it takes itself. With pauses it takes less from each, and something from more of them.
 """
 
 import threading

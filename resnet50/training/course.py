@@ -66,6 +66,11 @@ class Course:
         """Positions that have been left out up to this batch; never decreases."""
         return self.position(step) - step
 
+    def latest_end(self, step: int) -> int:
+        """Where the run may end at the latest by an event at this step: a batch for each position
+        that is left."""
+        return step + self.total_steps - 1 - self.position(step - 1)
+
     def bent(self, event: Event) -> "Course":
         """The course with one more event. Raises ValueError as the constructor does."""
         return Course(self.total_steps, (*self.events, event))
@@ -79,7 +84,7 @@ class Course:
             raise ValueError(f"{text} must be at step {last_step} or later")
         if event.end_step <= event.step:
             raise ValueError(f"{text} leaves no batch between the two")
-        latest = event.step + self.total_steps - 1 - self.position(event.step - 1)
+        latest = self.latest_end(event.step)
         if event.end_step > latest:
             raise ValueError(
                 f"{text} is later than step {latest}, where the schedule ends with a batch for "
